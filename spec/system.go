@@ -1,0 +1,129 @@
+package spec
+
+import "time"
+
+// Problem is an error on the wire, in the form of RFC 9457.
+type Problem struct {
+	Type   string `json:"type,omitempty"`
+	Title  string `json:"title" doc:"the kind of error: not found, conflict, …"`
+	Status int    `json:"status"`
+	Detail string `json:"detail" doc:"what went wrong and what to do about it"`
+}
+
+// Event is something that happened on a node.
+type Event struct {
+	// Seq grows by one; a reader that saw a gap has missed something.
+	Seq        uint64            `json:"seq"`
+	Time       time.Time         `json:"time"`
+	Type       string            `json:"type" enum:"container,image,network,volume,node"`
+	Action     string            `json:"action" doc:"create, start, die, oom, pull, …"`
+	ID         string            `json:"id"`
+	Attributes map[string]string `json:"attributes,omitempty" doc:"name, image, exitCode, signal, …"`
+}
+
+// Stats is what a container uses now. Counters grow from its start.
+type Stats struct {
+	ID     string    `json:"id"`
+	Name   string    `json:"name"`
+	Time   time.Time `json:"time"`
+	CPU    CPUStats  `json:"cpu"`
+	Memory struct {
+		Usage      uint64 `json:"usage" doc:"bytes, page cache that can be dropped left out"`
+		Limit      uint64 `json:"limit" doc:"the machine's memory where there is none"`
+		Cache      uint64 `json:"cache"`
+		RSS        uint64 `json:"rss"`
+		OOMKills   uint64 `json:"oomKills"`
+		MajorFault uint64 `json:"majorFaults"`
+	} `json:"memory"`
+	Pids struct {
+		Current uint64 `json:"current"`
+		Limit   uint64 `json:"limit" doc:"0 for none"`
+	} `json:"pids"`
+	IO struct {
+		ReadBytes  uint64 `json:"readBytes"`
+		WriteBytes uint64 `json:"writeBytes"`
+		Reads      uint64 `json:"reads"`
+		Writes     uint64 `json:"writes"`
+	} `json:"io"`
+	Network []InterfaceStats `json:"network"`
+}
+
+// CPUStats is time spent on processors, in nanoseconds.
+type CPUStats struct {
+	Total            uint64 `json:"total"`
+	User             uint64 `json:"user"`
+	System           uint64 `json:"system"`
+	ThrottledPeriods uint64 `json:"throttledPeriods"`
+	ThrottledTime    uint64 `json:"throttledTime"`
+	Online           int    `json:"online" doc:"processors the container may use"`
+}
+
+// InterfaceStats is the traffic of one network interface of a container.
+type InterfaceStats struct {
+	Name      string `json:"name"`
+	RxBytes   uint64 `json:"rxBytes"`
+	RxPackets uint64 `json:"rxPackets"`
+	RxErrors  uint64 `json:"rxErrors"`
+	RxDropped uint64 `json:"rxDropped"`
+	TxBytes   uint64 `json:"txBytes"`
+	TxPackets uint64 `json:"txPackets"`
+	TxErrors  uint64 `json:"txErrors"`
+	TxDropped uint64 `json:"txDropped"`
+}
+
+// Version says what answers.
+type Version struct {
+	Version   string `json:"version"`
+	Commit    string `json:"commit,omitempty"`
+	Built     string `json:"built,omitempty"`
+	GoVersion string `json:"goVersion"`
+	Platform  string `json:"platform"`
+	API       string `json:"api"`
+}
+
+// Info describes a node.
+type Info struct {
+	ID            string            `json:"id"`
+	Name          string            `json:"name"`
+	Version       Version           `json:"version"`
+	Started       time.Time         `json:"started"`
+	Kernel        string            `json:"kernel"`
+	OS            string            `json:"os"`
+	Architecture  string            `json:"architecture"`
+	CPUs          int               `json:"cpus"`
+	Memory        uint64            `json:"memory" doc:"bytes"`
+	Cgroup        string            `json:"cgroup" enum:"v1,v2"`
+	Root          string            `json:"root"`
+	State         string            `json:"state"`
+	Socket        string            `json:"socket"`
+	Snapshotter   string            `json:"snapshotter"`
+	Runtimes      map[string]string `json:"runtimes" doc:"name to the version it reports"`
+	Runtime       string            `json:"runtime" doc:"used where none is asked for"`
+	NodePid       int               `json:"nodePid"`
+	KeeperPid     int               `json:"keeperPid"`
+	Containers    map[State]int     `json:"containers"`
+	Images        int               `json:"images"`
+	Security      []string          `json:"security" doc:"seccomp, apparmor, userns, …"`
+	Warnings      []string          `json:"warnings,omitempty"`
+	RegistryHosts string            `json:"registryHosts" doc:"folder of certs.d/<host>/hosts.toml"`
+}
+
+// DiskUsage is what a node keeps on disk, in bytes.
+type DiskUsage struct {
+	Images     DiskShare `json:"images"`
+	Containers DiskShare `json:"containers"`
+	Volumes    DiskShare `json:"volumes"`
+	Blobs      DiskShare `json:"blobs"`
+}
+
+// DiskShare is one line of DiskUsage.
+type DiskShare struct {
+	Total       int   `json:"total"`
+	Active      int   `json:"active" doc:"in use by a container"`
+	Size        int64 `json:"size"`
+	Reclaimable int64 `json:"reclaimable"`
+}
+
+// Filter chooses from a list: a value of every key must fit. Keys are those
+// of docker's --filter: name, id, label, status, ancestor, network, …
+type Filter map[string][]string
