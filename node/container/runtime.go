@@ -1,0 +1,114 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"berth/spec"
+)
+
+// Runtime runs containers from OCI bundles. It keeps no state of its own that
+// matters: what it knows about a container it can be asked again by another
+// process. Drivers pass containertest.Suite.
+//
+// Every id is chosen by the caller. A method given an id that the runtime does
+// not know fails with errs.NotFound, but for Delete, which has then nothing to
+// do. When Run, Create or Exec fail because the process could not be started,
+// the error holds a *StartError. How a process ended is not told here but by
+// whoever owns it (the keeper), as an exit with the id of the container or of
+// the exec.
+type Runtime interface {
+	// Name is what --runtime takes.
+	Name() string
+	// Version asks the runtime what it is.
+	Version(ctx context.Context) (string, error)
+	// Run makes a container and starts its process, in one command. When it
+	// fails nothing of the container is left.
+	Run(ctx context.Context, l Launch) (*Process, error)
+	// Create makes a container whose process waits for Start.
+	Create(ctx context.Context, l Launch) (*Process, error)
+	// Start lets the process of a created container go.
+	Start(ctx context.Context, id string) error
+	// Exec runs a further process in a running container.
+	Exec(ctx context.Context, l ExecLaunch) (*Process, error)
+	// Signal sends sig to the container's first process, or to all of them.
+	// A container that has ended is errs.NotFound.
+	Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error
+	// Pause freezes every process of the container.
+	Pause(ctx context.Context, id string) error
+	// Resume thaws what Pause froze.
+	Resume(ctx context.Context, id string) error
+	// Update sets limits of a running container; fields that are nil stay.
+	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	// Delete ends what still runs, and removes the container's cgroups and the
+	// runtime's record of it. A container that is not there is no error.
+	Delete(ctx context.Context, id string) error
+	// Pids are the processes of the container, as the host numbers them.
+	Pids(ctx context.Context, id string) ([]int, error)
+}
+
+// Launch is what a Runtime needs to make a container.
+type Launch struct {
+	ID     string
+	Bundle string // folder of config.json
+	TTY    bool   // the process gets a terminal, Process.Console
+	Stdin  bool   // the process gets a stdin that we write to; else it reads nothing
+	Log    LogFile
+	Size   spec.Size // of the terminal
+}
+
+// LogFile is where a container's output goes, in the form of node/logfile.
+type LogFile struct {
+	Path     string
+	MaxSize  int64 // bytes of one file before it is rotated
+	MaxFiles int   // kept, the current one included
+}
+
+// ExecLaunch is what a Runtime needs to run a process in a container.
+type ExecLaunch struct {
+	ID        string // of the exec; its exit comes with it
+	Container string
+	Process   *specs.Process
+	Stdin     bool
+	Detach    bool // output is thrown away
+	Size      spec.Size
+}
+
+// Process is a process that a Runtime started. The files are the caller's to
+// close; closing them ends nothing.
+type Process struct {
+	ID      string
+	Pid     int
+	Stdin   io.WriteCloser // nil without Stdin, and with a terminal
+	Stdout  io.ReadCloser  // of an exec that is not detached and has no terminal
+	Stderr  io.ReadCloser
+	Console *os.File // the terminal's master, where one was asked for
+	// CloseStdin lets the process see the end of its stdin, also where others
+	// hold the same pipe open.
+	CloseStdin func(ctx context.Context) error
+}
+
+// StartError says that a process could not be started, and the exit code that
+// people know for it: 127 for a command that is not there, 126 for one that
+// cannot be run, 128 for everything else.
+type StartError struct {
+	Code int
+	Err  error
+}
+
+func (e *StartError) Error() string { return e.Err.Error() }
+
+func (e *StartError) Unwrap() error { return e.Err }
+
+// startCode is the exit code that err stands for.
+func startCode(err error) int {
+	if start, ok := errors.AsType[*StartError](err); ok && start.Code != 0 {
+		return start.Code
+	}
+	return 128
+}
