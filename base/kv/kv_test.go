@@ -1,0 +1,158 @@
+package kv_test
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"berth/base/errs"
+	"berth/base/kv"
+)
+
+func open(t *testing.T, path string) *kv.DB {
+	t.Helper()
+	db, err := kv.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+func get(t *testing.T, db *kv.DB, key string) string {
+	t.Helper()
+	var got string
+	if err := db.View(func(tx *kv.Tx) error { got = string(tx.Get("b", key)); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func put(key, value string) func(*kv.Tx) error {
+	return func(tx *kv.Tx) error { return tx.Put("b", key, []byte(value)) }
+}
+
+func TestUpdateSurvivesReopen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	db := open(t, path)
+	if err := db.Update(t.Context(), put("k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	db.Later(put("l", "w"))
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db = open(t, path)
+	if get(t, db, "k") != "v" || get(t, db, "l") != "w" {
+		t.Errorf("k=%q l=%q after reopen", get(t, db, "k"), get(t, db, "l"))
+	}
+}
+
+func TestSecondOpenIsConflict(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	open(t, path)
+	if _, err := kv.Open(path); !errors.Is(err, errs.Conflict) {
+		t.Errorf("second Open: %v, want a conflict", err)
+	}
+}
+
+func TestAFailureTakesNobodyDown(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	boom := errors.New("boom")
+	var wg sync.WaitGroup
+	failed := make([]error, 50)
+	for i := range failed {
+		wg.Go(func() {
+			failed[i] = db.Update(t.Context(), func(tx *kv.Tx) error {
+				if err := tx.Put("b", fmt.Sprint(i), []byte("x")); err != nil {
+					return err
+				}
+				if i%5 == 0 {
+					return boom
+				}
+				return nil
+			})
+		})
+	}
+	wg.Wait()
+	for i, err := range failed {
+		want := i%5 == 0
+		if errors.Is(err, boom) != want {
+			t.Errorf("writer %d: %v", i, err)
+		}
+		if (get(t, db, fmt.Sprint(i)) == "") != want {
+			t.Errorf("writer %d left %q", i, get(t, db, fmt.Sprint(i)))
+		}
+	}
+}
+
+func TestLaterIsCommittedByItself(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	db.Later(put("k", "v"))
+	for deadline := time.Now().Add(10 * time.Second); get(t, db, "k") != "v"; {
+		if time.Now().After(deadline) {
+			t.Fatal("not committed after 10 s")
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+func TestLaterRunsBeforeTheNextUpdate(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	db.Later(put("k", "later"))
+	err := db.Update(t.Context(), func(tx *kv.Tx) error {
+		if got := string(tx.Get("b", "k")); got != "later" {
+			return fmt.Errorf("k = %q", got)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEachStaysInPrefix(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	err := db.Update(t.Context(), func(tx *kv.Tx) error {
+		return errors.Join(kv.PutJSON(tx, "b", "a1", 1), kv.PutJSON(tx, "b", "b1", 2), kv.PutJSON(tx, "b", "b2", 3), kv.PutJSON(tx, "b", "c", 4))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0
+	err = db.View(func(tx *kv.Tx) error {
+		return kv.EachJSON(tx, "b", "b", func(_ string, v int) error { sum += v; return nil })
+	})
+	if err != nil || sum != 5 {
+		t.Errorf("sum %d, %v", sum, err)
+	}
+}
+
+func TestUpdateAfterClose(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Update(t.Context(), put("k", "v")); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func BenchmarkUpdateParallel(b *testing.B) {
+	db, err := kv.Open(filepath.Join(b.TempDir(), "db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	b.SetParallelism(32)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := db.Update(b.Context(), put("k", "v")); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
