@@ -151,11 +151,13 @@ type NetworkChoice struct {
 	Endpoints []EndpointConfig `json:"endpoints,omitempty" doc:"settings on the network of Mode, and further networks"`
 	Ports     []PortMapping    `json:"ports,omitempty"`
 	// PublishAll publishes the image's exposed ports on free ports.
-	PublishAll bool     `json:"publishAll,omitempty"`
-	DNS        []string `json:"dns,omitempty"`
-	DNSSearch  []string `json:"dnsSearch,omitempty"`
-	DNSOptions []string `json:"dnsOptions,omitempty"`
-	ExtraHosts []string `json:"extraHosts,omitempty" doc:"name:address; host-gateway stands for the host"`
+	PublishAll bool `json:"publishAll,omitempty"`
+	// Exposed are ports that the container listens on besides the image's.
+	Exposed    []Exposed `json:"exposed,omitempty" doc:"80/tcp; added to the image's"`
+	DNS        []string  `json:"dns,omitempty"`
+	DNSSearch  []string  `json:"dnsSearch,omitempty"`
+	DNSOptions []string  `json:"dnsOptions,omitempty"`
+	ExtraHosts []string  `json:"extraHosts,omitempty" doc:"name:address; host-gateway stands for the host"`
 }
 
 // Exposed is a port that a container says it listens on, such as 80/tcp.
