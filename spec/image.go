@@ -87,8 +87,9 @@ const (
 	Done      Phase = "done"
 )
 
-// Progress is one step of moving an image. The last of a stream has phase
-// Done and either Image or Error.
+// Progress is one step of moving an image. The last of a stream has phase Done
+// and either status complete or Error; pull and load name their images at the
+// end.
 type Progress struct {
 	Phase   Phase  `json:"phase"`
 	Item    string `json:"item,omitempty" doc:"digest of the blob, or the reference"`

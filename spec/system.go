@@ -8,6 +8,8 @@ type Problem struct {
 	Title  string `json:"title" doc:"the kind of error: not found, conflict, …"`
 	Status int    `json:"status"`
 	Detail string `json:"detail" doc:"what went wrong and what to do about it"`
+	// ExitCode is set where a process could not be started.
+	ExitCode int `json:"exitCode,omitempty" doc:"what a shell would exit with: 127 for no such command, 126 for one that cannot run, else 128"`
 }
 
 // Event is something that happened on a node.
@@ -122,6 +124,14 @@ type DiskShare struct {
 	Active      int   `json:"active" doc:"in use by a container"`
 	Size        int64 `json:"size"`
 	Reclaimable int64 `json:"reclaimable"`
+}
+
+// SystemPruned says what pruning everything removed.
+type SystemPruned struct {
+	Containers Pruned `json:"containers"`
+	Networks   Pruned `json:"networks"`
+	Images     Pruned `json:"images"`
+	Volumes    Pruned `json:"volumes"`
 }
 
 // Filter chooses from a list: a value of every key must fit. Keys are those
