@@ -145,9 +145,11 @@ func (a *attachment) run(ctx context.Context) (spec.Exit, error) {
 		return err
 	}
 	if a.exec {
-		return exit, once(try)
+		err = once(try)
+	} else {
+		err = outlive(ctx, try)
 	}
-	return exit, outlive(ctx, try)
+	return exit, err
 }
 
 // ParseDetachKeys reads DetachKeys of AttachOptions; errs.Invalid says what
