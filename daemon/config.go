@@ -1,0 +1,111 @@
+package daemon
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"berth/base/errs"
+)
+
+// Where a node keeps its things unless it is told otherwise.
+const (
+	DefaultRoot   = "/var/lib/berth"
+	DefaultState  = "/run/berth"
+	DefaultConfig = "/etc/berth/config.toml"
+)
+
+// NodeConfig says how a node runs. Fields with a toml tag can stand in the
+// configuration file; what the command line sets wins over it.
+type NodeConfig struct {
+	Root       string `toml:"root"`   // durable state
+	State      string `toml:"state"`  // state that is valid until reboot
+	Socket     string `toml:"socket"` // the one door; <State>/berth.sock when empty
+	Group      string `toml:"group"`  // may use the socket besides root; berth when empty
+	ConfigFile string `toml:"-"`      // read if it is there; must be there if named and not the default
+
+	LogLevel  string `toml:"log_level"`  // debug, info, warn, error
+	LogFormat string `toml:"log_format"` // text or json
+	OTLP      string `toml:"otlp"`       // endpoint for traces, http://host:4318; OTEL_EXPORTER_OTLP_ENDPOINT when empty
+
+	Runtime    string                   `toml:"runtime"` // used where a container names none; the first of crun and runc that works when empty
+	Runtimes   map[string]RuntimeConfig `toml:"runtimes"`
+	InitPath   string                   `toml:"init_path"`   // what --init runs as process 1
+	RemapUsers string                   `toml:"remap_users"` // user[:group] whose subordinate ids containers get; off when empty
+	CertsDirs  []string                 `toml:"certs_dirs"`  // folders with <host>/hosts.toml
+	Registry   RegistryDefaults         `toml:"registry"`
+	Network    NetworkDefaults          `toml:"network"`
+}
+
+// RuntimeConfig is an OCI runtime program.
+type RuntimeConfig struct {
+	Path string   `toml:"path"` // a name is looked up in PATH
+	Args []string `toml:"args"` // put before the command, as in ["--platform=ptrace"]
+}
+
+// RegistryDefaults bounds what a node takes from registries.
+type RegistryDefaults struct {
+	StallSeconds  int   `toml:"stall_seconds"`   // give up after so long without a byte; 30 when 0
+	MaxLayerBytes int64 `toml:"max_layer_bytes"` // largest unpacked layer; the image room's default when 0
+	Parallel      int   `toml:"parallel"`        // layers of one image fetched at once; the image room's default when 0
+}
+
+// NetworkDefaults are the addresses that networks are given.
+type NetworkDefaults struct {
+	Pools      []string `toml:"pools"` // CIDR ranges that new networks are cut from
+	CNIConfDir string   `toml:"cni_conf_dir"`
+	CNIBinDir  string   `toml:"cni_bin_dir"`
+	DNS        []string `toml:"dns"` // for containers that name none; the host's when empty
+}
+
+// withFile completes c from its configuration file and the defaults.
+func (c NodeConfig) withFile() (NodeConfig, error) {
+	var file NodeConfig
+	path := cmp.Or(c.ConfigFile, DefaultConfig)
+	content, err := os.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && c.ConfigFile == "":
+	case err != nil:
+		return c, errs.New(errs.Invalid, "configuration: %w", err)
+	default:
+		defer content.Close()
+		if err := toml.NewDecoder(content).DisallowUnknownFields().Decode(&file); err != nil {
+			return c, errs.New(errs.Invalid, "configuration %s: %s", path, explain(err))
+		}
+	}
+
+	out := file
+	out.ConfigFile = path
+	out.Root = cmp.Or(c.Root, file.Root, DefaultRoot)
+	out.State = cmp.Or(c.State, file.State, DefaultState)
+	out.Socket = cmp.Or(c.Socket, file.Socket, filepath.Join(out.State, "berth.sock"))
+	out.Group = cmp.Or(c.Group, file.Group, "berth")
+	out.LogLevel = cmp.Or(c.LogLevel, file.LogLevel, "info")
+	out.LogFormat = cmp.Or(c.LogFormat, file.LogFormat, "text")
+	out.OTLP = cmp.Or(c.OTLP, file.OTLP, os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
+	out.Runtime = cmp.Or(c.Runtime, file.Runtime)
+	for _, dir := range []*string{&out.Root, &out.State, &out.Socket} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return c, fmt.Errorf("configuration: %w", err)
+		}
+	}
+	return out, nil
+}
+
+// explain shows the line of a configuration file that cannot be read.
+func explain(err error) string {
+	var unknown *toml.StrictMissingError
+	var syntax *toml.DecodeError
+	switch {
+	case errors.As(err, &unknown):
+		return "unknown setting\n" + unknown.String()
+	case errors.As(err, &syntax):
+		return syntax.Error() + "\n" + syntax.String()
+	}
+	return err.Error()
+}
