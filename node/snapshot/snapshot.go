@@ -98,6 +98,7 @@ type Store interface {
 	// that names key; an Active whose record is lost is swept away.
 	//
 	// Labels UIDMap and GIDMap ask for a tree with shifted owners: see IDMap.
+	// Label Volatile asks for speed instead of safety: see there.
 	//
 	// Exists: key is taken. NotFound: no parent. Conflict: parent is not
 	// Committed. Exhausted: the chain would be deeper than MaxDepth.
@@ -129,7 +130,9 @@ type Store interface {
 	// to write may or may not be in the layer: unmount, or at least pause,
 	// first.
 	//
-	// The layer keeps active's labels, with labels laid over them.
+	// The layer keeps active's labels, with labels laid over them. As with
+	// Prepare the record may become durable a moment later; after a crash that
+	// comes first the Active snapshot is there as it was.
 	//
 	// Exists: name is taken. NotFound: no active. Conflict: active is no
 	// Active snapshot.
@@ -177,8 +180,8 @@ type Store interface {
 	// NotFound: no such key. An error of w's Write comes back in the chain.
 	Diff(ctx context.Context, key Key, w io.Writer) error
 
-	// Changes lists the same as Diff by path. Folders appear only where
-	// something of their own changed. NotFound: no such key.
+	// Changes lists the same as Diff by path, in order. As in Diff, a folder in
+	// which something changed has changed itself. NotFound: no such key.
 	Changes(ctx context.Context, key Key) ([]spec.Change, error)
 
 	// Sync returns when every layer committed before the call would survive a
@@ -206,6 +209,12 @@ type Ingest interface {
 	// Abort drops it. After Commit it does nothing.
 	Abort(ctx context.Context) error
 }
+
+// Volatile is a label of an Active snapshot; any value sets it. Nothing is
+// promised of its tree after a loss of power, and fsync on it does nothing. In
+// return Unmount need not write it to disk. It suits a container that is
+// removed when it ends.
+const Volatile = "berth.volatile"
 
 // MaxDepth is the longest chain; the kernel's overlay takes 500 lowers.
 const MaxDepth = 500

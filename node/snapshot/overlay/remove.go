@@ -1,0 +1,177 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/base/kv"
+	"berth/node/snapshot"
+)
+
+// Remove forgets a snapshot; the sweeper deletes its folder.
+func (s *Store) Remove(ctx context.Context, key snapshot.Key) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	rec, err := s.findLocked(key)
+	if err == nil && s.children[key] > 0 {
+		err = errs.New(errs.Conflict, "snapshot %s has %d children", key, s.children[key])
+	}
+	if err != nil {
+		s.mu.Unlock()
+		return fmt.Errorf("remove snapshot: %w", err)
+	}
+	delete(s.byKey, key)
+	s.unpin(rec.Parent)
+	s.forget(rec.ID)
+	s.mu.Unlock()
+	if rec.Kind != snapshot.KindView {
+		s.sweeper.add(rec.ID)
+	}
+	return nil
+}
+
+// sweep deletes folders. It first waits until the records that named them are
+// gone from disk: else a crash would leave a snapshot with half a tree.
+func (s *Store) sweep(ctx context.Context) {
+	for {
+		ids := s.sweeper.take(ctx)
+		if ids == nil {
+			return
+		}
+		if err := s.db.Update(ctx, func(*kv.Tx) error { return nil }); err != nil {
+			if ctx.Err() == nil {
+				s.log.Error("layers are kept for the next start to delete", "layers", len(ids), "error", err)
+			}
+			continue
+		}
+		for _, id := range ids {
+			if err := s.delete(ctx, id); err != nil && ctx.Err() == nil {
+				s.log.Error("layer is kept for the next start to delete", "layer", id, "error", err)
+			}
+		}
+	}
+}
+
+// delete deletes the folder of id; none is no error.
+func (s *Store) delete(ctx context.Context, id string) error {
+	d := deletion{top: s.dirfd, id: id}
+	for name := id; ; {
+		err := d.remove(ctx, s.dirfd, name, 0)
+		if err != nil {
+			return &os.PathError{Op: "delete", Path: s.dir + "/" + name, Err: err}
+		}
+		if len(d.deep) == 0 {
+			return nil
+		}
+		name, d.deep = d.deep[0], d.deep[1:]
+	}
+}
+
+// deletion deletes a tree of any depth with few descriptors: what lies very
+// deep is moved beside the top and deleted after it; if a crash comes first, the
+// next Open knows it by its name.
+type deletion struct {
+	top   int
+	id    string
+	moved int
+	deep  []string
+}
+
+const (
+	maxDescent  = 128
+	asidePrefix = "aside-"
+)
+
+func (d *deletion) remove(ctx context.Context, dirfd int, name string, depth int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := unix.Unlinkat(dirfd, name, 0)
+	if err == nil || isAny(err, unix.ENOENT) {
+		return nil
+	}
+	if !isAny(err, unix.EISDIR, unix.EPERM) {
+		return err
+	}
+	if depth == maxDescent {
+		return d.putAside(dirfd, name)
+	}
+	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	for {
+		names, readErr := f.Readdirnames(1024)
+		for _, n := range names {
+			if err := d.remove(ctx, fd, n, depth+1); err != nil {
+				return err
+			}
+		}
+		if len(names) == 0 || readErr != nil {
+			break // what is left makes rmdir fail
+		}
+	}
+	return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR)
+}
+
+func (d *deletion) putAside(dirfd int, name string) error {
+	d.moved++
+	aside := asidePrefix + d.id + "-" + strconv.Itoa(d.moved)
+	if err := unix.Renameat(dirfd, name, d.top, aside); err != nil {
+		return err
+	}
+	d.deep = append(d.deep, aside)
+	return nil
+}
+
+// queue hands values to one background worker; add never waits.
+type queue[T any] struct {
+	mu     sync.Mutex
+	values []T
+	wake   chan struct{}
+}
+
+func (q *queue[T]) init() { q.wake = make(chan struct{}, 1) }
+
+func (q *queue[T]) add(values ...T) {
+	q.mu.Lock()
+	q.values = append(q.values, values...)
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for values and returns all that there are, or nil when ctx is
+// done.
+func (q *queue[T]) take(ctx context.Context) []T {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-q.wake:
+		}
+		if values := q.takeAll(); len(values) > 0 {
+			return values
+		}
+	}
+}
+
+func (q *queue[T]) takeAll() []T {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	values := q.values
+	q.values = nil
+	return values
+}

@@ -1,0 +1,113 @@
+package overlay
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// overlayfs keeps its own in these. Those that belong to the tree's owner lie
+// under an escaped name, which overlayfs shows unescaped to who looks through
+// a mount: so an image can hold the layers of another overlay.
+const (
+	overlayXattr = "trusted.overlay."
+	escapedXattr = "trusted.overlay.overlay."
+	opaqueXattr  = "trusted.overlay.opaque"
+)
+
+// diskXattr is the name under which the xattr of a tar lies on disk.
+func diskXattr(name string) string {
+	if rest, ok := strings.CutPrefix(name, overlayXattr); ok {
+		return escapedXattr + rest
+	}
+	return name
+}
+
+// treeXattr is the other way round; ok is false for overlayfs's own.
+func treeXattr(name string) (_ string, ok bool) {
+	if rest, escaped := strings.CutPrefix(name, escapedXattr); escaped {
+		return overlayXattr + rest, true
+	}
+	return name, !strings.HasPrefix(name, overlayXattr)
+}
+
+// isOpaque says whether the folder hides what layers below have in it.
+func isOpaque(path string) bool {
+	var value [1]byte
+	n, err := unix.Lgetxattr(path, opaqueXattr, value[:])
+	return err == nil && n == 1 && value[0] == 'y'
+}
+
+// listXattrs lists the xattrs of path, a symbolic link itself, in order.
+func listXattrs(path string) ([]string, error) {
+	for size := 256; ; size *= 4 {
+		buf := make([]byte, size)
+		n, err := unix.Llistxattr(path, buf)
+		switch {
+		case err == unix.ERANGE && size < 1<<20: //nolint:errorlint // a bare errno
+			continue
+		case isAny(err, unix.ENOTSUP):
+			return nil, nil
+		case err != nil:
+			return nil, fmt.Errorf("list xattrs of %s: %w", path, err)
+		}
+		var names []string
+		for name := range bytes.SplitSeq(buf[:n], []byte{0}) {
+			if len(name) > 0 {
+				names = append(names, string(name))
+			}
+		}
+		slices.Sort(names)
+		return names, nil
+	}
+}
+
+func getXattr(path, name string) ([]byte, error) {
+	for size := 256; ; size *= 4 {
+		buf := make([]byte, size)
+		n, err := unix.Lgetxattr(path, name, buf)
+		if err == unix.ERANGE && size < 1<<20 { //nolint:errorlint // a bare errno
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return buf[:n], nil
+	}
+}
+
+func isAny(err error, kinds ...unix.Errno) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno) && slices.Contains(kinds, errno)
+}
+
+// addXattrs puts the xattrs of path into h as a tar keeps them.
+func addXattrs(path string, h *tar.Header) error {
+	names, err := listXattrs(path)
+	if err != nil {
+		return err
+	}
+	for _, disk := range names {
+		name, ok := treeXattr(disk)
+		if !ok {
+			continue
+		}
+		value, err := getXattr(path, disk)
+		if isAny(err, unix.ENODATA) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("xattr %s of %s: %w", disk, h.Name, err)
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[paxXattr+name] = string(value)
+	}
+	return nil
+}
