@@ -1,0 +1,98 @@
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/moby/sys/user"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"berth/base/errs"
+)
+
+// UserIDs finds the ids behind "name", "uid", "name:group", … in a root file
+// system. An unknown name is errs.Invalid.
+func UserIDs(rootfs, name string) (uid, gid uint32, err error) {
+	r, err := openRoot(rootfs)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer r.Close()
+	u, _, err := lookUp(r, name, nil)
+	return u.UID, u.GID, err
+}
+
+// lookUp finds a user, with the groups that the image and the caller add,
+// and the home directory.
+func lookUp(r root, name string, groups []string) (specs.User, string, error) {
+	passwd, err := r.accounts("/etc/passwd")
+	if err != nil {
+		return specs.User{}, "", fmt.Errorf("look up user: %w", err)
+	}
+	group, err := r.accounts("/etc/group")
+	if err != nil {
+		return specs.User{}, "", fmt.Errorf("look up user: %w", errors.Join(err, closeAll(passwd)))
+	}
+	defer closeAll(passwd, group)
+
+	found, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, reader(passwd), reader(group))
+	if err != nil {
+		return specs.User{}, "", errs.New(errs.Invalid, "user %q: %w", name, err)
+	}
+	u := specs.User{UID: uint32(found.Uid), GID: uint32(found.Gid)}
+	u.AdditionalGids = append(u.AdditionalGids, u.GID) // else a process could drop it and slip through a mode that denies the group
+	for _, id := range found.Sgids {
+		u.AdditionalGids = append(u.AdditionalGids, uint32(id))
+	}
+	if len(groups) > 0 {
+		again, err := r.accounts("/etc/group")
+		if err != nil {
+			return specs.User{}, "", fmt.Errorf("look up groups: %w", err)
+		}
+		defer closeAll(again)
+		ids, err := user.GetAdditionalGroups(groups, reader(again))
+		if err != nil {
+			return specs.User{}, "", errs.New(errs.Invalid, "groups %q: %w", groups, err)
+		}
+		slices.Sort(ids)
+		for _, id := range ids {
+			u.AdditionalGids = append(u.AdditionalGids, uint32(id))
+		}
+	}
+	u.AdditionalGids = unique(u.AdditionalGids)
+	home := found.Home
+	if home == "" {
+		home = "/"
+	}
+	return u, home, nil
+}
+
+// reader keeps a missing file a nil interface, as moby/sys/user wants it.
+func reader(f io.ReadCloser) io.Reader {
+	if f == nil {
+		return nil
+	}
+	return f
+}
+
+func closeAll(files ...io.Closer) error {
+	var all error
+	for _, f := range files {
+		if f != nil {
+			all = errors.Join(all, f.Close())
+		}
+	}
+	return all
+}
+
+// unique drops what came before, and keeps the order.
+func unique[T comparable](list []T) []T {
+	seen := map[T]bool{}
+	return slices.DeleteFunc(list, func(v T) bool {
+		was := seen[v]
+		seen[v] = true
+		return was
+	})
+}
