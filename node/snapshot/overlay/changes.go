@@ -26,7 +26,7 @@ func (s *Store) Changes(ctx context.Context, key snapshot.Key) ([]spec.Change, e
 	if err != nil {
 		return nil, fmt.Errorf("changes of snapshot %s: %w", key, err)
 	}
-	c := comparison{below: map[string][]string{".": nil}}
+	c := comparison{below: map[string][]string{".": nil}, cut: map[string]bool{".": rec.Opaque}}
 	for _, layer := range chain {
 		c.below["."] = append(c.below["."], s.fs(layer.ID))
 	}
@@ -58,6 +58,8 @@ type comparison struct {
 	// below lists, for each folder met, the folders of lower layers that show
 	// through it, topmost first.
 	below map[string][]string
+	// cut holds the opaque folders met, and those in them.
+	cut   map[string]bool
 	found []spec.Change
 }
 
@@ -89,7 +91,8 @@ func (c *comparison) entry(e *entry) error {
 		return nil
 	}
 	c.below[e.path] = folders
-	if isOpaque(e.procPath()) {
+	if c.cut[dir] || isOpaque(e.procPath()) {
+		c.cut[e.path] = true
 		return descend(e, func(fd int) error { return c.hide(e.path, fd) })
 	}
 	return nil

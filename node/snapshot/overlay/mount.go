@@ -120,7 +120,7 @@ func (s *Store) stack(key snapshot.Key) (stack, error) {
 		st.upper, st.work = rec.ID+"/fs", rec.ID+"/work"
 		st.volatile = rec.Labels[snapshot.Volatile] != ""
 	} else if len(st.lowers) == 1 {
-		st.lowers = append(st.lowers, emptyLayer)
+		st.lowers = append(st.lowers, emptyOther)
 	}
 	st.uids, st.gids, err = snapshot.IDMaps(rec.Labels)
 	return st, err

@@ -4,7 +4,7 @@
 //
 //	layers/<id>/fs     a layer, or the writable part of an Active snapshot
 //	layers/<id>/work   what overlayfs needs beside a writable part
-//	layers/empty       the lowest lower of every mount
+//	layers/empty/…     the lowest lowers of every mount
 //
 // An id is never used again, so that a folder needs no renaming: it is made in
 // its final place, belongs to a snapshot once a record names it, and is
@@ -46,8 +46,10 @@ import (
 )
 
 const (
-	bucket     = "snapshot"
-	emptyLayer = "empty"
+	bucket      = "snapshot"
+	emptyFolder = "empty"
+	emptyLayer  = "empty/lower" // below every tree
+	emptyOther  = "empty/other" // overlayfs takes no folder twice
 )
 
 // Config says where a Store lives.
@@ -114,8 +116,13 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		unsafe: make(chan struct{}, 1),
 		byKey:  map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},
 	}
-	if err := os.MkdirAll(filepath.Join(s.dir, emptyLayer), 0o700); err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", full(err))
+	for _, empty := range []string{emptyLayer, emptyOther} {
+		if err := os.MkdirAll(filepath.Join(s.dir, empty), 0o755); err != nil {
+			return nil, fmt.Errorf("open snapshots: %w", full(err))
+		}
+	}
+	if err := os.Chmod(s.dir, 0o700); err != nil { // set-user-id files of images lie here
+		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
@@ -205,7 +212,7 @@ func (s *Store) leftovers() ([]string, error) {
 		n, err := parseID(name)
 		switch {
 		case strings.HasPrefix(name, asidePrefix):
-		case err != nil || name == emptyLayer || named[name]:
+		case err != nil || name == emptyFolder || named[name]:
 			continue
 		default:
 			s.next = max(s.next, n+1)
