@@ -15,8 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"berth/base/errs"
 	"berth/image/blob"
+	"berth/image/manifest"
 	"berth/image/reference"
 	"berth/image/remote"
 	"berth/spec"
@@ -88,7 +88,7 @@ func (p *Puller) Open(ctx context.Context, req spec.PullRequest, report func(spe
 	if err != nil {
 		return nil, err
 	}
-	want, err := ParsePlatform(req.Platform)
+	want, err := manifest.ParsePlatform(req.Platform)
 	if err != nil {
 		return nil, err
 	}
@@ -172,15 +172,4 @@ func (p *progress) send(e spec.Progress) {
 
 func (p *progress) retrying(err error, _ time.Duration) {
 	p.send(spec.Progress{Phase: spec.Fetching, Status: "retrying: " + err.Error()})
-}
-
-// checkSize refuses descriptors that no registry would have made.
-func checkSize(desc ocispec.Descriptor, limit int64) error {
-	if desc.Size < 0 || desc.Size > limit {
-		return errs.New(errs.Invalid, "%s %s claims %d bytes; up to %d are accepted", desc.MediaType, desc.Digest, desc.Size, limit)
-	}
-	if err := desc.Digest.Validate(); err != nil {
-		return errs.New(errs.Invalid, "digest %.80q: %w", desc.Digest, err)
-	}
-	return nil
 }

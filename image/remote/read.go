@@ -14,19 +14,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/base/errs"
+	"berth/image/manifest"
 )
 
-// ManifestLimit bounds manifests and indexes, as registries do.
-const ManifestLimit = 4 << 20
-
-// The media types of docker's own format.
-const (
-	DockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	DockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerSchema1  = "application/vnd.docker.distribution.manifest.v1+prettyjws"
-)
-
-var accepted = strings.Join([]string{DockerManifest, DockerList, ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, "*/*;q=0.1"}, ", ")
+var accepted = strings.Join([]string{manifest.DockerManifest, manifest.DockerList, ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, "*/*;q=0.1"}, ", ")
 
 // progressEnough is how much a connection must have carried for the next
 // cut to count as a first one.
@@ -66,8 +57,8 @@ func (r *Repository) resolving(err error) error {
 
 // Manifest fetches and verifies a manifest or index.
 func (r *Repository) Manifest(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
-	if desc.Size > ManifestLimit {
-		return nil, errs.New(errs.Invalid, "manifest %s has %d bytes; more than %d are not accepted", desc.Digest, desc.Size, ManifestLimit)
+	if desc.Size > manifest.Limit {
+		return nil, errs.New(errs.Invalid, "manifest %s has %d bytes; more than %d are not accepted", desc.Digest, desc.Size, manifest.Limit)
 	}
 	b, _, err := r.manifest(ctx, docker.HostCapabilityPull, desc.Digest.String(), desc.Digest)
 	if err == nil && desc.Size > 0 && int64(len(b)) != desc.Size {
@@ -83,12 +74,12 @@ func (r *Repository) manifest(ctx context.Context, c docker.HostCapabilities, ob
 		return nil, desc, err
 	}
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, ManifestLimit+1))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, manifest.Limit+1))
 	if err != nil {
 		return nil, desc, err
 	}
-	if len(b) > ManifestLimit {
-		return nil, desc, errs.New(errs.Invalid, "manifest %s has more than the accepted %d bytes", object, ManifestLimit)
+	if len(b) > manifest.Limit {
+		return nil, desc, errs.New(errs.Invalid, "manifest %s has more than the accepted %d bytes", object, manifest.Limit)
 	}
 	alg := digest.Canonical
 	if want != "" {

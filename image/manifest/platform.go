@@ -1,4 +1,4 @@
-package pull
+package manifest
 
 import (
 	"slices"
@@ -30,26 +30,27 @@ func ParsePlatform(s string) (Platform, error) {
 
 func (p Platform) String() string { return p.text }
 
-func (p Platform) accepts(have ocispec.Platform) bool {
+// Accepts says whether what is made for have runs on p.
+func (p Platform) Accepts(have ocispec.Platform) bool {
 	return have.OS == "" && have.Architecture == "" || p.matcher.Match(have)
 }
 
-// choose picks the best manifest of an index.
-func (p Platform) choose(all []ocispec.Descriptor) (ocispec.Descriptor, error) {
+// Choose picks the best manifest of an index.
+func (p Platform) Choose(all []ocispec.Descriptor) (ocispec.Descriptor, error) {
 	var fit []ocispec.Descriptor
 	var there []string
 	for _, d := range all {
 		switch {
 		case d.Annotations["vnd.docker.reference.type"] == "attestation-manifest":
 			continue
-		case !isIndex(d.MediaType) && !isManifest(d.MediaType):
+		case !IsIndex(d.MediaType) && !IsManifest(d.MediaType):
 			continue
 		case d.Platform == nil:
 			fit = append(fit, d) // its configuration will say
-		case p.matcher.Match(normal(*d.Platform)):
+		case p.matcher.Match(Normal(*d.Platform)):
 			fit = append(fit, d)
 		default:
-			there = append(there, format(*d.Platform))
+			there = append(there, Format(*d.Platform))
 		}
 	}
 	if len(fit) == 0 {
@@ -71,14 +72,16 @@ func (p Platform) compare(a, b ocispec.Descriptor) int {
 		return 1
 	case b.Platform == nil:
 		return -1
-	case p.matcher.Less(normal(*a.Platform), normal(*b.Platform)):
+	case p.matcher.Less(Normal(*a.Platform), Normal(*b.Platform)):
 		return -1
-	case p.matcher.Less(normal(*b.Platform), normal(*a.Platform)):
+	case p.matcher.Less(Normal(*b.Platform), Normal(*a.Platform)):
 		return 1
 	}
 	return 0
 }
 
-func normal(p ocispec.Platform) ocispec.Platform { return platforms.Normalize(p) }
+// Normal gives a platform its usual form: arm64 instead of aarch64.
+func Normal(p ocispec.Platform) ocispec.Platform { return platforms.Normalize(p) }
 
-func format(p ocispec.Platform) string { return platforms.Format(normal(p)) }
+// Format writes a platform as ParsePlatform reads it.
+func Format(p ocispec.Platform) string { return platforms.Format(Normal(p)) }
