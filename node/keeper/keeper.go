@@ -1,14 +1,31 @@
+// Package keeper is the parent of every container: the keeper process
+// (Serve), and node's hold on it (Keeper).
+//
+// The keeper starts OCI runtimes, adopts the processes they leave behind,
+// writes their logs, and knows how they ended. It outlives node. Node has a
+// duplicate of every descriptor of the keeper, so that either half may be
+// killed at any instruction, and the other loses no byte of output:
+//
+//   - node dies: the keeper keeps everything, and the next node's Open gets
+//     the list with all descriptors;
+//   - the keeper dies: its children fall to init, node starts another keeper
+//     and hands it the descriptors. The end of such processes is seen by
+//     pidfd; how they ended is asked of the kernel (Linux 6.15 and newer tell
+//     it when init has reaped them; before that, /proc tells until init has)
+//     and is otherwise reported as not known.
+//
+// Node must therefore not be a subreaper. Where it is pid 1 it reaps what
+// falls to it, by pidfd and only the keeper's former children.
+//
+// On disk, all of it worthless after a reboot: the socket, <socket>.notes
+// (where in the logs the output belongs that is just being written), the pid
+// file, which is also the lock, and beside it a .log of the keeper itself.
 package keeper
 
 import (
-	"context"
 	"log/slog"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"berth/base/errs"
 )
 
 // Output says where a process's standard output and error go.
@@ -37,26 +54,27 @@ type Launch struct {
 	// --log RuntimeLog: a detached runtime shares fd 2 with the container,
 	// so its own complaints are best kept out of it. It must detach.
 	Argv []string
-	Env  []string
+	Env  []string // complete; the keeper's own is not passed on
 	Dir  string
 
 	PidFile       string // written by the runtime, read by the keeper
 	ConsoleSocket string // "": no terminal. The keeper listens there while the runtime runs; at most 107 bytes
 	RuntimeLog    string // where Argv sends the runtime's own messages; read only to explain a failure
 
-	Stdin      bool // false: /dev/null
+	Stdin      bool // false: /dev/null. A terminal is always its own stdin
 	Output     Output
 	Log        Log
 	Rows, Cols uint16 // the terminal's first size; 0: the kernel's default
 }
 
-// Process is a started process. The files are the node's own duplicates,
-// nil where there is none; Hold gives Stdout and Stderr, Stdin gives Stdin,
-// a terminal gives Console. They live until Forget.
+// Process is a started process. The files are node's own duplicates and nil
+// where there is none: Stdin if it was asked for, Stdout and Stderr of Hold
+// without a terminal, Console of a terminal. With ToLog only the keeper reads.
+// They live until Forget, Stdin until CloseStdin.
 type Process struct {
 	ID      string
 	Pid     int
-	Pidfd   *os.File
+	Pidfd   *os.File // nil if it ended before anybody could look
 	Stdin   *os.File
 	Stdout  *os.File
 	Stderr  *os.File
@@ -82,62 +100,9 @@ type LaunchError struct {
 
 // Config is what Open needs.
 type Config struct {
-	Socket  string     // the keeper's unix socket; its state files lie next to it
+	Socket  string     // the keeper's unix socket
 	PidFile string     // written by the keeper
 	Command []string   // starts a keeper that serves Socket and PidFile
-	Exited  func(Exit) // called once for every exit, in order, from Run; also for those that happened while no node ran
+	Exited  func(Exit) // called for every exit, one after the other, by Run. For one that no earlier node has forgotten, too
 	Log     *slog.Logger
 }
-
-// Keeper is the node's hold on the keeper process.
-type Keeper struct{}
-
-// Open finds the running keeper, or starts one, and takes over duplicates
-// of all its descriptors.
-func Open(ctx context.Context, c Config) (*Keeper, error) { return nil, errs.Unsupported }
-
-// Run reads exits and calls Config.Exited, and replaces a keeper that died:
-// the new one gets every descriptor back. It returns when ctx is done; the
-// keeper and its processes stay.
-func (k *Keeper) Run(ctx context.Context) error { return errs.Unsupported }
-
-// Close drops the connection and the node's duplicates. The keeper stays.
-func (k *Keeper) Close() error { return errs.Unsupported }
-
-// Launch runs the runtime command to its end and adopts the process it
-// leaves behind. A failing runtime is a *LaunchError.
-func (k *Keeper) Launch(ctx context.Context, l Launch) (*Process, error) {
-	return nil, errs.Unsupported
-}
-
-// Processes returns every process that was not forgotten.
-func (k *Keeper) Processes() []*Process { return nil }
-
-// Process returns one process.
-func (k *Keeper) Process(id string) (*Process, bool) { return nil, false }
-
-// CloseStdin closes the write end in the keeper and in the node.
-func (k *Keeper) CloseStdin(ctx context.Context, id string) error { return errs.Unsupported }
-
-// Forget drops an ended process and its descriptors, and one that still
-// runs if force.. errs.Conflict while it runs. An unknown id is no error.
-func (k *Keeper) Forget(ctx context.Context, id string) error { return errs.Unsupported }
-
-// ReopenLog makes the keeper open the log file anew by its path.
-func (k *Keeper) ReopenLog(ctx context.Context, id string) error { return errs.Unsupported }
-
-// Signal sends sig by pidfd: never to a stranger with a recycled pid.
-// errs.NotFound when the process is unknown or has ended.
-func (k *Keeper) Signal(id string, sig unix.Signal) error { return errs.Unsupported }
-
-// Upgrade makes the keeper execute command[0] of Config.Command anew, in
-// place: same pid, same children, same descriptors.
-func (k *Keeper) Upgrade(ctx context.Context) error { return errs.Unsupported }
-
-// Shutdown ends the keeper. errs.Conflict while processes run, unless force.
-func (k *Keeper) Shutdown(ctx context.Context, force bool) error { return errs.Unsupported }
-
-// Pid is the keeper's process id, 0 while there is none.
-func (k *Keeper) Pid() int { return 0 }
-
-func (e *LaunchError) Error() string { return e.Text }

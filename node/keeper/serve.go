@@ -1,10 +1,21 @@
-// Package keeper is the parent of every container: the keeper process, and
-// the node's hold on it.
 package keeper
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 )
@@ -12,12 +23,399 @@ import (
 // ServeConfig is what a keeper process needs.
 type ServeConfig struct {
 	Socket  string // unix SOCK_SEQPACKET, mode 0600, root only
-	PidFile string
-	Cgroup  bool // leave the node's cgroup for one of its own, where that is possible
+	PidFile string // also the lock that makes the keeper the only one
+	Cgroup  string // moves there in each hierarchy where it can, e.g. "/berth-keeper"; "": stays in node's
 	Log     *slog.Logger
 }
 
-// Serve is the keeper process (`berth keeper`): it never returns while
-// processes live, unless a forced Shutdown says so. Call it before anything
-// heavy is loaded, as the only work of its process.
-func Serve(ctx context.Context, c ServeConfig) error { return errs.Unsupported }
+// linger is how long a keeper without processes waits for a node.
+const linger = 10 * time.Second
+
+// server is the keeper process.
+//
+// Locks: launches, then mu, then a sink's, then conn's.
+type server struct {
+	config ServeConfig
+	log    *slog.Logger
+	notes  *notes
+	spaces *workspaces
+	socket *net.UnixListener
+	lock   *os.File
+	oom    string // what processes start with, not the keeper's own
+
+	work     sync.WaitGroup // streams, watchers, launches: they end with the process
+	launches sync.RWMutex   // held for reading by each launch, for writing by an upgrade
+
+	mu        sync.Mutex
+	processes map[string]*child // by id; nil while it starts
+	children  map[int]*child    // that we must reap
+	runtimes  map[int]chan unix.WaitStatus
+	strays    map[int]end
+	launching int
+	cancel    map[ticket]context.CancelFunc // of launches
+	node      *conn
+	trim      *time.Timer
+}
+
+// ticket is a request: numbers are each node's own.
+type ticket struct {
+	node   *conn
+	number uint64
+}
+
+// Serve is the keeper process (`berth keeper`). It returns when told to shut
+// down, or when it has no process and ctx is done or no node has come for a
+// while; never while a process lives. It takes over the whole Go process:
+// signals, child processes, memory limits. One node is served at a time; a
+// second one waits until the first has gone.
+func Serve(ctx context.Context, c ServeConfig) error {
+	s := &server{
+		config: c, log: c.Log,
+		spaces:    newWorkspaces(min(4, runtime.GOMAXPROCS(0))),
+		processes: map[string]*child{}, children: map[int]*child{},
+		runtimes: map[int]chan unix.WaitStatus{}, strays: map[int]end{},
+		cancel: map[ticket]context.CancelFunc{},
+	}
+	debug.SetGCPercent(20) // a keeper's heap is small, and there is time
+	node, err := s.begin()
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	defer s.end()
+	signals := s.protect()
+	defer signal.Stop(signals)
+	s.work.Go(func() {
+		for sig := range signals {
+			if sig == unix.SIGCHLD {
+				s.reap()
+			}
+		}
+	})
+	s.reap() // whoever ended while an upgrade was under way
+	stop := context.AfterFunc(ctx, func() { _ = s.socket.SetDeadline(time.Now()) })
+	defer stop()
+	announce()
+	debug.FreeOSMemory() // what package initialization left behind
+	return s.serve(ctx, node)
+}
+
+// begin opens what the keeper works with, or takes it over from the program
+// that this process ran before; then there is a node already.
+func (s *server) begin() (node *conn, err error) {
+	past, err := inherit()
+	if err != nil {
+		return nil, err
+	}
+	if past != nil {
+		s.lock = os.NewFile(uintptr(past.Lock), s.config.PidFile)
+	} else if s.lock, err = lockPidFile(s.config.PidFile); err != nil {
+		return nil, err
+	}
+	if s.notes, err = openNotes(s.config.Socket + ".notes"); err != nil {
+		return nil, err
+	}
+	if past != nil {
+		return s.restore(past)
+	}
+	_ = os.Remove(s.config.Socket)
+	old := unix.Umask(0o177)
+	s.socket, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: s.config.Socket, Net: "unixpacket"})
+	unix.Umask(old)
+	return nil, err
+}
+
+// end removes what would mislead the next keeper.
+func (s *server) end() {
+	_ = s.socket.Close()
+	_ = os.Remove(s.config.Socket + ".notes")
+	_ = os.Remove(s.config.PidFile)
+	_ = s.lock.Close()
+}
+
+// announce tells the node that started us that the socket is there.
+func announce() {
+	if fd, err := strconv.Atoi(os.Getenv(readyEnv)); err == nil {
+		_ = unix.Close(fd)
+	}
+	_ = os.Unsetenv(readyEnv)
+}
+
+func lockPidFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(errs.New(errs.Conflict, "%s: another keeper runs", path), f.Close())
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return f, err
+}
+
+// serve talks to one node after the other.
+func (s *server) serve(ctx context.Context, node *conn) error {
+	for {
+		if node != nil {
+			if done := s.attend(ctx, node); done {
+				return nil
+			}
+		}
+		s.mu.Lock()
+		unneeded := len(s.processes) == 0
+		s.mu.Unlock()
+		switch {
+		case unneeded && ctx.Err() != nil:
+			return nil
+		case unneeded:
+			_ = s.socket.SetDeadline(time.Now().Add(linger))
+		default:
+			_ = s.socket.SetDeadline(time.Time{})
+		}
+		var err error
+		if node, err = s.accept(); errors.Is(err, os.ErrDeadlineExceeded) {
+			if unneeded {
+				s.log.Info("no process and no node: leaving")
+				return nil
+			}
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// accept returns nil for a peer that has no business here.
+func (s *server) accept() (*conn, error) {
+	sock, err := s.socket.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := sock.SyscallConn()
+	var cred *unix.Ucred
+	if err == nil {
+		err = errors.Join(raw.Control(func(fd uintptr) {
+			cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		}), err)
+	}
+	if err != nil || cred == nil || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		s.log.Warn("stranger turned away", slog.Any("err", err))
+		_ = sock.Close()
+		return nil, nil
+	}
+	return newConn(sock), nil
+}
+
+// attend serves one node until it goes away; done means that the keeper
+// shall go too.
+func (s *server) attend(ctx context.Context, node *conn) (done bool) {
+	s.mu.Lock()
+	s.node = node
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.node = nil
+		s.mu.Unlock()
+		_ = node.sock.Close()
+	}()
+	for {
+		m, fds, err := node.receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				s.log.Warn("node lost", slog.Any("err", err))
+			}
+			return false
+		}
+		done, err = s.handle(ctx, node, m, fds)
+		answer := message{Number: m.Number, Op: opDone, Pid: os.Getpid(), Protocol: protocol}
+		if err != nil {
+			answer.Op, answer.Fail = opFail, failed(err)
+		}
+		if m.Op != opLaunch && m.Op != opCancel {
+			_ = node.send(answer)
+		}
+		if done && err == nil {
+			return true
+		}
+	}
+}
+
+// handle does one request. Launches answer by themselves, later.
+func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (done bool, err error) {
+	if m.Op != opAdopt {
+		closeAll(fds)
+	}
+	switch m.Op {
+	case opHello:
+		return false, s.list(node, m.Number)
+	case opLaunch:
+		if m.Launch == nil {
+			return false, node.send(message{Number: m.Number, Op: opFail, Fail: failed(errs.Invalid)})
+		}
+		s.goLaunch(ctx, ticket{node, m.Number}, *m.Launch)
+		return false, nil
+	case opCancel:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if stop := s.cancel[ticket{node, m.Number}]; stop != nil {
+			stop()
+		}
+		return false, nil
+	case opAdopt:
+		return false, s.takeOver(m.Record, fds)
+	case opCloseStdin:
+		return false, s.closeStdin(m.ID)
+	case opForget:
+		return false, s.forget(m.ID)
+	case opReopen:
+		return false, s.reopen(m.ID)
+	case opUpgrade:
+		return false, s.upgrade(node, m)
+	case opShutdown:
+		return true, s.mayLeave(m.Force)
+	}
+	return false, errs.New(errs.Unsupported, "no such request: %s", m.Op)
+}
+
+// list sends every process with its descriptors.
+func (s *server) list(node *conn, number uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.processes {
+		if c == nil {
+			continue
+		}
+		r, fds := c.describe()
+		if err := node.send(message{Number: number, Op: opProcess, Record: r}, fds...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goLaunch starts a launch in the background. Only opCancel cancels it: a
+// node that dies finds the process when it comes back.
+func (s *server) goLaunch(ctx context.Context, t ticket, l Launch) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.mu.Lock()
+	_, exists := s.processes[l.ID]
+	if !exists {
+		s.processes[l.ID] = nil
+	}
+	s.cancel[t] = cancel
+	s.mu.Unlock()
+	s.work.Go(func() {
+		defer cancel()
+		var c *child
+		err := error(errs.New(errs.Exists, "process %s exists", l.ID))
+		if !exists {
+			c, err = s.launch(ctx, &l)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.cancel, t)
+		if err != nil {
+			_ = t.node.send(message{Number: t.number, Op: opFail, Fail: failed(err)})
+			return
+		}
+		r, fds := c.describe()
+		_ = t.node.send(message{Number: t.number, Op: opProcess, Record: r}, fds...)
+		close(c.told)
+	})
+}
+
+// launch brackets start: no upgrade meanwhile, and strays are kept.
+func (s *server) launch(ctx context.Context, l *Launch) (*child, error) {
+	s.launches.RLock()
+	defer s.launches.RUnlock()
+	s.mu.Lock()
+	s.launching++
+	s.mu.Unlock()
+	c, err := s.start(ctx, l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.launching--; s.launching == 0 {
+		clear(s.strays)
+		s.trimSoon()
+	}
+	if err != nil {
+		delete(s.processes, l.ID)
+	}
+	return c, err
+}
+
+// trimSoon gives memory back once a burst of launches is over.
+func (s *server) trimSoon() {
+	if s.trim == nil {
+		s.trim = time.AfterFunc(time.Second, debug.FreeOSMemory)
+		return
+	}
+	s.trim.Reset(time.Second)
+}
+
+// tell sends an event to the node, if there is one. Call it with s.mu held.
+func (s *server) tell(m message) {
+	if s.node != nil {
+		_ = s.node.send(m)
+	}
+}
+
+func (s *server) find(id string) (*child, error) {
+	c := s.processes[id]
+	if c == nil {
+		return nil, errs.New(errs.NotFound, "no process %s", id)
+	}
+	return c, nil
+}
+
+func (s *server) closeStdin(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if fd, ok := c.fds[roleStdin]; ok {
+		delete(c.fds, roleStdin)
+		return unix.Close(fd)
+	}
+	return nil
+}
+
+func (s *server) forget(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if c.Exit == nil {
+		return errs.New(errs.Conflict, "process %s runs", id)
+	}
+	delete(s.processes, id)
+	c.close()
+	s.notes.release(c.Slot)
+	return nil
+}
+
+func (s *server) reopen(id string) error {
+	s.mu.Lock()
+	c, err := s.find(id)
+	s.mu.Unlock()
+	if err != nil || c.sink == nil {
+		return err
+	}
+	return c.sink.reopen()
+}
+
+func (s *server) mayLeave(force bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.processes {
+		if !force && (c == nil || c.Exit == nil) {
+			return errs.New(errs.Conflict, "processes still run")
+		}
+	}
+	return nil
+}

@@ -23,6 +23,13 @@ const (
 	Stderr Stream = 2
 )
 
+func (s Stream) String() string {
+	if s == Stderr {
+		return "stderr"
+	}
+	return "stdout"
+}
+
 // Line is one record.
 type Line struct {
 	Time    time.Time

@@ -1,0 +1,637 @@
+package keeper_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/node/keeper"
+)
+
+// The test binary is the keeper too, and the node that gets killed.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("KEEPER_TEST_SERVE"); dir != "" {
+		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+		err := keeper.Serve(context.Background(), keeper.ServeConfig{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Log: log})
+		if err != nil {
+			log.Error("serve", slog.Any("err", err))
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if dir := os.Getenv("KEEPER_TEST_NODE"); dir != "" {
+		nodeProcess(dir)
+	}
+	os.Exit(m.Run())
+}
+
+// bench is one node under test.
+type rig struct {
+	*keeper.Keeper
+	t    *testing.T
+	dir  string
+	stop func()
+
+	mu    sync.Mutex
+	exits map[string]keeper.Exit
+	twice []string
+	more  chan struct{}
+}
+
+func command(dir string) []string {
+	return []string{"/usr/bin/env", "KEEPER_TEST_SERVE=" + dir, os.Args[0]}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// open is a node on dir, which may have a keeper already.
+func open(t *testing.T, dir string) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: dir, exits: map[string]keeper.Exit{}, more: make(chan struct{}, 1)}
+	k, err := keeper.Open(t.Context(), keeper.Config{
+		Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Command: command(dir), Exited: r.exited,
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Keeper = k
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- k.Run(ctx) }()
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if err := k.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	t.Cleanup(r.stop)
+	return r
+}
+
+// start is a node with a keeper of its own, which is gone after the test.
+func start(t *testing.T) *rig {
+	t.Helper()
+	needRoot(t)
+	dir, err := os.MkdirTemp("/tmp", "keeper-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	r := open(t, dir)
+	t.Cleanup(func() { shutdown(t, dir) })
+	return r
+}
+
+// shutdown ends the keeper of dir and what it keeps, whoever is its node.
+func shutdown(t *testing.T, dir string) {
+	if t.Failed() {
+		if data, err := os.ReadFile(dir + "/keeper.log"); err == nil {
+			t.Logf("keeper's log:\n%s", data)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	k, err := keeper.Open(ctx, keeper.Config{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Command: command(dir), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Errorf("open to shut down: %v", err)
+		return
+	}
+	for _, p := range k.Processes() {
+		_ = k.Signal(p.ID, unix.SIGKILL)
+	}
+	done := make(chan error, 1)
+	go func() { done <- k.Run(ctx) }()
+	if err := k.Shutdown(ctx, true); err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	cancel()
+	<-done
+	_ = k.Close()
+}
+
+func (r *rig) exited(e keeper.Exit) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.exits[e.ID]; ok {
+		r.twice = append(r.twice, e.ID)
+	}
+	r.exits[e.ID] = e
+	select {
+	case r.more <- struct{}{}:
+	default:
+	}
+}
+
+// wait waits for the exit of id.
+func (r *rig) wait(id string) keeper.Exit {
+	r.t.Helper()
+	limit := time.After(20 * time.Second)
+	for {
+		r.mu.Lock()
+		e, ok := r.exits[id]
+		r.mu.Unlock()
+		if ok {
+			return e
+		}
+		select {
+		case <-r.more:
+		case <-limit:
+			r.t.Fatalf("no exit of %s", id)
+		}
+	}
+}
+
+// script is a launch of a shell script by a runtime of two lines.
+func (r *rig) script(id, script string) keeper.Launch {
+	pidFile := filepath.Join(r.dir, id+".pid")
+	return keeper.Launch{
+		ID: id, PidFile: pidFile,
+		Argv: []string{"/bin/sh", "-c", `exec 3<&0; setsid sh -c "$1" <&3 3<&- & echo $! >"$0"`, pidFile, script},
+		Env:  []string{"PATH=" + os.Getenv("PATH")},
+		Log:  keeper.Log{Path: filepath.Join(r.dir, id+".log")},
+	}
+}
+
+func (r *rig) launch(l keeper.Launch) *keeper.Process {
+	r.t.Helper()
+	p, err := r.Launch(r.t.Context(), l)
+	if err != nil {
+		r.t.Fatalf("launch %s: %v", l.ID, err)
+	}
+	return p
+}
+
+// output is the text of a log, both streams, without its format.
+func output(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for line := range strings.Lines(string(data)) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
+		if len(fields) != 4 || len(fields[0]) != 30 || !strings.HasSuffix(line, "\n") {
+			t.Fatalf("torn record %q", line)
+		}
+		b.WriteString(fields[3])
+		if fields[2] == "F" {
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
+
+func TestLaunch(t *testing.T) {
+	r := start(t)
+	l := r.script("a", `echo out; echo err >&2; printf half; exit 7`)
+	p := r.launch(l)
+	if p.Pid <= 1 || p.Stdin != nil || p.Stdout != nil || p.Console != nil {
+		t.Errorf("process: %+v", p)
+	}
+	e := r.wait("a")
+	if e.Code != 7 || !e.Known || e.Pid != p.Pid || time.Since(e.At) > time.Minute {
+		t.Errorf("exit %+v", e)
+	}
+	got := output(t, l.Log.Path)
+	if len(got) != len("out\nerr\nhalf") || !strings.Contains(got, "out\n") || !strings.Contains(got, "err\n") || !strings.HasSuffix(got, "half") {
+		t.Errorf("log %q", got)
+	}
+	if p, ok := r.Process("a"); !ok || p.Exit == nil || p.Exit.Code != 7 {
+		t.Errorf("process after its end: %+v", p)
+	}
+	if _, err := r.Launch(t.Context(), l); !errors.Is(err, errs.Exists) {
+		t.Errorf("same id again: %v", err)
+	}
+	if err := r.Forget(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+	if err := r.Forget(t.Context(), "a"); err != nil {
+		t.Errorf("forget twice: %v", err)
+	}
+	if n := len(r.Processes()); n != 0 {
+		t.Errorf("%d processes left", n)
+	}
+}
+
+func TestSignal(t *testing.T) {
+	r := start(t)
+	r.launch(r.script("a", `exec sleep 1000`))
+	if err := r.Forget(t.Context(), "a"); !errors.Is(err, errs.Conflict) {
+		t.Errorf("forget a running one: %v", err)
+	}
+	if err := r.Shutdown(t.Context(), false); !errors.Is(err, errs.Conflict) {
+		t.Errorf("shutdown with one running: %v", err)
+	}
+	if err := r.Signal("a", unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.wait("a"); e.Code != 128+15 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	if err := r.Signal("a", unix.SIGTERM); !errors.Is(err, errs.NotFound) {
+		t.Errorf("signal the dead: %v", err)
+	}
+	if err := r.Signal("b", unix.SIGTERM); !errors.Is(err, errs.NotFound) {
+		t.Errorf("signal a stranger: %v", err)
+	}
+}
+
+func TestStdin(t *testing.T) {
+	r := start(t)
+	l := r.script("a", `cat; exit 3`)
+	l.Stdin = true
+	p := r.launch(l)
+	text := strings.Repeat("0123456789abcdef\n", 20000)
+	if _, err := io.WriteString(p.Stdin, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.CloseStdin(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.wait("a"); e.Code != 3 {
+		t.Errorf("exit %+v", e)
+	}
+	if got := output(t, l.Log.Path); got != text {
+		t.Errorf("got %d bytes, want %d", len(got), len(text))
+	}
+}
+
+func TestHold(t *testing.T) {
+	r := start(t)
+	l := r.script("a", `cat; echo err >&2; exit 5`)
+	l.Stdin, l.Output, l.Log = true, keeper.Hold, keeper.Log{}
+	p := r.launch(l)
+	go func() {
+		_, _ = io.WriteString(p.Stdin, "hello")
+		_ = r.CloseStdin(t.Context(), "a")
+	}()
+	out, err1 := io.ReadAll(p.Stdout)
+	complaint, err2 := io.ReadAll(p.Stderr)
+	if string(out) != "hello" || string(complaint) != "err\n" || err1 != nil || err2 != nil {
+		t.Errorf("out %q %v, err %q %v", out, err1, complaint, err2)
+	}
+	if e := r.wait("a"); e.Code != 5 {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func TestRuntimeFails(t *testing.T) {
+	r := start(t)
+	l := r.script("a", ``)
+	var le *keeper.LaunchError
+	l.Argv = []string{"sh", "-c", "echo no such rootfs >&2; exit 42"}
+	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || le.Code != 42 || le.Text != "no such rootfs" {
+		t.Errorf("standard error: %#v", err)
+	}
+	l.RuntimeLog = r.dir + "/runtime.log"
+	l.Argv = []string{"sh", "-c", `echo '{"level":"warning","msg":"w"}
+{"level":"error","msg":"the real reason"}' >` + l.RuntimeLog + `; exit 1`}
+	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || le.Text != "the real reason" {
+		t.Errorf("its log: %v", err)
+	}
+	l.Argv = []string{"/no/such/runtime"}
+	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || le.Code != -1 {
+		t.Errorf("missing: %v", err)
+	}
+	l.Argv = []string{"true"}
+	if _, err := r.Launch(t.Context(), l); err == nil {
+		t.Error("no pid file: no error")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	l.Argv = []string{"sleep", "1000"}
+	if _, err := r.Launch(ctx, l); !errors.Is(err, errs.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	if n := len(r.Processes()); n != 0 {
+		t.Errorf("%d processes", n)
+	}
+	l = r.script("a", `echo fine`)
+	r.launch(l) // the id is free again
+	r.wait("a")
+}
+
+func TestExitDoesNotWaitForOrphans(t *testing.T) {
+	r := start(t)
+	l := r.script("a", `(sleep 1; echo late) & echo early; exit 0`)
+	begin := time.Now()
+	r.launch(l)
+	r.wait("a")
+	if d := time.Since(begin); d > 900*time.Millisecond {
+		t.Errorf("exit after %v", d)
+	}
+	eventually(t, func() bool { return strings.HasSuffix(output(t, l.Log.Path), "late\n") })
+}
+
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it never happened")
+		}
+	}
+}
+
+func TestManyShort(t *testing.T) {
+	r := start(t)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			id := fmt.Sprintf("p%d", i)
+			if _, err := r.Launch(t.Context(), r.script(id, fmt.Sprintf("echo %d; exit %d", i, i))); err != nil {
+				t.Errorf("launch %s: %v", id, err)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 100 {
+		id := fmt.Sprintf("p%d", i)
+		if e := r.wait(id); e.Code != i || !e.Known {
+			t.Errorf("exit %+v, want %d", e, i)
+		}
+		if got := output(t, filepath.Join(r.dir, id+".log")); got != fmt.Sprintln(i) {
+			t.Errorf("%s said %q", id, got)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.twice) > 0 {
+		t.Errorf("reported twice: %v", r.twice)
+	}
+}
+
+func countFds(t *testing.T, pid int) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+func TestNoLeaks(t *testing.T) {
+	r := start(t)
+	round := func() (keeper, node int) {
+		for i := range 10 {
+			id := fmt.Sprintf("p%d", i)
+			l := r.script(id, "cat")
+			l.Stdin = true
+			l.Output = []keeperOutput{0, 1, 2}[i%3]
+			r.launch(l)
+			if err := r.CloseStdin(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+			r.wait(id)
+			if err := r.Forget(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+			r.mu.Lock()
+			delete(r.exits, id)
+			r.mu.Unlock()
+			l.Argv = []string{"false"}
+			if _, err := r.Launch(t.Context(), l); err == nil {
+				t.Error("false succeeded")
+			}
+		}
+		return countFds(t, r.Pid()), countFds(t, os.Getpid())
+	}
+	k1, n1 := round()
+	k2, n2 := round()
+	if k2 > k1 || n2 > n1 {
+		t.Errorf("descriptors: keeper %d then %d, node %d then %d", k1, k2, n1, n2)
+	}
+}
+
+type keeperOutput = keeper.Output
+
+// numbers is a script that writes the lines 1 to n to both streams in turn,
+// in bursts.
+func numbers(n int) string {
+	return fmt.Sprintf(`awk 'BEGIN { for (i = 1; i <= %d; i++) { print i; if (i %% 97 == 0) fflush(); if (i %% 2000 == 0) system("sleep 0.01") } exit 9 }'`, n)
+}
+
+func checkNumbers(t *testing.T, text string, n int) {
+	t.Helper()
+	var want bytes.Buffer
+	for i := 1; i <= n; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	if text == want.String() {
+		return
+	}
+	got := strings.Split(text, "\n")
+	for i := range got {
+		if got[i] != fmt.Sprint(i+1) {
+			t.Fatalf("%d lines; line %d is %q, after %q", len(got)-1, i+1, got[i], got[max(i-1, 0)])
+		}
+	}
+	t.Fatalf("%d lines, want %d", len(got)-1, n)
+}
+
+func TestKeeperKilled(t *testing.T) {
+	r := start(t)
+	const lines = 60000
+	l := r.script("a", numbers(lines))
+	r.launch(l)
+	quiet := r.script("b", "read x; echo got $x; exit 4")
+	quiet.Stdin = true
+	b := r.launch(quiet)
+	done := r.launch(r.script("c", "exit 1")).Pid
+	r.wait("c")
+	kills := 0
+	for range 8 {
+		pid := r.Pid()
+		if pid == 0 {
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		kills++
+		eventually(t, func() bool { p := r.Pid(); return p != 0 && p != pid })
+		time.Sleep(15 * time.Millisecond)
+	}
+	t.Logf("%d kills, exit of c was of %d", kills, done)
+	// While being replaced, too: Launch waits.
+	if err := unix.Kill(r.Pid(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		_, err := r.Launch(t.Context(), r.script("d", "exit 2"))
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errs.Unavailable) {
+			t.Fatal(err)
+		}
+	}
+	if e := r.wait("d"); e.Code != 2 {
+		t.Errorf("exit %+v", e)
+	}
+	if e := r.wait("a"); e.Known && e.Code != 9 {
+		t.Errorf("exit %+v", e)
+	} else if !e.Known {
+		t.Error("exit not known")
+	}
+	checkNumbers(t, output(t, l.Log.Path), lines)
+	if _, err := io.WriteString(b.Stdin, "it\n"); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.wait("b"); e.Code != 4 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	if got := output(t, quiet.Log.Path); got != "got it\n" {
+		t.Errorf("b said %q", got)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.twice) > 0 {
+		t.Errorf("reported twice: %v", r.twice)
+	}
+}
+
+func TestUpgrade(t *testing.T) {
+	r := start(t)
+	const lines = 40000
+	l := r.script("a", numbers(lines))
+	r.launch(l)
+	b := r.script("b", "read x; exit 4")
+	b.Stdin = true
+	p := r.launch(b)
+	pid := r.Pid()
+	for range 4 {
+		if err := r.Upgrade(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if outdated, err := r.Outdated(); err != nil {
+		t.Error(err)
+	} else if !outdated { // Command is env, which executed the test binary
+		t.Error("not outdated")
+	}
+	if r.Pid() != pid {
+		t.Errorf("pid %d became %d", pid, r.Pid())
+	}
+	r.launch(r.script("c", "exit 6"))
+	if e := r.wait("c"); e.Code != 6 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	if e := r.wait("a"); e.Code != 9 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	checkNumbers(t, output(t, l.Log.Path), lines)
+	_, _ = io.WriteString(p.Stdin, "\n")
+	if e := r.wait("b"); e.Code != 4 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	if fds := countFds(t, pid); fds > 50 {
+		t.Errorf("%d descriptors after upgrades", fds)
+	}
+}
+
+// nodeProcess is a node that launches two processes and waits to be killed.
+func nodeProcess(dir string) {
+	k, err := keeper.Open(context.Background(), keeper.Config{
+		Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Command: command(dir), Exited: func(keeper.Exit) {},
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		fmt.Println("open:", err)
+		os.Exit(1)
+	}
+	go func() { _ = k.Run(context.Background()) }()
+	r := &rig{dir: dir}
+	b := r.script("b", "read x; echo $x; exit 4")
+	b.Stdin = true
+	for _, l := range []keeper.Launch{r.script("a", numbers(30000)), b, r.script("c", "exit 3")} {
+		if _, err := k.Launch(context.Background(), l); err != nil {
+			fmt.Println("launch:", err)
+			os.Exit(1)
+		}
+	}
+	fmt.Println("ready")
+	select {}
+}
+
+func TestNodeKilled(t *testing.T) {
+	needRoot(t)
+	dir, err := os.MkdirTemp("/tmp", "keeper-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := os.StartProcess(os.Args[0], os.Args[:1], &os.ProcAttr{
+		Env: append(os.Environ(), "KEEPER_TEST_NODE="+dir), Files: []*os.File{nil, in, os.Stderr},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	buf := make([]byte, 100)
+	if n, _ := out.Read(buf); string(buf[:n]) != "ready\n" {
+		t.Fatalf("node says %q", buf[:n])
+	}
+	if err := node.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = node.Wait()
+	r := open(t, dir)
+	t.Cleanup(func() { shutdown(t, dir) })
+	if n := len(r.Processes()); n != 3 {
+		t.Fatalf("%d processes", n)
+	}
+	if e := r.wait("c"); e.Code != 3 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	b, _ := r.Process("b")
+	if _, err := io.WriteString(b.Stdin, "hi\n"); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.wait("b"); e.Code != 4 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	if e := r.wait("a"); e.Code != 9 || !e.Known {
+		t.Errorf("exit %+v", e)
+	}
+	checkNumbers(t, output(t, dir+"/a.log"), 30000)
+}
+
+func TestSecondNodeIsRefused(t *testing.T) {
+	r := start(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := keeper.Open(ctx, keeper.Config{Socket: r.dir + "/keeper.sock", PidFile: r.dir + "/keeper.pid", Command: command(r.dir), Log: slog.New(slog.DiscardHandler)})
+	if !errors.Is(err, errs.Conflict) {
+		t.Errorf("second node: %v", err)
+	}
+	r.launch(r.script("a", "exit 0"))
+	r.wait("a")
+}
