@@ -36,6 +36,9 @@ var kinds = []errs.Kind{
 // problemOf reads the error that the node answered with.
 func problemOf(resp *http.Response) error {
 	data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if text := resp.Header.Get(problemTrailer); text != "" {
+		data = []byte(text) // of an answer to HEAD
+	}
 	p := spec.Problem{Status: resp.StatusCode}
 	if json.Unmarshal(data, &p) != nil || p.Detail == "" {
 		p.Detail = strings.TrimSpace(string(data))

@@ -1,0 +1,51 @@
+package rest
+
+import (
+	"context"
+
+	"berth/spec"
+)
+
+type pruning struct {
+	chosen
+	All     bool `query:"all" doc:"all images that no container uses, not only those without a name"`
+	Volumes bool `query:"volumes" doc:"anonymous volumes that no container uses, too"`
+}
+
+func (r *routes) system() {
+	s := r.server
+	answer(r, "GET /ping", "Ping", "Ask whether the node answers",
+		func(context.Context, *struct{}) (struct{}, error) { return struct{}{}, nil })
+	answer(r, "GET /version", "Version", "Say what answers",
+		func(context.Context, *struct{}) (spec.Version, error) { return s.System.Version(), nil })
+	answer(r, "GET /info", "Info", "Describe the node",
+		func(ctx context.Context, _ *struct{}) (spec.Info, error) { return s.System.Info(ctx) })
+	answer(r, "GET /df", "DiskUsage", "Tell what the node keeps on disk",
+		func(ctx context.Context, _ *struct{}) (spec.DiskUsage, error) { return s.System.DiskUsage(ctx) })
+	answer(r, "POST /prune", "SystemPrune", "Remove what nothing uses",
+		func(ctx context.Context, in *pruning) (spec.SystemPruned, error) { return s.prune(ctx, in) })
+	r.events()
+}
+
+// prune goes from what uses to what is used.
+func (s *Server) prune(ctx context.Context, in *pruning) (spec.SystemPruned, error) {
+	var out spec.SystemPruned
+	filter, err := in.filter()
+	if err != nil {
+		return out, err
+	}
+	if out.Containers, err = pruned(s.Containers.Prune(ctx, filter)); err != nil {
+		return out, err
+	}
+	if out.Networks, err = pruned(s.Networks.Prune(ctx, filter)); err != nil {
+		return out, err
+	}
+	out.Volumes.Removed = []string{}
+	if in.Volumes {
+		if out.Volumes, err = pruned(s.Volumes.Prune(ctx, false, filter)); err != nil {
+			return out, err
+		}
+	}
+	out.Images, err = pruned(s.Images.Prune(ctx, in.All, filter))
+	return out, err
+}
