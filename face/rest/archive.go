@@ -16,8 +16,9 @@ const (
 	problemTrailer = "Berth-Problem"   // JSON spec.Problem: why the stream broke off
 )
 
-type pathIn struct {
-	named
+// InPath is a path in a container.
+type InPath struct {
+	Named
 	Path string `query:"path" required:"true" doc:"in the container"`
 }
 
@@ -25,14 +26,14 @@ type pathIn struct {
 func (r *routes) files() {
 	s := r.server
 	stream(r, gives(r.operation("GET /containers/{ref}/export", "ContainerExport", "Read a container's root file system"), tarType, "the files", binary()),
-		func(w http.ResponseWriter, req *http.Request, in *named) {
+		func(w http.ResponseWriter, req *http.Request, in *Named) {
 			s.download(w, req, func(ctx context.Context, out io.Writer) error {
 				return s.Containers.Export(ctx, in.Ref, out)
 			})
 		})
 	stream(r, gives(r.operation("GET /containers/{ref}/archive", "ContainerCopyFrom", "Read a file or folder of a container; the header "+statHeader+" describes it (base64 of JSON)"),
 		tarType, "the files", binary()),
-		func(w http.ResponseWriter, req *http.Request, in *pathIn) {
+		func(w http.ResponseWriter, req *http.Request, in *InPath) {
 			stat, err := s.Containers.StatPath(req.Context(), in.Ref, in.Path)
 			if err != nil {
 				s.fail(w, req, err)
@@ -45,7 +46,7 @@ func (r *routes) files() {
 			})
 		})
 	stream(r, r.operation("HEAD /containers/{ref}/archive", "ContainerStatPath", "Describe a file or folder of a container, in the header "+statHeader),
-		func(w http.ResponseWriter, req *http.Request, in *pathIn) {
+		func(w http.ResponseWriter, req *http.Request, in *InPath) {
 			stat, err := s.Containers.StatPath(req.Context(), in.Ref, in.Path)
 			if err != nil {
 				s.failHead(w, req, err)
@@ -56,7 +57,7 @@ func (r *routes) files() {
 	put := takes(r.operation("PUT /containers/{ref}/archive", "ContainerCopyTo", "Unpack files into a folder of a container"), tarType, "the files")
 	put.Responses["204"] = empty("unpacked")
 	stream(r, put, func(w http.ResponseWriter, req *http.Request, in *struct {
-		pathIn
+		InPath
 		Overwrite bool `query:"overwrite" doc:"a file may replace a folder, and a folder a file"`
 	},
 	) {

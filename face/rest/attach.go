@@ -20,7 +20,7 @@ import (
 const oldest = "oldest"
 
 type attachQuery struct {
-	named
+	Named
 	Stdin bool   `query:"stdin" doc:"the client sends input"`
 	Logs  bool   `query:"logs" doc:"from the oldest kept output; else from now"`
 	From  string `query:"from" maxLength:"256" doc:"a position that an earlier attach told"`

@@ -14,7 +14,7 @@ import (
 )
 
 type eventQuery struct {
-	chosen
+	Chosen
 	Since time.Time `query:"since" doc:"RFC 3339; from now on when absent"`
 	Until time.Time `query:"until" doc:"RFC 3339; without end when absent"`
 	After string    `header:"Last-Event-ID" doc:"go on after the event of that id"`

@@ -14,7 +14,7 @@ import (
 )
 
 type execQuery struct {
-	named
+	Named
 	Stdin bool `query:"stdin" doc:"the client sends input"`
 }
 

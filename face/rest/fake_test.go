@@ -389,7 +389,9 @@ func (n networks) Get(ref string) (spec.Network, error) {
 }
 
 func (n networks) List(f spec.Filter) ([]spec.Network, error) { return nil, n.note("networks %v", f) }
-func (n networks) Remove(_ context.Context, ref string) error { return n.note("remove network %s", ref) }
+func (n networks) Remove(_ context.Context, ref string) error {
+	return n.note("remove network %s", ref)
+}
 func (n networks) Prune(_ context.Context, f spec.Filter) (spec.Pruned, error) {
 	return spec.Pruned{}, n.note("prune networks %v", f)
 }
@@ -447,8 +449,10 @@ func (b bus) Subscribe(ctx context.Context, since, until time.Time, f spec.Filte
 
 type system struct{ *node }
 
-func (s system) Info(context.Context) (spec.Info, error) { return spec.Info{Name: "here"}, s.note("info") }
-func (s system) Version() spec.Version                    { return spec.Version{Version: "1", API: "v1"} }
+func (s system) Info(context.Context) (spec.Info, error) {
+	return spec.Info{Name: "here"}, s.note("info")
+}
+func (s system) Version() spec.Version { return spec.Version{Version: "1", API: "v1"} }
 func (s system) DiskUsage(context.Context) (spec.DiskUsage, error) {
 	return spec.DiskUsage{}, s.note("df")
 }

@@ -13,7 +13,7 @@ import (
 func (r *routes) images() {
 	set := r.server.Images
 	answer(r, "GET /images", "ImageList", "List images",
-		func(ctx context.Context, in *chosen) ([]spec.Image, error) {
+		func(ctx context.Context, in *Chosen) ([]spec.Image, error) {
 			filter, err := in.filter()
 			if err != nil {
 				return nil, err
@@ -21,14 +21,14 @@ func (r *routes) images() {
 			return some(set.List(ctx, filter))
 		})
 	answer(r, "GET /images/{ref}", "ImageGet", "Describe an image",
-		func(ctx context.Context, in *named) (spec.Image, error) { return set.Get(ctx, in.Ref) })
+		func(ctx context.Context, in *Named) (spec.Image, error) { return set.Get(ctx, in.Ref) })
 	answer(r, "GET /images/{ref}/history", "ImageHistory", "List the steps of an image's making, newest first",
-		func(ctx context.Context, in *named) ([]spec.HistoryEntry, error) {
+		func(ctx context.Context, in *Named) ([]spec.HistoryEntry, error) {
 			return some(set.History(ctx, in.Ref))
 		})
 	act(r, "POST /images/{ref}/tag", "ImageTag", "Give an image a further name",
 		func(ctx context.Context, in *struct {
-			named
+			Named
 			Name string `query:"name" required:"true"`
 		},
 		) error {
@@ -36,7 +36,7 @@ func (r *routes) images() {
 		})
 	answer(r, "DELETE /images/{ref}", "ImageRemove", "Take a name off an image, and the image away with its last",
 		func(ctx context.Context, in *struct {
-			named
+			Named
 			Force bool `query:"force"`
 		},
 		) ([]spec.RemovedImage, error) {
@@ -44,7 +44,7 @@ func (r *routes) images() {
 		})
 	answer(r, "POST /images/prune", "ImagePrune", "Remove images that nobody needs",
 		func(ctx context.Context, in *struct {
-			chosen
+			Chosen
 			All bool `query:"all" doc:"all that no container uses, not only those without a name"`
 		},
 		) (spec.Pruned, error) {

@@ -17,7 +17,7 @@ const containerHeader = "Berth-Container"
 const recordTime = "2006-01-02T15:04:05.000000000Z"
 
 type logQuery struct {
-	named
+	Named
 	Since  time.Time     `query:"since" doc:"RFC 3339"`
 	Until  time.Time     `query:"until" doc:"RFC 3339"`
 	Tail   optional[int] `query:"tail" doc:"the last so many lines; negative or absent: all"`

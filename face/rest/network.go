@@ -6,9 +6,9 @@ import (
 	"berth/spec"
 )
 
-// membership is a container on a network.
-type membership struct {
-	named
+// Membership, embedded in an input, is a container on a network.
+type Membership struct {
+	Named
 	Container string `path:"container" doc:"name, id, or the beginning of an id"`
 }
 
@@ -19,7 +19,7 @@ func (r *routes) networks() {
 			return set.Create(ctx, in.Body)
 		})
 	answer(r, "GET /networks", "NetworkList", "List networks",
-		func(_ context.Context, in *chosen) ([]spec.Network, error) {
+		func(_ context.Context, in *Chosen) ([]spec.Network, error) {
 			filter, err := in.filter()
 			if err != nil {
 				return nil, err
@@ -27,11 +27,11 @@ func (r *routes) networks() {
 			return some(set.List(filter))
 		})
 	answer(r, "GET /networks/{ref}", "NetworkGet", "Describe a network",
-		func(_ context.Context, in *named) (spec.Network, error) { return set.Get(in.Ref) })
+		func(_ context.Context, in *Named) (spec.Network, error) { return set.Get(in.Ref) })
 	act(r, "DELETE /networks/{ref}", "NetworkRemove", "Remove a network that no container is on",
-		func(ctx context.Context, in *named) error { return set.Remove(ctx, in.Ref) })
+		func(ctx context.Context, in *Named) error { return set.Remove(ctx, in.Ref) })
 	answer(r, "POST /networks/prune", "NetworkPrune", "Remove the networks that no container is on",
-		func(ctx context.Context, in *chosen) (spec.Pruned, error) {
+		func(ctx context.Context, in *Chosen) (spec.Pruned, error) {
 			filter, err := in.filter()
 			if err != nil {
 				return spec.Pruned{}, err
@@ -40,7 +40,7 @@ func (r *routes) networks() {
 		})
 	act(r, "PUT /networks/{ref}/containers/{container}", "NetworkConnect", "Join a container to a network",
 		func(ctx context.Context, in *struct {
-			membership
+			Membership
 			Body spec.EndpointConfig
 		},
 		) error {
@@ -48,7 +48,7 @@ func (r *routes) networks() {
 			return containers.Connect(ctx, in.Container, in.Ref, in.Body)
 		})
 	act(r, "DELETE /networks/{ref}/containers/{container}", "NetworkDisconnect", "Take a container off a network",
-		func(ctx context.Context, in *membership) error {
+		func(ctx context.Context, in *Membership) error {
 			return containers.Disconnect(ctx, in.Container, in.Ref)
 		})
 }
@@ -60,7 +60,7 @@ func (r *routes) volumes() {
 			return set.Create(ctx, in.Body)
 		})
 	answer(r, "GET /volumes", "VolumeList", "List volumes",
-		func(ctx context.Context, in *chosen) ([]spec.Volume, error) {
+		func(ctx context.Context, in *Chosen) ([]spec.Volume, error) {
 			filter, err := in.filter()
 			if err != nil {
 				return nil, err
@@ -68,10 +68,10 @@ func (r *routes) volumes() {
 			return some(set.List(ctx, filter))
 		})
 	answer(r, "GET /volumes/{ref}", "VolumeGet", "Describe a volume",
-		func(ctx context.Context, in *named) (spec.Volume, error) { return set.Get(ctx, in.Ref) })
+		func(ctx context.Context, in *Named) (spec.Volume, error) { return set.Get(ctx, in.Ref) })
 	act(r, "DELETE /volumes/{ref}", "VolumeRemove", "Remove a volume that no container uses",
 		func(ctx context.Context, in *struct {
-			named
+			Named
 			Force bool `query:"force" doc:"no error where there is none"`
 		},
 		) error {
@@ -79,7 +79,7 @@ func (r *routes) volumes() {
 		})
 	answer(r, "POST /volumes/prune", "VolumePrune", "Remove anonymous volumes that no container uses",
 		func(ctx context.Context, in *struct {
-			chosen
+			Chosen
 			All bool `query:"all" doc:"those with a name too"`
 		},
 		) (spec.Pruned, error) {

@@ -172,7 +172,7 @@ func kinds(t *testing.T) []errs.Kind {
 	var all []errs.Kind
 	ast.Inspect(f, func(n ast.Node) bool {
 		if v, ok := n.(*ast.ValueSpec); ok {
-			if typ, ok := v.Type.(*ast.Ident); ok && typ.Name == "Kind" {
+			if typ, ok := v.Type.(*ast.Ident); ok && typ.Name == "Kind" && len(v.Values) == 1 {
 				text, _ := strconv.Unquote(v.Values[0].(*ast.BasicLit).Value)
 				all = append(all, errs.Kind(text))
 			}

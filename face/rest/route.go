@@ -123,17 +123,17 @@ func some[T any](list []T, err error) ([]T, error) {
 	return list, err
 }
 
-// named finds one thing.
-type named struct {
+// Named, embedded in an input, finds one thing.
+type Named struct {
 	Ref string `path:"ref" minLength:"1" maxLength:"1024" doc:"name, id, or the beginning of an id that only one has"`
 }
 
-// chosen chooses from a list.
-type chosen struct {
+// Chosen, embedded in an input, chooses from a list.
+type Chosen struct {
 	Filter []string `query:"filter,explode" doc:"key=value; of several with one key any may fit"`
 }
 
-func (c chosen) filter() (spec.Filter, error) {
+func (c Chosen) filter() (spec.Filter, error) {
 	if len(c.Filter) == 0 {
 		return nil, nil
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 type pruning struct {
-	chosen
+	Chosen
 	All     bool `query:"all" doc:"all images that no container uses, not only those without a name"`
 	Volumes bool `query:"volumes" doc:"anonymous volumes that no container uses, too"`
 }
