@@ -151,7 +151,7 @@ func (l *link) place(ctx context.Context, data []byte) error {
 	if err := json.Unmarshal(data, &p); err != nil {
 		return errs.New(errs.Internal, "the node sent no position: %w", err)
 	}
-	l.ref, l.position, l.received = p.Container, p.Position, 0
+	l.ref, l.position, l.received = p.Container, p.Position, p.Skipped
 	if l.ready {
 		return nil
 	}

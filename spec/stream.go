@@ -17,12 +17,13 @@ const (
 )
 
 // StreamPlace says where in a container's log an attached stream stands: the
-// bytes of output that follow this message begin there. The first message of
+// bytes of output that follow this message begin Skipped bytes after it. The first message of
 // an attach is one; later ones may follow. Who attaches again from Position,
 // skipping the bytes received since, misses nothing and gets nothing twice.
 type StreamPlace struct {
 	Container string `json:"container" doc:"full id"`
 	Position  string `json:"position"`
+	Skipped   int64  `json:"skipped,omitempty"`
 }
 
 // StreamEnd ends a stream: the process's exit, or what went wrong.

@@ -71,7 +71,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, in *attachQuery)
 	c, err := s.Containers.Get(r.Context(), in.Ref)
 	var place spec.StreamPlace
 	if err == nil {
-		place.Container = c.ID
+		place.Container, place.Skipped = c.ID, in.Skip
 		place.Position, err = s.place(r.Context(), c.ID, in)
 	}
 	if err != nil {
@@ -88,7 +88,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, in *attachQuery)
 		if err := k.value(spec.ChannelPlace, place); err != nil {
 			return spec.Exit{}, err
 		}
-		if err := s.follow(ctx, k, place, in.Skip); err != nil {
+		if err := s.follow(ctx, k, place); err != nil {
 			return spec.Exit{}, err
 		}
 		return s.Containers.Wait(ctx, c.ID, container.NotRunning)
@@ -111,8 +111,8 @@ func (s *Server) place(ctx context.Context, id string, in *attachQuery) (string,
 }
 
 // follow sends the log from place until the container has ended.
-func (s *Server) follow(ctx context.Context, k *socket, place spec.StreamPlace, skip int64) error {
-	q := logfile.Query{From: logfile.Position(place.Position), Skip: skip, Tail: -1, Follow: true}
+func (s *Server) follow(ctx context.Context, k *socket, place spec.StreamPlace) error {
+	q := logfile.Query{From: logfile.Position(place.Position), Skip: place.Skipped, Tail: -1, Follow: true}
 	if place.Position == oldest {
 		q.From = ""
 	}

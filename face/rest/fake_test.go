@@ -40,6 +40,7 @@ type node struct {
 
 	stdin   bytes.Buffer
 	stdinAt chan struct{} // closed when stdin is closed
+	closing sync.Once
 	sizes   []spec.Size
 	exec    func() *container.ExecSession
 	execEnd chan struct{}
@@ -234,7 +235,7 @@ func (s stdin) Write(p []byte) (int, error) {
 	return s.stdin.Write(p)
 }
 
-func (s stdin) Close() error { close(s.stdinAt); return nil }
+func (s stdin) Close() error { s.closing.Do(func() { close(s.stdinAt) }); return nil }
 
 func (c containers) Stdin(context.Context, string) (io.WriteCloser, error) { return stdin(c), c.fail }
 
@@ -468,7 +469,7 @@ func (n *node) handler(log io.Writer) http.Handler {
 
 // daemon is a node behind a unix socket, which can be killed and come back.
 type daemon struct {
-	t      *testing.T
+	t      testing.TB
 	node   *node
 	socket string
 	log    syncBuffer
@@ -481,6 +482,8 @@ func start(t *testing.T, n *node) *daemon {
 	t.Cleanup(func() { d.stop() })
 	return d
 }
+
+func (d *daemon) serve(t testing.TB) { d.t = t; d.listen() }
 
 func (d *daemon) listen() {
 	d.t.Helper()
