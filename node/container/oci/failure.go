@@ -67,7 +67,7 @@ func startFailure(text string) (code int, kind errs.Kind) {
 		`error finding executable`, `failed to load .*no such file or directory`): // runsc
 		return 127, errs.NotFound
 	case matches(text,
-		`exec.*(permission denied|is a directory|exec format error|not executable)`,
+		`exec.*(permission denied|not permitted|is a directory|exec format error|not executable)`, // crun: EPERM for a folder
 		`(failed to load|error loading).*(permission denied|exec format error|invalid|is a directory|not executable)`):
 		return 126, errs.Invalid
 	}
