@@ -140,15 +140,17 @@ func (r *Repository) send(ctx context.Context, h docker.RegistryHost, q request)
 	}
 	if h.Authorizer != nil {
 		if err := h.Authorizer.Authorize(ctx, req); err != nil {
+			err = r.tokenFailure(ctx, h, err) // before the end, which hides the cause
 			w.end()
-			return nil, r.tokenFailure(ctx, h, err)
+			return nil, err
 		}
 	}
 	resp, err := h.Client.Do(req)
 	w.rest()
 	if err != nil {
+		err = r.unreachable(ctx, h, err)
 		w.end()
-		return nil, r.unreachable(ctx, h, err)
+		return nil, err
 	}
 	resp.Body = &watchedBody{ReadCloser: resp.Body, watch: w, repo: r, host: h, ctx: ctx}
 	return resp, nil
@@ -180,7 +182,7 @@ func (r *Repository) build(ctx context.Context, w *watcher, h docker.RegistryHos
 		}
 	}
 	req.Header.Set("User-Agent", r.cfg.UserAgent)
-	if q.body != nil {
+	if q.body != nil && q.size > 0 { // a zero length would read as unknown
 		req.ContentLength = q.size
 		req.GetBody = func() (io.ReadCloser, error) {
 			b, err := q.body()
