@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/danielgtaylor/huma/v2"
@@ -74,6 +75,10 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, in *attachQuery)
 		place.Container, place.Skipped = c.ID, in.Skip
 		place.Position, err = s.place(r.Context(), c.ID, in)
 	}
+	var ended <-chan struct{}
+	if err == nil && in.From == "" { // who comes back wants no run that is yet to come
+		ended, err = s.Containers.NextEnd(r.Context(), c.ID)
+	}
 	if err != nil {
 		s.fail(w, r, err)
 		return
@@ -83,16 +88,30 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request, in *attachQuery)
 		return
 	}
 	near := &containerPeer{set: s.Containers, container: c, open: in.Stdin && c.Config.OpenStdin}
-	defer near.release(r.Context())
-	s.converse(r.Context(), k, near, func(ctx context.Context) (spec.Exit, error) {
+	told := s.converse(r.Context(), k, near, func(ctx context.Context) (spec.Exit, error) {
 		if err := k.value(spec.ChannelPlace, place); err != nil {
 			return spec.Exit{}, err
 		}
-		if err := s.follow(ctx, k, place); err != nil {
+		if err := s.follow(ctx, k, place, ended); err != nil {
 			return spec.Exit{}, err
 		}
-		return s.Containers.Wait(ctx, c.ID, container.NotRunning)
+		return s.lastExit(ctx, c)
 	})
+	if !told {
+		near.release(r.Context())
+	}
+}
+
+// lastExit is how the run ended that was followed. A container that is started
+// again by its policy is not waited for.
+func (s *Server) lastExit(ctx context.Context, c spec.Container) (spec.Exit, error) {
+	if policy := c.Config.Restart.Name; policy != "" && policy != "no" {
+		now, err := s.Containers.Get(ctx, c.ID)
+		if st := now.State; err == nil && !st.FinishedAt.IsZero() {
+			return spec.Exit{Code: st.ExitCode, Unknown: st.ExitUnknown, OOMKilled: st.OOMKilled, At: st.FinishedAt, Error: st.Error}, nil
+		}
+	}
+	return s.Containers.Wait(ctx, c.ID, container.NotRunning)
 }
 
 // place is where the client's output begins, but for what it skips.
@@ -110,9 +129,10 @@ func (s *Server) place(ctx context.Context, id string, in *attachQuery) (string,
 	return string(now), err
 }
 
-// follow sends the log from place until the container has ended.
-func (s *Server) follow(ctx context.Context, k *socket, place spec.StreamPlace) error {
-	q := logfile.Query{From: logfile.Position(place.Position), Skip: place.Skipped, Tail: -1, Follow: true}
+// follow sends the log from place until ended, or where that is nil until the
+// run that is there has ended.
+func (s *Server) follow(ctx context.Context, k *socket, place spec.StreamPlace, ended <-chan struct{}) error {
+	q := logfile.Query{From: logfile.Position(place.Position), Skip: place.Skipped, Tail: -1, Follow: true, Ended: ended}
 	if place.Position == oldest {
 		q.From = ""
 	}
@@ -126,9 +146,9 @@ func (s *Server) follow(ctx context.Context, k *socket, place spec.StreamPlace) 
 }
 
 // converse runs the three sides of a WebSocket: what the process writes, what
-// the client sends, and the sending. It returns when the process has ended and
-// the client knows, or the client is gone.
-func (s *Server) converse(ctx context.Context, k *socket, near peer, output func(context.Context) (spec.Exit, error)) {
+// the client sends, and the sending. It returns when the output has ended,
+// which is true, or the client is gone, which is false.
+func (s *Server) converse(ctx context.Context, k *socket, near peer, output func(context.Context) (spec.Exit, error)) bool {
 	ctx, cancel := context.WithCancel(ctx)
 	var sides sync.WaitGroup
 	defer sides.Wait()
@@ -143,7 +163,7 @@ func (s *Server) converse(ctx context.Context, k *socket, near peer, output func
 
 	exit, err := output(ctx)
 	if ctx.Err() != nil {
-		return // gone, or the node stops: clients come back for the rest
+		return false // gone, or the node stops: clients come back for the rest
 	}
 	end := spec.StreamEnd{Exit: &exit}
 	if err != nil {
@@ -154,6 +174,7 @@ func (s *Server) converse(ctx context.Context, k *socket, near peer, output func
 	if <-sent == nil {
 		_ = k.conn.Close(websocket.StatusNormalClosure, "")
 	}
+	return true
 }
 
 // containerPeer is the input of a container. Its stdin is opened with the
@@ -180,7 +201,7 @@ func (p *containerPeer) write(ctx context.Context, data []byte) error {
 	if _, err := in.Write(data); err == nil {
 		return nil
 	}
-	p.drop() // it ended; it may have been started again
+	p.forget() // it ended; it may have been started again
 	if in, err = p.writer(ctx); err == nil {
 		_, _ = in.Write(data)
 	}
@@ -200,31 +221,31 @@ func (p *containerPeer) writer(ctx context.Context) (io.WriteCloser, error) {
 	return in, err
 }
 
-func (p *containerPeer) drop() {
+func (p *containerPeer) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stdin != nil {
-		_ = p.stdin.Close() // nothing is buffered in it
-		p.stdin = nil
-	}
+	p.stdin = nil
 }
 
 func (p *containerPeer) closeStdin(ctx context.Context) error {
 	if !p.open {
 		return nil
 	}
-	_, err := p.writer(ctx) // the room ends the stdin with its last writer
-	p.drop()
+	in, err := p.writer(ctx)
 	p.open = false
+	if err == nil {
+		_ = in.Close() // the room knows whether that ends the process's stdin
+	}
 	return ignore(err, errs.Conflict)
 }
 
-// release is closeStdin for a client that is gone without it.
+// release is closeStdin for a client that is gone without it. The run may have
+// ended meanwhile; the next one is not waited for.
 func (p *containerPeer) release(ctx context.Context) {
-	if p.open && p.container.Config.StdinOnce && ctx.Err() == nil {
-		_, _ = p.writer(ctx) // a container that has ended has no stdin to end
-	}
-	p.drop()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	p.forget() // its context has ended
+	_ = p.closeStdin(ctx)
 }
 
 func (p *containerPeer) resize(ctx context.Context, size spec.Size) error {

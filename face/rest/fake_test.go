@@ -227,6 +227,15 @@ func (c containers) LogPosition(context.Context, string) (logfile.Position, erro
 	return logfile.Position(fmt.Sprintf("%d:0", len(c.logged))), nil
 }
 
+func (c containers) NextEnd(ctx context.Context, _ string) (<-chan struct{}, error) {
+	over := make(chan struct{})
+	go func() {
+		_, _ = c.Wait(ctx, "end", "")
+		close(over)
+	}()
+	return over, c.note("next end")
+}
+
 type stdin struct{ *node }
 
 func (s stdin) Write(p []byte) (int, error) {

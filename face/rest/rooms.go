@@ -53,6 +53,7 @@ type Observation interface {
 	Stats(ctx context.Context, refs []string) ([]spec.Stats, error)
 	Logs(ctx context.Context, ref string, q logfile.Query, fn func(logfile.Line) error) error
 	LogPosition(ctx context.Context, ref string) (logfile.Position, error)
+	NextEnd(ctx context.Context, ref string) (<-chan struct{}, error)
 }
 
 // Terminal reaches the first process of a container.
