@@ -145,7 +145,7 @@ func (a *attachment) run(ctx context.Context) (spec.Exit, error) {
 		return err
 	}
 	if a.exec {
-		err = once(try)
+		err = once(ctx, try)
 	} else {
 		err = outlive(ctx, try)
 	}

@@ -17,12 +17,8 @@ import (
 )
 
 // once is outlive for what cannot be taken up again.
-func once(try func(alive func()) error) error {
-	err := try(func() {})
-	if own, ok := errors.AsType[*callerError](err); ok {
-		return own.err
-	}
-	return err
+func once(ctx context.Context, try func(alive func()) error) error {
+	return plain(ctx, try(func() {}))
 }
 
 // connection attaches once, and returns when the process has ended, the user

@@ -41,6 +41,10 @@ func (c *Client) eventsFrom(ctx context.Context, opts EventOptions, last *string
 }
 
 func giveEvent(se serverEvent, last *string, fn func(spec.Event) error) error {
+	if se.data == nil {
+		*last = se.id
+		return nil
+	}
 	if se.kind == "problem" {
 		var p spec.Problem
 		if err := json.Unmarshal(se.data, &p); err != nil {

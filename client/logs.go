@@ -34,11 +34,7 @@ type LogLine struct {
 func (c *Client) ContainerLogs(ctx context.Context, ref string, opts LogOptions, fn func(LogLine) error) error {
 	l := logReading{client: c, ref: ref, opts: opts, fn: fn}
 	if !opts.Follow {
-		err := l.try(ctx, func() {})
-		if own, ok := errors.AsType[*callerError](err); ok {
-			return own.err
-		}
-		return err
+		return plain(ctx, l.try(ctx, func() {}))
 	}
 	return outlive(ctx, func(alive func()) error { return l.try(ctx, alive) })
 }

@@ -22,10 +22,7 @@ func outlive(ctx context.Context, try func(alive func()) error) error {
 			left, pause = time.Now(), first
 		}
 		if !worthRetry(ctx, err) || left.IsZero() || time.Since(left) > patience {
-			if own, ok := errors.AsType[*callerError](err); ok {
-				return own.err
-			}
-			return err
+			return plain(ctx, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -34,6 +31,17 @@ func outlive(ctx context.Context, try func(alive func()) error) error {
 		}
 		pause = min(2*pause, most)
 	}
+}
+
+// plain is err as the caller wants to see it.
+func plain(ctx context.Context, err error) error {
+	if own, ok := errors.AsType[*callerError](err); ok {
+		return own.err
+	}
+	if _, gone := errors.AsType[*goneError](err); gone && ctx.Err() != nil {
+		return context.Cause(ctx) // the caller's doing
+	}
+	return err
 }
 
 // worthRetry: the connection broke, or a node that is shutting down cut the

@@ -69,7 +69,8 @@ func trailerProblem(resp *http.Response) error {
 	return asError(p)
 }
 
-// serverEvent is one event of a text/event-stream.
+// serverEvent is one event of a text/event-stream; one without data only tells
+// where to go on from.
 type serverEvent struct {
 	id, kind string
 	data     []byte
@@ -89,7 +90,7 @@ func (c *Client) eachEvent(ctx context.Context, r io.Reader, fn func(serverEvent
 		}
 		line = bytes.TrimRight(line, "\r\n")
 		if len(line) == 0 {
-			if ev.data != nil {
+			if ev.data != nil || ev.id != "" {
 				if err := fn(ev); err != nil {
 					return err
 				}
