@@ -197,6 +197,7 @@ type Container struct {
 	LogPath  string          `json:"logPath"`
 	Snapshot string          `json:"snapshot"`
 	Size     *ContainerSizes `json:"size,omitempty" doc:"only when asked for"`
+	Execs    []string        `json:"execs,omitempty" doc:"ids of the execs that run in it; not in lists"`
 }
 
 // ContainerState is how a container fares.

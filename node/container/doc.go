@@ -3,4 +3,31 @@
 //
 // Set is the door to all of it. A container is found by a reference: its name,
 // its full id, or a part of the id that only one has.
+//
+// # What is kept where
+//
+// The truth is in memory. Get, List and Wait read an immutable view of each
+// container, without a lock and without touching a disk. The durable copy is
+// one record a container in bucket "container" of base/kv; how removed ones
+// ended stays in bucket "tombstone" for a while. Create and Remove cost one
+// commit each. A start and an exit are written along with the next commit;
+// where a restart policy hangs on them, before they are answered.
+//
+//	<root>/logs/<id>/container.log   output; goes with the container
+//	<state>/containers/<id>/         bundle: config.json, rootfs, hosts, resolv.conf, hostname;
+//	                                 there from start to the end of the clean-up after an exit
+//
+// The snapshot of a container has the container's id as its key, and the label
+// berth.container.
+//
+// # Locks, in their order
+//
+//	container.op   one verb at a time on one container; waits heed a ctx
+//	rootfs.mu      mounting the container's root
+//	Set.mu         the indexes by id and name
+//	container.mu   changes to the view; never held while waiting
+//
+// An exit takes op too: whoever holds op sees a container either running, with
+// everything it needs, or ended, with everything put away. Stop and Remove
+// therefore never wait for an exit while they hold op.
 package container

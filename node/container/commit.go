@@ -1,0 +1,86 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"berth/base/errs"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+// Commit makes an image of the container as it is. It is paused meanwhile,
+// unless the request says otherwise.
+func (s *Set) Commit(ctx context.Context, ref string, req spec.CommitRequest) (image spec.Image, err error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return image, err
+	}
+	base, err := s.Images.Get(ctx, c.get().ImageID)
+	if err != nil {
+		return image, fmt.Errorf("commit container %s: %w", c.name(), err)
+	}
+	if !req.NoPause {
+		resume, err := s.hold(ctx, c)
+		if err != nil {
+			return image, err
+		}
+		defer func() { err = errors.Join(err, resume()) }()
+	}
+	view := c.get()
+	image, err = s.Images.Commit(ctx, base, snapshot.Key(c.id), effective(view, c.image), req)
+	if err != nil {
+		return image, fmt.Errorf("commit container %s: %w", view.Name, err)
+	}
+	s.publish(view, "commit", "imageID", image.ID, "imageRef", req.Reference, "comment", req.Message)
+	return image, nil
+}
+
+// hold pauses the container, if it runs, until resume is called.
+func (s *Set) hold(ctx context.Context, c *container) (resume func() error, err error) {
+	if err := c.op.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer c.op.unlock()
+	if c.status() != spec.Running {
+		return func() error { return nil }, nil
+	}
+	if err := s.pause(ctx, c); err != nil {
+		return nil, err
+	}
+	held := c.current()
+	return func() error {
+		ctx := context.WithoutCancel(ctx)
+		if err := c.op.lock(ctx); err != nil {
+			return err
+		}
+		defer c.op.unlock()
+		if c.current() != held || c.status() != spec.Paused {
+			return nil // somebody else has ended or thawed it
+		}
+		if err := s.resume(ctx, c); !errors.Is(err, errs.NotFound) {
+			return err
+		}
+		return nil
+	}, nil
+}
+
+// effective is the configuration that an image of the container gets.
+func effective(c *spec.Container, image spec.ImageConfig) spec.ImageConfig {
+	config := c.Config
+	image.User = orElse(config.User, image.User)
+	image.WorkDir = orElse(config.WorkDir, image.WorkDir)
+	image.StopSignal = orElse(config.StopSignal, image.StopSignal)
+	image.Env = mergeEnv(image.Env, config.Env)
+	if config.Entrypoint != nil {
+		image.Entrypoint, image.Command = config.Entrypoint, nil
+	}
+	if config.Command != nil {
+		image.Command = config.Command
+	}
+	image.Labels = config.Labels // the image's are among them
+	image.Health = config.Health
+	image.ExposedPorts = c.Exposed
+	return image
+}

@@ -1,0 +1,367 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/node/bundle"
+	"berth/spec"
+)
+
+// execAge is how long an exec stays known after its end.
+const execAge = 10 * time.Minute
+
+// execution is a further process in a container. It is forgotten with the container.
+type execution struct {
+	id        string
+	container *container
+	done      chan struct{} // closed when it has ended, or could not be started
+	quiet     bool          // a health check: no events
+
+	mu      sync.Mutex
+	state   spec.Exec
+	started bool
+	ended   time.Time
+	exited  bool // its owner has told its end, and keeps its descriptors
+	closed  bool // nobody reads its output any more
+	console *os.File
+}
+
+// ExecSession is the node's end of a process made by exec.
+type ExecSession struct {
+	ID         string
+	Stdin      io.WriteCloser // nil where it was not asked for; Close ends the process's stdin
+	Stdout     io.Reader      // the terminal, where there is one; nil when detached
+	Stderr     io.Reader      // nil with a terminal, and when detached
+	CloseStdin func(ctx context.Context) error
+	Resize     func(size spec.Size) error
+	// Close lets go of the descriptors; it does not end the process.
+	Close func() error
+}
+
+// CreateExec prepares a further process in a running container.
+// errs.Conflict: it does not run, or is paused.
+func (s *Set) CreateExec(_ context.Context, ref string, config spec.ExecConfig) (spec.Exec, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return spec.Exec{}, err
+	}
+	if len(config.Command) == 0 || config.Command[0] == "" {
+		return spec.Exec{}, errs.New(errs.Invalid, "exec in container %s: no command", c.name())
+	}
+	if err := running(c.get()); err != nil {
+		return spec.Exec{}, err
+	}
+	e := s.newExec(c, config)
+	s.publish(c.get(), "exec_create: "+strings.Join(config.Command, " "), "execID", e.id)
+	return e.get(), nil
+}
+
+func (s *Set) newExec(c *container, config spec.ExecConfig) *execution {
+	e := &execution{id: newID(), container: c, done: make(chan struct{})}
+	e.state = spec.Exec{ID: e.id, Container: c.id, Config: config}
+	s.execMu.Lock()
+	defer s.execMu.Unlock()
+	for id, old := range s.execs {
+		if old.outdated() {
+			delete(s.execs, id)
+		}
+	}
+	s.execs[e.id] = e
+	return e
+}
+
+// StartExec runs it, once. The error holds a *StartError where the command
+// cannot be started. The caller closes the session.
+func (s *Set) StartExec(ctx context.Context, id string) (*ExecSession, error) {
+	e, err := s.findExec(id)
+	if err != nil {
+		return nil, err
+	}
+	if !e.claim() {
+		return nil, errs.New(errs.Conflict, "exec %s has been started before", id)
+	}
+	p, err := s.runExec(ctx, e)
+	if err != nil {
+		e.end(startCode(err), true)
+		return nil, fmt.Errorf("exec in container %s: %w", e.container.name(), err)
+	}
+	s.publish(e.container.get(), "exec_start: "+strings.Join(e.state.Config.Command, " "), "execID", id)
+	return s.session(e, p), nil
+}
+
+// runExec starts the process. The lock is not held meanwhile: a container
+// that ends takes its execs along.
+func (s *Set) runExec(ctx context.Context, e *execution) (*Process, error) {
+	view := e.container.get()
+	if err := running(view); err != nil {
+		return nil, err
+	}
+	r, err := s.runtime(view)
+	if err != nil {
+		return nil, err
+	}
+	config := e.get().Config
+	process, err := bundle.Exec(bundle.ExecInput{
+		Container: *view,
+		Image:     e.container.image,
+		Host:      s.Host,
+		Rootfs:    s.rootDir(view.ID),
+		Config:    config,
+	})
+	if err != nil {
+		return nil, err
+	}
+	p, err := r.Exec(ctx, ExecLaunch{
+		ID:        e.id,
+		Container: view.ID,
+		Process:   process,
+		Stdin:     config.OpenStdin,
+		Detach:    config.Detach,
+		Size:      config.Size,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.began(p)
+	return p, nil
+}
+
+func (s *Set) session(e *execution, p *Process) *ExecSession {
+	session := &ExecSession{
+		ID:         e.id,
+		CloseStdin: p.CloseStdin,
+		Resize:     func(size spec.Size) error { return resize(p.Console, size) },
+		Close:      func() error { return s.closeExec(e, p) },
+	}
+	switch {
+	case p.Console != nil:
+		session.Stdin, session.Stdout = p.Console, terminal{p.Console}
+	default:
+		if p.Stdin != nil {
+			session.Stdin = stdinOf{p.Stdin, p.CloseStdin, context.WithoutCancel(s.life)}
+		}
+		if p.Stdout != nil {
+			session.Stdout, session.Stderr = p.Stdout, p.Stderr
+		}
+	}
+	if p.Stdout == nil && p.Console == nil { // detached: nothing is read
+		s.letGo(e)
+	}
+	return session
+}
+
+// closeExec closes our descriptors of the process.
+func (s *Set) closeExec(e *execution, p *Process) error {
+	var failed error
+	for _, f := range []io.Closer{p.Stdin, p.Stdout, p.Stderr} {
+		if f != nil {
+			failed = errors.Join(failed, ignoreClosed(f.Close()))
+		}
+	}
+	e.mu.Lock()
+	e.console = nil
+	e.mu.Unlock()
+	if p.Console != nil {
+		failed = errors.Join(failed, ignoreClosed(p.Console.Close()))
+	}
+	s.letGo(e)
+	return failed
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// WaitExec waits for the end of a started exec.
+func (s *Set) WaitExec(ctx context.Context, id string) (spec.Exec, error) {
+	e, err := s.findExec(id)
+	if err != nil {
+		return spec.Exec{}, err
+	}
+	select {
+	case <-e.done:
+		return e.get(), nil
+	case <-ctx.Done():
+		return spec.Exec{}, ctx.Err()
+	}
+}
+
+// ResizeExec sets the size of an exec's terminal.
+func (s *Set) ResizeExec(_ context.Context, id string, size spec.Size) error {
+	e, err := s.findExec(id)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return resize(e.console, size)
+}
+
+// GetExec returns one exec, for some minutes after its end too.
+func (s *Set) GetExec(_ context.Context, id string) (spec.Exec, error) {
+	e, err := s.findExec(id)
+	if err != nil {
+		return spec.Exec{}, err
+	}
+	return e.get(), nil
+}
+
+func (s *Set) findExec(id string) (*execution, error) {
+	s.execMu.Lock()
+	defer s.execMu.Unlock()
+	if e := s.execs[id]; e != nil {
+		return e, nil
+	}
+	return nil, errs.New(errs.NotFound, "no such exec: %s", id)
+}
+
+// execsOf are the ids of the execs that run in a container.
+func (s *Set) execsOf(id string) []string {
+	s.execMu.Lock()
+	defer s.execMu.Unlock()
+	var ids []string
+	for _, e := range s.execs {
+		if e.container.id == id && !e.quiet && e.get().Running {
+			ids = append(ids, e.id)
+		}
+	}
+	return ids
+}
+
+// dropExecs forgets the ended execs of a container that is gone.
+func (s *Set) dropExecs(id string) {
+	s.execMu.Lock()
+	defer s.execMu.Unlock()
+	for key, e := range s.execs {
+		if e.container.id == id && !e.get().Running {
+			delete(s.execs, key)
+		}
+	}
+}
+
+// execEnded notes the end of an exec; false where x is not of one.
+func (s *Set) execEnded(x Exit) bool {
+	e, err := s.findExec(x.ID)
+	if err != nil {
+		return false
+	}
+	e.end(x.Code, x.Known)
+	if !e.quiet {
+		s.publish(e.container.get(), "exec_die", "execID", e.id, "exitCode", strconv.Itoa(e.get().ExitCode))
+	}
+	e.mu.Lock()
+	e.exited = true
+	finished := e.closed
+	e.mu.Unlock()
+	if finished {
+		s.tasks.run(func() { s.drop(e.id) })
+	}
+	return true
+}
+
+// letGo says that nobody reads the output of an exec any more.
+func (s *Set) letGo(e *execution) {
+	e.mu.Lock()
+	finished := e.exited && !e.closed
+	e.closed = true
+	e.mu.Unlock()
+	if finished {
+		s.tasks.run(func() { s.drop(e.id) })
+	}
+}
+
+func (e *execution) get() spec.Exec {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.state
+}
+
+// claim makes the caller the one who starts it.
+func (e *execution) claim() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	first := !e.started
+	e.started = true
+	return first
+}
+
+// began notes the process, unless its end was told before.
+func (e *execution) began(p *Process) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.console = p.Console
+	if e.ended.IsZero() {
+		e.state.Running, e.state.Pid = true, p.Pid
+	}
+}
+
+func (e *execution) end(code int, known bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.ended.IsZero() {
+		return
+	}
+	if !known {
+		code = unknownCode
+	}
+	e.state.Running, e.state.Pid, e.state.ExitCode, e.state.ExitUnknown = false, 0, code, !known
+	e.ended = time.Now()
+	close(e.done)
+}
+
+func (e *execution) outdated() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.ended.IsZero() && time.Since(e.ended) > execAge || !e.started && e.container.isGone()
+}
+
+// terminal reads a terminal's master; it ends when the last process on the
+// other side is gone, which the kernel reports as an input error.
+type terminal struct{ *os.File }
+
+func (t terminal) Read(p []byte) (int, error) {
+	n, err := t.File.Read(p)
+	if errors.Is(err, syscall.EIO) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// stdinOf is a pipe that is closed wherever it is held open.
+type stdinOf struct {
+	io.Writer
+	end func(ctx context.Context) error
+	ctx context.Context //nolint:containedctx // an io.Closer has no other way to get one
+}
+
+func (s stdinOf) Close() error { return s.end(s.ctx) }
+
+func resize(console *os.File, size spec.Size) error {
+	if console == nil {
+		return errs.New(errs.Conflict, "there is no terminal to resize")
+	}
+	raw, err := console.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Cols})
+	})
+	return errors.Join(err, failed)
+}

@@ -1,0 +1,137 @@
+package container
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"berth/base/kv"
+	"berth/spec"
+)
+
+const (
+	bucket          = "container"
+	tombstoneBucket = "tombstone"
+	// tombstoneAge is how long the end of a removed container is remembered.
+	tombstoneAge = 10 * time.Minute
+)
+
+// record is the durable form of a container.
+type record struct {
+	Container spec.Container   `json:"container"`
+	Image     spec.ImageConfig `json:"image"`
+	Boot      string           `json:"boot"` // in which it was written
+	Retries   int              `json:"retries,omitempty"`
+}
+
+// tombstone is how a removed container ended.
+type tombstone struct {
+	Exit    spec.Exit `json:"exit"`
+	Removed time.Time `json:"removed"`
+}
+
+// records keeps the durable copies.
+type records struct {
+	db   *kv.DB
+	boot string
+
+	mu         sync.Mutex
+	tombstones map[string]tombstone
+	oldest     []string // ids of tombstones in the order of their removal
+}
+
+func openRecords(db *kv.DB, boot string) (*records, []record, error) {
+	r := &records{db: db, boot: boot, tombstones: map[string]tombstone{}}
+	var found []record
+	err := db.View(func(tx *kv.Tx) error {
+		err := kv.EachJSON(tx, bucket, "", func(_ string, rec record) error {
+			found = append(found, rec)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return kv.EachJSON(tx, tombstoneBucket, "", func(id string, t tombstone) error {
+			r.tombstones[id] = t
+			return nil
+		})
+	})
+	r.oldest = slices.SortedFunc(maps.Keys(r.tombstones), func(a, b string) int {
+		return r.tombstones[a].Removed.Compare(r.tombstones[b].Removed)
+	})
+	return r, found, err
+}
+
+// write makes the container's record durable before it returns.
+func (r *records) write(ctx context.Context, c *container) error {
+	return r.db.Update(ctx, func(tx *kv.Tx) error { return r.put(tx, c) })
+}
+
+// note writes the container's record with the next commit.
+func (r *records) note(c *container) {
+	r.db.Later(func(tx *kv.Tx) error { return r.put(tx, c) })
+}
+
+// put writes the container as it is by the time of the commit.
+func (r *records) put(tx *kv.Tx, c *container) error {
+	if c.isGone() {
+		return nil
+	}
+	c.mu.Lock()
+	rec := record{Container: *c.view.Load(), Image: c.image, Boot: r.boot, Retries: c.retries}
+	c.mu.Unlock()
+	return kv.PutJSON(tx, bucket, c.id, rec)
+}
+
+// remove puts a tombstone in the place of the container's record.
+func (r *records) remove(ctx context.Context, c *container) error {
+	stone := tombstone{Exit: exitOf(c.get()), Removed: time.Now()}
+	c.gone.Store(true)
+	old := r.tooOld(stone.Removed)
+	err := r.db.Update(ctx, func(tx *kv.Tx) error {
+		for _, id := range old {
+			if err := tx.Delete(tombstoneBucket, id); err != nil {
+				return err
+			}
+		}
+		if err := tx.Delete(bucket, c.id); err != nil {
+			return err
+		}
+		return kv.PutJSON(tx, tombstoneBucket, c.id, stone)
+	})
+	if err != nil {
+		c.gone.Store(false)
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, id := range old {
+		delete(r.tombstones, id)
+	}
+	r.tombstones[c.id] = stone
+	r.oldest = append(r.oldest, c.id)
+	return nil
+}
+
+// tooOld takes the tombstones out of the order that have had their time.
+func (r *records) tooOld(now time.Time) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for n < len(r.oldest) && now.Sub(r.tombstones[r.oldest[n]].Removed) > tombstoneAge {
+		n++
+	}
+	old := slices.Clone(r.oldest[:n])
+	r.oldest = r.oldest[n:]
+	return old
+}
+
+// exit is how a removed container ended.
+func (r *records) exit(id string) (spec.Exit, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	stone, ok := r.tombstones[id]
+	return stone.Exit, ok && time.Since(stone.Removed) <= tombstoneAge
+}

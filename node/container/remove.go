@@ -1,0 +1,168 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"berth/base/errs"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+// Remove takes a container away, with its anonymous volumes if volumes is
+// set. errs.Conflict: it runs, and force is not set.
+func (s *Set) Remove(ctx context.Context, ref string, force, volumes bool) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, func(ctx context.Context) error { return s.removeFound(ctx, c, force, volumes) })
+}
+
+func (s *Set) removeFound(ctx context.Context, c *container, force, volumes bool) error {
+	for killed := false; ; killed = true {
+		if err := c.op.lock(ctx); err != nil {
+			return err
+		}
+		if c.isGone() {
+			c.op.unlock()
+			if killed {
+				return nil // it went by itself when it ended
+			}
+			return errs.New(errs.NotFound, "no such container: %s", c.name())
+		}
+		if !busy(c.status()) {
+			err := s.remove(ctx, c, volumes)
+			c.op.unlock()
+			return err
+		}
+		end, err := s.endForRemoval(ctx, c, force)
+		c.op.unlock()
+		if err != nil {
+			return fmt.Errorf("remove container %s: %w", c.name(), err)
+		}
+		if end != nil && !waitFor(end, killWait) {
+			c.setRemoving(false)
+			return errs.New(errs.Timeout, "remove container %s: it was killed, but its process does not end", c.name())
+		}
+	}
+}
+
+// endForRemoval kills what runs and calls off restarts. op is held.
+func (s *Set) endForRemoval(ctx context.Context, c *container, force bool) (*ending, error) {
+	status := c.status()
+	if !force {
+		return nil, errs.New(errs.Conflict, "it is %s: stop it before, or use force", status)
+	}
+	if status == spec.Restarting {
+		c.calm()
+		return nil, nil
+	}
+	c.setRemoving(true)
+	end := c.ending()
+	err := s.send(ctx, c, syscall.SIGKILL)
+	if err == nil && status == spec.Paused {
+		if err = s.resume(ctx, c); errors.Is(err, errs.NotFound) {
+			err = nil
+		}
+	}
+	if err != nil {
+		c.setRemoving(false)
+	}
+	return end, err
+}
+
+func (c *container) setRemoving(on bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.removing = on
+}
+
+// remove takes away a container that does not run. op is held. Once its record
+// is gone there is no way back: what then fails is swept up later.
+func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
+	c.quiet()
+	before := c.status()
+	view := c.change(func(c *spec.Container) { c.State.Status = spec.Removing })
+	if err := s.unmake(ctx, c); err != nil {
+		c.setRemoving(false)
+		c.change(func(c *spec.Container) {
+			c.State.Status, c.State.Error = spec.Dead, err.Error()
+			if errors.Is(err, context.Canceled) {
+				c.State.Status = before
+			}
+		})
+		return fmt.Errorf("remove container %s: %w", view.Name, err)
+	}
+	s.dropFromIndex(c)
+	err := errors.Join(clearDir(s.logDir(c.id)), s.releaseVolumes(ctx, view, volumes))
+	if err != nil {
+		s.Log.Warn("something of a removed container is left", "container", c.id, "error", err)
+	}
+	s.tasks.run(func() {
+		if err := s.forget.now(context.WithoutCancel(s.life), c.id); err != nil {
+			s.Log.Warn("cannot forget the process of a removed container", "container", c.id, "error", err)
+		}
+	})
+	s.publish(view, "destroy")
+	c.tellRemoved()
+	return nil
+}
+
+// unmake removes the root and, at last, the record.
+func (s *Set) unmake(ctx context.Context, c *container) error {
+	if c.litter.Load() {
+		if err := s.putAway(ctx, c, false); err != nil {
+			return err
+		}
+	}
+	if err := s.Snapshots.Remove(ctx, snapshot.Key(c.id)); err != nil && !errors.Is(err, errs.NotFound) {
+		return fmt.Errorf("remove its root: %w", err)
+	}
+	if err := s.db.remove(ctx, c); err != nil {
+		return fmt.Errorf("remove its record: %w", err)
+	}
+	return nil
+}
+
+func (s *Set) dropFromIndex(c *container) {
+	s.mu.Lock()
+	delete(s.containers, c.id)
+	if name := c.name(); s.names[name] == c.id {
+		delete(s.names, name)
+	}
+	s.mu.Unlock()
+	s.dropExecs(c.id)
+}
+
+// tellRemoved wakes those who wait for the removal, and those who wait for a
+// run that will never be.
+func (c *container) tellRemoved() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.end.err = errs.New(errs.NotFound, "container %s was removed", c.view.Load().Name)
+	close(c.end.done)
+	c.end = newEnding()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// releaseVolumes gives up the container's volumes and removes its own.
+func (s *Set) releaseVolumes(ctx context.Context, c *spec.Container, anonymous bool) error {
+	var failed error
+	for _, m := range c.Mounts {
+		if m.Type != "volume" {
+			continue
+		}
+		failed = errors.Join(failed, s.Volumes.Release(ctx, m.Name, c.ID))
+		if m.Anonymous && anonymous {
+			err := s.Volumes.Remove(ctx, m.Name, false)
+			if !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Conflict) { // another may use it by its name
+				failed = errors.Join(failed, err)
+			}
+		}
+	}
+	return failed
+}

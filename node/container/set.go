@@ -1,0 +1,367 @@
+package container
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"berth/base/errs"
+	"berth/base/kv"
+	"berth/node/bundle"
+	"berth/node/network"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+// Config is what a Set stands on.
+type Config struct {
+	DB    *kv.DB
+	Root  string // durable folder; logs live below it
+	State string // folder that is empty after a reboot; bundles live below it
+	Boot  string // which boot this is
+
+	Images    Images
+	Snapshots Snapshots
+	Networks  Networks
+	Volumes   Volumes
+	Events    Events
+	Meter     Meter
+	Processes Processes
+
+	Runtimes map[string]Runtime
+	Runtime  string // the one used where none is asked for
+	Host     bundle.Host
+	// CgroupParent is where containers go that name no parent of their own.
+	CgroupParent string
+	// Idmap is what --userns auto maps to; nil where the node has no ids to
+	// give. Remap gives it also to containers that say nothing.
+	Idmap *bundle.Idmap
+	Remap bool
+
+	Log *slog.Logger
+}
+
+// Images are the images of this node.
+type Images interface {
+	Get(ctx context.Context, ref string) (spec.Image, error)
+	Chain(ctx context.Context, imageID string) (snapshot.Key, error)
+	Commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest) (spec.Image, error)
+}
+
+// Snapshots hold the root file systems; a snapshot.Store is one.
+type Snapshots interface {
+	Prepare(ctx context.Context, key, parent snapshot.Key, labels map[string]string) (snapshot.Active, error)
+	Mount(ctx context.Context, key snapshot.Key, target string) error
+	Unmount(ctx context.Context, target string) error
+	Stat(ctx context.Context, key snapshot.Key) (snapshot.Info, error)
+	Remove(ctx context.Context, key snapshot.Key) error
+	Usage(ctx context.Context, key snapshot.Key) (snapshot.Usage, error)
+	Changes(ctx context.Context, key snapshot.Key) ([]spec.Change, error)
+}
+
+// Networks join containers to networks.
+type Networks interface {
+	NewNamespace(ctx context.Context, id string) (path string, err error)
+	RemoveNamespace(ctx context.Context, id string) error
+	Attach(ctx context.Context, req network.AttachRequest) (network.Attachment, error)
+	Detach(ctx context.Context, container string) error
+	Connect(ctx context.Context, req network.AttachRequest, config spec.EndpointConfig) (spec.Endpoint, error)
+	Disconnect(ctx context.Context, container, network string) error
+	Rename(container, name string)
+	ResolvConf(choice spec.NetworkChoice, endpoints []spec.Endpoint) []byte
+	Hosts(choice spec.NetworkChoice, hostname, domainname string, endpoints []spec.Endpoint) []byte
+}
+
+// Volumes keep data that outlives containers.
+type Volumes interface {
+	Create(ctx context.Context, config spec.VolumeConfig) (spec.Volume, error)
+	List(ctx context.Context, filter spec.Filter) ([]spec.Volume, error)
+	Remove(ctx context.Context, name string, force bool) error
+	Reserve(ctx context.Context, name, container string) error
+	Acquire(ctx context.Context, name, container string) (path string, err error)
+	Unmount(ctx context.Context, name, container string) error
+	Release(ctx context.Context, name, container string) error
+	Fill(ctx context.Context, name, root, from string) error
+}
+
+// Events is told what happens.
+type Events interface {
+	Publish(kind, action, id string, attrs map[string]string)
+}
+
+// Meter reads cgroups, named by their path in the hierarchies.
+type Meter interface {
+	Read(cgroup string, pid int) (spec.Stats, error)
+	OOMKills(cgroup string) (uint64, error)
+	Pids(cgroup string) ([]int, error)
+}
+
+// Processes owns the processes that the runtimes start.
+type Processes interface {
+	// Forget drops an ended process with its descriptors and its exit.
+	Forget(ctx context.Context, id string) error
+	Signal(id string, sig syscall.Signal) error
+}
+
+// Set is the containers of one node.
+type Set struct {
+	Config
+	db *records
+
+	life  context.Context //nolint:containedctx // what the Set does by itself ends with it
+	end   context.CancelFunc
+	tasks tasks
+
+	mu         sync.RWMutex
+	containers map[string]*container // by id
+	names      map[string]string     // to id; also those being created
+	pending    map[string]string     // id of a container being created to its image
+
+	execMu sync.Mutex
+	execs  map[string]*execution
+
+	forget forgetter
+}
+
+var _ io.Closer = (*Set)(nil)
+
+// Open reads the records of the node's containers. Recover has to come next,
+// before any process's exit is told. ctx is the Set's life: exits, restarts
+// and health checks end with it or with Close; the containers do not.
+func Open(ctx context.Context, config Config) (*Set, error) {
+	if config.Runtimes[config.Runtime] == nil {
+		return nil, errs.New(errs.Invalid, "there is no runtime named %q", config.Runtime)
+	}
+	s := &Set{
+		Config:     config,
+		containers: map[string]*container{},
+		names:      map[string]string{},
+		pending:    map[string]string{},
+		execs:      map[string]*execution{},
+	}
+	s.life, s.end = context.WithCancel(ctx)
+	s.forget.init(s)
+	db, found, err := openRecords(config.DB, config.Boot)
+	if err != nil {
+		return nil, fmt.Errorf("read the records of containers: %w", err)
+	}
+	s.db = db
+	for _, r := range found {
+		c := newContainer(r)
+		s.containers[c.id] = c
+		s.names[r.Container.Name] = c.id
+	}
+	return s, nil
+}
+
+// Close ends what the Set does by itself and waits for it. The containers go on.
+func (s *Set) Close() error {
+	s.end()
+	s.eachContainer((*container).quiet)
+	s.tasks.close()
+	s.forget.flush()
+	return nil
+}
+
+// Users are the ids of the containers made from an image.
+func (s *Set) Users(imageID string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var ids []string
+	for id, c := range s.containers {
+		if c.get().ImageID == imageID {
+			ids = append(ids, id)
+		}
+	}
+	for id, image := range s.pending {
+		if image == imageID {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// Claims reports whether id is that of a container of the node, be it only
+// in the making.
+func (s *Set) Claims(id string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.containers[id] != nil || s.pending[id] != ""
+}
+
+// find looks a container up by name, id, or the beginning of an id.
+func (s *Set) find(ref string) (*container, error) {
+	ref = strings.TrimPrefix(ref, "/")
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c := s.containers[ref]; c != nil {
+		return c, nil
+	}
+	if c := s.containers[s.names[ref]]; c != nil {
+		return c, nil
+	}
+	if ref == "" {
+		return nil, errs.New(errs.Invalid, "a container's name or id is needed")
+	}
+	var found *container
+	for id, c := range s.containers {
+		if !strings.HasPrefix(id, ref) {
+			continue
+		}
+		if found != nil {
+			return nil, errs.New(errs.Conflict, "%q is the beginning of several containers' ids", ref)
+		}
+		found = c
+	}
+	if found == nil {
+		return nil, errs.New(errs.NotFound, "no such container: %s", ref)
+	}
+	return found, nil
+}
+
+// lock finds a container and takes its op.
+func (s *Set) lock(ctx context.Context, ref string) (*container, error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.op.lock(ctx); err != nil {
+		return nil, fmt.Errorf("container %s is busy: %w", c.name(), err)
+	}
+	if c.isGone() {
+		c.op.unlock()
+		return nil, errs.New(errs.NotFound, "no such container: %s", ref)
+	}
+	return c, nil
+}
+
+// all returns the containers, newest first.
+func (s *Set) all() []*container {
+	s.mu.RLock()
+	all := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(all, func(a, b *container) int {
+		return cmp.Or(b.get().Created.Compare(a.get().Created), cmp.Compare(a.id, b.id))
+	})
+	return all
+}
+
+func (s *Set) eachContainer(fn func(*container)) {
+	for _, c := range s.all() {
+		fn(c)
+	}
+}
+
+func (s *Set) bundleDir(id string) string { return filepath.Join(s.State, "containers", id) }
+
+func (s *Set) logDir(id string) string { return filepath.Join(s.Root, "logs", id) }
+
+func (s *Set) runtime(c *spec.Container) (Runtime, error) {
+	if r := s.Runtimes[c.Runtime]; r != nil {
+		return r, nil
+	}
+	return nil, errs.New(errs.Unsupported, "runtime %q of container %s is not configured on this node", c.Runtime, c.Name)
+}
+
+func cgroupOf(c *spec.Container) string { return bundle.CgroupPath(c.Config.CgroupParent, c.ID) }
+
+// publish tells of something that happened to a container.
+func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
+	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+2)
+	for k, v := range c.Config.Labels {
+		all[k] = v
+	}
+	all["name"], all["image"] = c.Name, c.Image
+	for i := 0; i+1 < len(attrs); i += 2 {
+		all[attrs[i]] = attrs[i+1]
+	}
+	s.Events.Publish("container", action, c.ID, all)
+}
+
+// forgetter drops ended processes from their owner some time after their end:
+// only then is the record of the end sure to be durable.
+type forgetter struct {
+	set   *Set
+	mu    sync.Mutex
+	ids   map[string]bool
+	timer *time.Timer
+}
+
+// forgetDelay is longer than kv.Later may take.
+const forgetDelay = time.Second
+
+func (f *forgetter) init(s *Set) { f.set, f.ids = s, map[string]bool{} }
+
+func (f *forgetter) later(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ids[id] = true
+	if f.timer == nil {
+		f.timer = time.AfterFunc(forgetDelay, func() { f.set.tasks.run(f.flush) })
+	}
+}
+
+// now drops id at once, if it waits to be dropped.
+func (f *forgetter) now(ctx context.Context, id string) error {
+	f.mu.Lock()
+	waits := f.ids[id]
+	delete(f.ids, id)
+	f.mu.Unlock()
+	if !waits {
+		return nil
+	}
+	return f.set.Processes.Forget(ctx, id)
+}
+
+func (f *forgetter) flush() {
+	f.mu.Lock()
+	ids := f.ids
+	f.ids, f.timer = map[string]bool{}, nil
+	f.mu.Unlock()
+	for id := range ids {
+		f.set.drop(id)
+	}
+}
+
+// drop makes the owner of the processes forget one, come what may.
+func (s *Set) drop(id string) {
+	if err := s.Processes.Forget(context.WithoutCancel(s.life), id); err != nil {
+		s.Log.Warn("cannot forget an ended process", "id", id, "error", err)
+	}
+}
+
+// tasks are the goroutines of a Set.
+type tasks struct {
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// run starts fn, or says no once the tasks are closed.
+func (t *tasks) run(fn func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.wg.Go(fn)
+	}
+	return !t.closed
+}
+
+func (t *tasks) close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.wg.Wait()
+}

@@ -1,0 +1,399 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/base/undo"
+	"berth/node/bundle"
+	"berth/node/network"
+	"berth/spec"
+)
+
+// Start runs the container's process. A running container is no error. Where
+// the process cannot be started the error holds a *StartError with the exit
+// code for it. A caller that goes away does not stop a start that has begun.
+func (s *Set) Start(ctx context.Context, ref string) error {
+	c, err := s.lock(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, func(ctx context.Context) error {
+		defer c.op.unlock()
+		switch c.status() {
+		case spec.Running:
+			return nil
+		case spec.Paused:
+			return errs.New(errs.Conflict, "container %s is paused: unpause it", c.name())
+		case spec.Removing, spec.Dead:
+			return errs.New(errs.Conflict, "container %s is being removed", c.name())
+		}
+		c.calm()
+		return s.start(ctx, c)
+	})
+}
+
+// start runs the process of a container that has none. op is held.
+func (s *Set) start(ctx context.Context, c *container) error {
+	if s.life.Err() != nil {
+		return errs.New(errs.Unavailable, "the node is shutting down")
+	}
+	if err := s.launch(ctx, c); err != nil {
+		failed := c.change(func(c *spec.Container) {
+			c.State.Error, c.State.ExitCode, c.State.ExitUnknown = err.Error(), startCode(err), false
+			c.State.Pid, c.Networks, c.Ports = 0, nil, nil
+			if c.State.Status != spec.Created {
+				c.State.Status = spec.Stopped
+			}
+		})
+		s.db.note(c)
+		return fmt.Errorf("start container %s: %w", failed.Name, err)
+	}
+	s.publish(c.get(), "start")
+	s.watchHealth(c)
+	return nil
+}
+
+// launch makes all that the process needs, and the process. On failure
+// nothing of it is left.
+func (s *Set) launch(ctx context.Context, c *container) (err error) {
+	want := c.get()
+	runtime, err := s.runtime(want)
+	if err != nil {
+		return err
+	}
+	if err := s.cleared(ctx, c); err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer func() {
+		if err != nil {
+			u.Run(ctx, &err)
+		}
+	}()
+	made, err := s.furnish(ctx, c, &u)
+	if err != nil {
+		return err
+	}
+	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
+	process, err := runtime.Run(ctx, Launch{
+		ID:     c.id,
+		Bundle: s.bundleDir(c.id),
+		TTY:    want.Config.TTY,
+		Stdin:  want.Config.OpenStdin,
+		Log:    logFile(want),
+	})
+	if err != nil {
+		return err
+	}
+	s.began(c, made, process)
+	if err := s.save(ctx, c); err != nil {
+		c.lost()
+		return fmt.Errorf("record the start: %w", err)
+	}
+	return nil
+}
+
+// cleared makes sure that nothing of an earlier run is left in the way.
+func (s *Set) cleared(ctx context.Context, c *container) error {
+	if c.litter.Load() {
+		if err := s.putAway(ctx, c, false); err != nil {
+			return fmt.Errorf("clean up after its last run: %w", err)
+		}
+	}
+	return s.forget.now(ctx, c.id)
+}
+
+// began notes that the process runs.
+func (s *Set) began(c *container, made furniture, p *Process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now().UTC()
+	c.run = &run{process: p, since: now}
+	c.changeLocked(func(c *spec.Container) {
+		old := c.State
+		c.State = spec.ContainerState{
+			Status: spec.Running, Pid: p.Pid, StartedAt: now,
+			FinishedAt: old.FinishedAt, RestartCount: old.RestartCount,
+		}
+		c.Mounts, c.Networks, c.Ports = made.mounts, made.wiring.Endpoints, made.wiring.Ports
+	})
+}
+
+// lost takes back what began noted: the process is about to be ended.
+func (c *container) lost() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.run = nil
+}
+
+// furniture is what a process finds when it starts.
+type furniture struct {
+	mounts []spec.Mounted
+	wiring wiring
+}
+
+// furnish makes root, mounts, network and bundle; what is independent at the
+// same time.
+func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made furniture, err error) {
+	want := c.get()
+	var root string
+	var rootErr, wireErr error
+	var both sync.WaitGroup
+	both.Go(func() { made.wiring, wireErr = s.wire(ctx, want) })
+	root, rootErr = s.mountRoot(ctx, c)
+	both.Wait()
+	if rootErr == nil {
+		u.Add("unmount the root", func(ctx context.Context) error { return s.unmountRoot(ctx, c) })
+	}
+	if wireErr == nil {
+		u.Add("leave the networks", func(ctx context.Context) error { return s.unwire(ctx, want) })
+	}
+	if err := errors.Join(wireErr, rootErr); err != nil {
+		return made, err
+	}
+	if made.mounts, err = s.acquireMounts(ctx, want, u); err != nil {
+		return made, err
+	}
+	asIs := *want
+	asIs.Mounts, asIs.Networks, asIs.Ports = made.mounts, made.wiring.Endpoints, made.wiring.Ports
+	return made, s.writeBundle(asIs, c.image, root, made.wiring, u)
+}
+
+// writeBundle makes the files that the container sees, and config.json.
+func (s *Set) writeBundle(c spec.Container, image spec.ImageConfig, root string, w wiring, u *undo.Stack) error {
+	in := bundle.Input{
+		Container: c,
+		Image:     image,
+		Host:      s.Host,
+		Rootfs:    root,
+		NetNS:     w.namespace,
+		Idmap:     s.idmap(&c),
+	}
+	var err error
+	if in.PIDNS, err = s.namespace(c.Config.PIDMode, "pid"); err != nil {
+		return err
+	}
+	if in.IPCNS, err = s.namespace(c.Config.IPCMode, "ipc"); err != nil {
+		return err
+	}
+	if c.Config.UTSMode == "host" {
+		in.UTSNS = bundle.HostNamespace
+	}
+	if err := s.borrowShm(&in, u); err != nil {
+		return err
+	}
+	if err := s.writeFiles(&in); err != nil {
+		return err
+	}
+	config, err := bundle.Spec(in)
+	if err != nil {
+		return err
+	}
+	return bundle.Write(s.bundleDir(c.ID), config)
+}
+
+// writeFiles makes hosts, resolv.conf and hostname, or takes those of the
+// container whose network is shared.
+func (s *Set) writeFiles(in *bundle.Input) error {
+	c := &in.Container
+	dir := s.bundleDir(c.ID)
+	if other, shared := strings.CutPrefix(c.Config.Network.Mode, sharedPrefix); shared {
+		dir = s.bundleDir(other)
+	}
+	in.Hosts, in.ResolvConf, in.HostnameFile = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
+	if strings.HasPrefix(c.Config.Network.Mode, sharedPrefix) {
+		return nil
+	}
+	if err := s.writeNames(c); err != nil {
+		return err
+	}
+	hostname := c.Config.Hostname
+	if hostname == "" {
+		hostname, _ = os.Hostname()
+	}
+	return os.WriteFile(in.HostnameFile, []byte(hostname+"\n"), 0o644) //nolint:gosec // the container's users read it
+}
+
+// writeNames writes hosts and resolv.conf, in place: they may be mounted.
+func (s *Set) writeNames(c *spec.Container) error {
+	dir := s.bundleDir(c.ID)
+	hosts := s.Networks.Hosts(c.Config.Network, c.Config.Hostname, c.Config.Domainname, c.Networks)
+	if err := os.WriteFile(filepath.Join(dir, "hosts"), hosts, 0o644); err != nil { //nolint:gosec // as above
+		return err
+	}
+	resolv := s.Networks.ResolvConf(c.Config.Network, c.Networks)
+	return os.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644) //nolint:gosec // as above
+}
+
+// namespace finds what a mode such as host or container:<id> stands for.
+func (s *Set) namespace(mode, kind string) (string, error) {
+	if mode == "host" {
+		return bundle.HostNamespace, nil
+	}
+	id, shared := strings.CutPrefix(mode, sharedPrefix)
+	if !shared {
+		return "", nil
+	}
+	pid, err := s.pidOf(id)
+	if err != nil {
+		return "", fmt.Errorf("join the %s namespace: %w", kind, err)
+	}
+	return fmt.Sprintf("/proc/%d/ns/%s", pid, kind), nil
+}
+
+// pidOf is the process of a container that has to run.
+func (s *Set) pidOf(id string) (int, error) {
+	c, err := s.find(id)
+	if err != nil {
+		return 0, err
+	}
+	view := c.get()
+	if !alive(view.State.Status) {
+		return 0, errs.New(errs.Conflict, "container %s is not running", view.Name)
+	}
+	return view.State.Pid, nil
+}
+
+// borrowShm gives the container the /dev/shm of the one whose IPC namespace it
+// joins. The runtime binds it; ours goes when the process runs, or does not.
+func (s *Set) borrowShm(in *bundle.Input, u *undo.Stack) error {
+	id, shared := strings.CutPrefix(in.Container.Config.IPCMode, sharedPrefix)
+	if !shared {
+		return nil
+	}
+	pid, err := s.pidOf(id)
+	if err != nil {
+		return err
+	}
+	in.Shm = filepath.Join(s.bundleDir(in.Container.ID), "shm")
+	if err := os.Mkdir(in.Shm, 0o711); err != nil {
+		return err
+	}
+	if err := bundle.BorrowShm(pid, in.Shm); err != nil {
+		return fmt.Errorf("share /dev/shm: %w", err)
+	}
+	u.Add("unmount /dev/shm", func(context.Context) error { return s.returnShm(in.Container.ID) })
+	return nil
+}
+
+func (s *Set) returnShm(id string) error {
+	err := unix.Unmount(filepath.Join(s.bundleDir(id), "shm"), unix.MNT_DETACH)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil // not mounted
+	}
+	return err
+}
+
+// wiring is how a container is joined to networks.
+type wiring struct {
+	network.Attachment
+	namespace string // as bundle.Input.NetNS
+}
+
+// own says whether a container has a network namespace that we make.
+func ownNetwork(c *spec.Container) bool {
+	mode := c.Config.Network.Mode
+	return mode != network.Host && mode != network.None && !strings.HasPrefix(mode, sharedPrefix)
+}
+
+// wire joins the container to its networks.
+func (s *Set) wire(ctx context.Context, c *spec.Container) (w wiring, err error) {
+	if !ownNetwork(c) {
+		if c.Config.Network.Mode == network.None {
+			return wiring{}, nil // the runtime makes an empty namespace
+		}
+		ns, err := s.namespace(c.Config.Network.Mode, "net")
+		return wiring{namespace: ns}, err
+	}
+	var u undo.Stack
+	defer func() {
+		if err != nil {
+			u.Run(ctx, &err)
+		}
+	}()
+	ns, err := s.Networks.NewNamespace(ctx, c.ID)
+	if err != nil {
+		return w, fmt.Errorf("make a network namespace: %w", err)
+	}
+	u.Add("remove the network namespace", func(ctx context.Context) error { return s.Networks.RemoveNamespace(ctx, c.ID) })
+	attached, err := s.Networks.Attach(ctx, attachRequest(c, ns))
+	if err != nil {
+		return w, fmt.Errorf("join the network: %w", err)
+	}
+	return wiring{Attachment: attached, namespace: ns}, nil
+}
+
+// unwire takes the container off its networks. It may be called again. One
+// with no network may have been on some before they were disconnected.
+func (s *Set) unwire(ctx context.Context, c *spec.Container) error {
+	if !ownNetwork(c) && c.Config.Network.Mode != network.None {
+		return nil
+	}
+	return errors.Join(s.Networks.Detach(ctx, c.ID), s.Networks.RemoveNamespace(ctx, c.ID))
+}
+
+func attachRequest(c *spec.Container, namespace string) network.AttachRequest {
+	return network.AttachRequest{
+		Container: c.ID,
+		Name:      c.Name,
+		Hostname:  c.Config.Hostname,
+		Namespace: namespace,
+		Choice:    c.Config.Network,
+		Exposed:   c.Exposed,
+	}
+}
+
+// logFile is where the container's output goes, with the usual bounds.
+func logFile(c *spec.Container) LogFile {
+	l := LogFile{Path: c.LogPath, MaxSize: c.Config.Log.MaxSize, MaxFiles: c.Config.Log.MaxFiles}
+	if l.MaxSize == 0 {
+		l.MaxSize = 16 << 20
+	}
+	if l.MaxFiles == 0 {
+		l.MaxFiles = 3
+	}
+	return l
+}
+
+// finish runs fn to its end even if the caller goes away; the caller is then
+// told so. A Set that is closed lets fn see a ctx that is done.
+func (s *Set) finish(ctx context.Context, fn func(context.Context) error) error {
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(s.life, cancel)
+	done := make(chan error, 1)
+	work := func() {
+		defer cancel()
+		defer stop()
+		done <- fn(life)
+	}
+	if !s.tasks.run(work) {
+		cancel()
+		work()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// save makes the container's record durable where something hangs on it, and
+// else notes it.
+func (s *Set) save(ctx context.Context, c *container) error {
+	if c.get().Config.Restart.Name != "no" {
+		return s.db.write(ctx, c)
+	}
+	s.db.note(c)
+	return nil
+}

@@ -1,0 +1,57 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"berth/base/errs"
+	"berth/spec"
+)
+
+// Stats tells what containers use now; all running ones where refs is empty.
+// One that does not run uses nothing.
+func (s *Set) Stats(ctx context.Context, refs []string) ([]spec.Stats, error) {
+	chosen := make([]*container, 0, len(refs))
+	for _, ref := range refs {
+		c, err := s.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		chosen = append(chosen, c)
+	}
+	if len(refs) == 0 {
+		for _, c := range s.all() {
+			if alive(c.status()) {
+				chosen = append(chosen, c)
+			}
+		}
+	}
+	list := make([]spec.Stats, 0, len(chosen))
+	for _, c := range chosen {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		stats, err := s.measure(c.get())
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, stats)
+	}
+	return list, nil
+}
+
+func (s *Set) measure(c *spec.Container) (stats spec.Stats, err error) {
+	if alive(c.State.Status) {
+		stats, err = s.Meter.Read(cgroupOf(c), c.State.Pid)
+		if err != nil && !errors.Is(err, errs.NotFound) { // it has just ended
+			return stats, fmt.Errorf("stats of container %s: %w", c.Name, err)
+		}
+	}
+	stats.ID, stats.Name = c.ID, c.Name
+	if stats.Time.IsZero() {
+		stats.Time = time.Now().UTC()
+	}
+	return stats, nil
+}

@@ -1,0 +1,151 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"syscall"
+	"time"
+
+	"berth/base/errs"
+	"berth/spec"
+)
+
+// killWait bounds the wait for a process that was killed. One in the middle of
+// disk input or output takes its time.
+const killWait = 30 * time.Second
+
+// Stop sends signal (the container's own when ""), and kills after timeout
+// seconds (the container's own when nil, never when negative). A container
+// that does not run is no error; one that waits to be restarted is not any
+// more. A caller that goes away does not stop the stop.
+func (s *Set) Stop(ctx context.Context, ref string, timeout *int, signal string) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	stop, err := s.stopping(c, timeout, signal)
+	if err != nil {
+		return err
+	}
+	return s.finish(ctx, func(ctx context.Context) error {
+		if err := s.halt(ctx, c, stop); err != nil {
+			return fmt.Errorf("stop container %s: %w", c.name(), err)
+		}
+		return nil
+	})
+}
+
+// stopping is how to stop a container.
+type stopping struct {
+	signal syscall.Signal
+	grace  time.Duration // negative: for ever
+}
+
+func (s *Set) stopping(c *container, timeout *int, signal string) (stopping, error) {
+	config := c.get().Config
+	sig, err := parseSignal(orElse(orElse(signal, config.StopSignal), "TERM"))
+	if err != nil {
+		return stopping{}, err
+	}
+	seconds := defaultStopTimeout
+	if config.StopTimeout != nil {
+		seconds = *config.StopTimeout
+	}
+	if timeout != nil {
+		seconds = *timeout
+	}
+	return stopping{sig, time.Duration(seconds) * time.Second}, nil
+}
+
+// halt ends the process, and the restarts. op is not held.
+func (s *Set) halt(ctx context.Context, c *container, stop stopping) error {
+	end, err := s.askToEnd(ctx, c, stop.signal)
+	if end == nil || err != nil {
+		return err
+	}
+	if stop.grace < 0 {
+		<-end.done
+	} else if !waitFor(end, stop.grace) {
+		if err := s.forceEnd(ctx, c, end); err != nil {
+			return err
+		}
+	}
+	s.publish(c.get(), "stop")
+	return nil
+}
+
+// askToEnd sends the signal and returns the end to wait for, or nil where
+// there is nothing to end.
+func (s *Set) askToEnd(ctx context.Context, c *container, sig syscall.Signal) (*ending, error) {
+	if err := c.op.lock(ctx); err != nil {
+		return nil, err
+	}
+	defer c.op.unlock()
+	switch c.status() {
+	case spec.Restarting:
+		c.calm()
+		c.change(func(c *spec.Container) { c.State.StoppedBy = "user" })
+		return nil, s.save(ctx, c)
+	case spec.Paused:
+		if err := s.resume(ctx, c); err != nil {
+			return nil, err
+		}
+	case spec.Running:
+	default:
+		return nil, nil
+	}
+	c.change(func(c *spec.Container) { c.State.StoppedBy = "user" })
+	if err := s.save(ctx, c); err != nil {
+		return nil, err
+	}
+	return c.ending(), s.send(ctx, c, sig)
+}
+
+// forceEnd kills the process of a run that did not end by itself.
+func (s *Set) forceEnd(ctx context.Context, c *container, end *ending) error {
+	if err := c.op.lock(ctx); err != nil {
+		return err
+	}
+	var err error
+	if c.ending() == end && alive(c.status()) {
+		err = s.send(ctx, c, syscall.SIGKILL)
+		if err == nil && c.status() == spec.Paused { // paused while we waited
+			err = s.resume(ctx, c)
+		}
+	}
+	c.op.unlock()
+	if err != nil {
+		return err
+	}
+	if !waitFor(end, killWait) {
+		return errs.New(errs.Timeout, "container %s was killed, but its process does not end", c.name())
+	}
+	return nil
+}
+
+// send signals the first process; one that has just ended is no error.
+func (s *Set) send(ctx context.Context, c *container, sig syscall.Signal) error {
+	view := c.get()
+	r, err := s.runtime(view)
+	if err != nil {
+		return err
+	}
+	if err := r.Signal(ctx, c.id, sig, false); err != nil && !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	s.publish(view, "kill", "signal", strconv.Itoa(int(sig)))
+	return nil
+}
+
+func waitFor(end *ending, atMost time.Duration) bool {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-end.done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
