@@ -1,0 +1,229 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth/base/errs"
+	"berth/image/blob"
+	"berth/image/manifest"
+	"berth/node/snapshot"
+)
+
+// keeping counts the operations that bring blobs and snapshots in before an
+// image names them. Nothing is collected meanwhile.
+type keeping struct {
+	mu      sync.Mutex
+	running int
+	wanted  bool // a collection waits for the last to end
+}
+
+func (k *keeping) begin() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.running++
+}
+
+// end reports whether a collection that was put off is due.
+func (k *keeping) end() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.running--
+	due := k.running == 0 && k.wanted
+	if due {
+		k.wanted = false
+	}
+	return due
+}
+
+// exclude runs fn while nothing is brought in; it puts it off otherwise.
+func (k *keeping) exclude(fn func() error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.running > 0 {
+		k.wanted = true
+		return nil
+	}
+	return fn()
+}
+
+func (s *Set) endKeeping(ctx context.Context) {
+	if s.keeping.end() {
+		if _, err := s.Collect(context.WithoutCancel(ctx)); err != nil {
+			s.Log.Warn("not all unused layers were collected", "error", err)
+		}
+	}
+}
+
+// Collect deletes blobs and layers that no image names and no container stands
+// on, and returns the bytes given back. While images are on their way in it
+// does nothing; the last of them to arrive then collects.
+func (s *Set) Collect(ctx context.Context) (int64, error) {
+	var freed int64
+	err := s.keeping.exclude(func() error {
+		layers, layersErr := s.collectLayers(ctx)
+		blobs, blobsErr := s.collectBlobs(ctx)
+		freed = layers + blobs
+		return errors.Join(layersErr, blobsErr)
+	})
+	if err != nil {
+		return freed, fmt.Errorf("collect images: %w", err)
+	}
+	return freed, nil
+}
+
+// collectLayers removes from the top down; what something stands on stays.
+func (s *Set) collectLayers(ctx context.Context) (int64, error) {
+	used := map[snapshot.Key]bool{}
+	for _, rec := range s.all() {
+		for _, key := range chain(rec.Layers) {
+			used[key] = true
+		}
+	}
+	unused := map[snapshot.Key]snapshot.Info{}
+	isParent := map[snapshot.Key]bool{}
+	err := s.Snapshots.Walk(ctx, func(info snapshot.Info) error {
+		isParent[info.Parent] = true
+		if info.Kind == snapshot.KindCommitted && info.Labels[layerLabel] != "" && !used[info.Key] {
+			unused[info.Key] = info
+		}
+		return nil
+	})
+	var freed int64
+	for key := range unused {
+		if isParent[key] {
+			continue // comes after its children
+		}
+		for ok := true; ok; _, ok = unused[key] {
+			n, removeErr := s.removeLayer(ctx, key)
+			if errors.Is(removeErr, errs.Conflict) {
+				break // has other children still
+			}
+			err = errors.Join(err, removeErr)
+			freed += n
+			key = unused[key].Parent
+		}
+	}
+	return freed, err
+}
+
+func (s *Set) removeLayer(ctx context.Context, key snapshot.Key) (int64, error) {
+	usage, err := s.Snapshots.Usage(ctx, key)
+	if err == nil {
+		err = s.Snapshots.Remove(ctx, key)
+	}
+	switch {
+	case isMissing(err):
+		return 0, nil
+	case err != nil:
+		return 0, err
+	}
+	return usage.Size, nil
+}
+
+func (s *Set) collectBlobs(ctx context.Context) (int64, error) {
+	used, err := s.usedBlobs(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var unused []blob.Info
+	err = s.Blobs.Walk(ctx, func(info blob.Info) error {
+		if !used[info.Digest] {
+			unused = append(unused, info)
+		}
+		return nil
+	})
+	var freed int64
+	for _, info := range unused {
+		deleteErr := s.Blobs.Delete(ctx, info.Digest)
+		if deleteErr == nil {
+			freed += info.Size
+		} else if !isMissing(deleteErr) {
+			err = errors.Join(err, deleteErr)
+		}
+		s.links.forget(info.Digest)
+	}
+	return freed, err
+}
+
+// usedBlobs is all that can be reached from images and names.
+func (s *Set) usedBlobs(ctx context.Context) (map[digest.Digest]bool, error) {
+	used := map[digest.Digest]bool{}
+	var roots []ocispec.Descriptor
+	for _, rec := range s.all() {
+		roots = append(roots, rec.Target, rec.Manifest)
+	}
+	for _, name := range s.catalog.List() {
+		roots = append(roots, name.Target)
+	}
+	for len(roots) > 0 {
+		desc := roots[len(roots)-1]
+		roots = roots[:len(roots)-1]
+		if used[desc.Digest] {
+			continue
+		}
+		used[desc.Digest] = true
+		below, err := s.below(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, below...)
+	}
+	return used, nil
+}
+
+// links remembers what manifests and indexes refer to, for they never change.
+type links struct {
+	mu       sync.Mutex
+	byDigest map[digest.Digest][]ocispec.Descriptor
+}
+
+func (l *links) forget(d digest.Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.byDigest, d)
+}
+
+// below lists what a manifest or an index refers to. Of an index usually only
+// some is here.
+func (s *Set) below(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+	if !manifest.IsIndex(desc.MediaType) && !manifest.IsManifest(desc.MediaType) {
+		return nil, nil
+	}
+	s.links.mu.Lock()
+	defer s.links.mu.Unlock()
+	if below, ok := s.links.byDigest[desc.Digest]; ok {
+		return below, nil
+	}
+	body, err := s.Blobs.Read(ctx, desc.Digest, manifest.Limit)
+	if isMissing(err) {
+		return nil, nil // another platform's
+	}
+	if err != nil {
+		return nil, err
+	}
+	below, err := refersTo(desc, body)
+	if err != nil {
+		return nil, err
+	}
+	if s.links.byDigest == nil {
+		s.links.byDigest = map[digest.Digest][]ocispec.Descriptor{}
+	}
+	s.links.byDigest[desc.Digest] = below
+	return below, nil
+}
+
+func refersTo(desc ocispec.Descriptor, body []byte) ([]ocispec.Descriptor, error) {
+	if manifest.IsIndex(desc.MediaType) {
+		index, err := manifest.ParseIndex(desc.Digest, body)
+		return index.Manifests, err
+	}
+	m, err := manifest.Parse(desc, body)
+	return slices.Concat([]ocispec.Descriptor{m.Config}, m.Layers), err
+}

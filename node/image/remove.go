@@ -1,0 +1,168 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"berth/base/errs"
+	"berth/base/kv"
+	"berth/image/catalog"
+	"berth/image/reference"
+	"berth/spec"
+)
+
+// Tag gives the image called source the further name name, taking it away
+// from another image if need be. NotFound, Conflict: see Get; Invalid: name
+// is no name, or has a digest.
+func (s *Set) Tag(ctx context.Context, source, name string) error {
+	to, err := reference.Parse(name)
+	if err != nil {
+		return err
+	}
+	if to.Digest() != "" {
+		return errs.New(errs.Invalid, "tag %s: a name with a digest cannot be given", name)
+	}
+	s.write.Lock()
+	defer s.write.Unlock()
+	rec, err := s.find(source)
+	if err != nil {
+		return err
+	}
+	id := rec.Image.ID
+	err = s.catalog.Apply(ctx, catalog.Change{
+		Set: []catalog.Record{{Name: to.String(), Target: rec.Target, Labels: map[string]string{idLabel: id}}},
+	})
+	if err != nil {
+		return fmt.Errorf("tag %s: %w", name, err)
+	}
+	s.mu.Lock()
+	s.names[to.String()] = id
+	s.mu.Unlock()
+	s.Notify("tag", id, to.Familiar())
+	return nil
+}
+
+// Remove takes a name away, and with the last name the image. By its ID an
+// image is removed with all names, but of several only by force. Conflict:
+// that, or containers use the image; force then takes the names only.
+// NotFound: no such image. Disk is given back in the background of others.
+func (s *Set) Remove(ctx context.Context, ref string, force bool) ([]spec.RemovedImage, error) {
+	removed, err := s.remove(ctx, ref, force)
+	if err != nil {
+		return nil, fmt.Errorf("remove image %s: %w", ref, err)
+	}
+	if _, err := s.Collect(ctx); err != nil {
+		s.Log.Warn("not all of a removed image was collected", "image", ref, "error", err)
+	}
+	return removed, nil
+}
+
+func (s *Set) remove(ctx context.Context, ref string, force bool) ([]spec.RemovedImage, error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	rec, name, err := s.resolve(ref)
+	if err != nil {
+		return nil, err
+	}
+	names := s.namesOf(rec.Image.ID)
+	switch {
+	case name != "" && len(names) > 1:
+		return s.drop(ctx, rec, []string{name}, false)
+	case name == "" && len(names) > 1 && !force:
+		return nil, errs.New(errs.Conflict, "it has %d names: %s; remove them, or force", len(names), strings.Join(names, ", "))
+	}
+	users := s.usersOf(rec.Image.ID)
+	switch {
+	case len(users) == 0:
+		return s.drop(ctx, rec, names, true)
+	case !force || len(names) == 0:
+		return nil, errs.New(errs.Conflict, "containers use it: %s; remove them first", strings.Join(shorten(users), ", "))
+	}
+	return s.drop(ctx, rec, names, false)
+}
+
+func shorten(ids []string) []string {
+	short := make([]string, len(ids))
+	for i, id := range ids {
+		short[i] = id[:min(12, len(id))]
+	}
+	return short
+}
+
+// drop takes names away, and the record too if whole. write is held.
+func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool) ([]spec.RemovedImage, error) {
+	id := rec.Image.ID
+	change := catalog.Change{Delete: names}
+	if whole {
+		change.Also = func(tx *kv.Tx) error { return tx.Delete(bucket, id) }
+	}
+	if err := s.catalog.Apply(ctx, change); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	for _, name := range names {
+		delete(s.names, name)
+	}
+	if whole {
+		delete(s.images, id)
+	}
+	s.mu.Unlock()
+	var removed []spec.RemovedImage
+	for _, name := range names {
+		if n, err := reference.Parse(name); err == nil {
+			name = n.Familiar()
+		}
+		removed = append(removed, spec.RemovedImage{Untagged: name})
+		s.Notify("untag", id, name)
+	}
+	if whole {
+		removed = append(removed, spec.RemovedImage{Deleted: id})
+		s.Notify("delete", id, "")
+	}
+	return removed, nil
+}
+
+// Prune removes the images that have no name, or with all those that no
+// container uses. filter: as List, of which label, label! and until make
+// sense.
+func (s *Set) Prune(ctx context.Context, all bool, filter spec.Filter) (spec.Pruned, error) {
+	pruned := spec.Pruned{Removed: []string{}}
+	fits, err := s.compile(filter)
+	if err != nil {
+		return pruned, err
+	}
+	var failed error
+	for _, rec := range s.all() {
+		removed, err := s.pruneOne(ctx, rec.Image.ID, all, fits)
+		failed = errors.Join(failed, err)
+		for _, r := range removed {
+			if r.Deleted != "" {
+				pruned.Removed = append(pruned.Removed, r.Deleted)
+			}
+		}
+	}
+	slices.Sort(pruned.Removed)
+	pruned.Reclaimed, err = s.Collect(ctx)
+	s.Notify("prune", "", "")
+	return pruned, errors.Join(failed, err)
+}
+
+func (s *Set) pruneOne(ctx context.Context, id string, all bool, fits func(spec.Image) bool) ([]spec.RemovedImage, error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	rec, err := s.find(id)
+	if isMissing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	image := s.show(rec)
+	if image.Containers > 0 || len(image.Names) > 0 && !all || !fits(image) {
+		return nil, nil
+	}
+	return s.drop(ctx, rec, image.Names, true)
+}

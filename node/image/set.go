@@ -1,0 +1,248 @@
+// Package image holds the images of one node: their names, their blobs and
+// the snapshots that their layers are unpacked to.
+//
+// What an image is on this node is one record in bucket "node.image", under
+// the image's ID, the digest of its configuration. Names lie in the catalog
+// (package image/catalog); each carries the ID that it stands for as label
+// "berth.image", since its target may be an index of many platforms. Both are
+// in memory too, so that List and Get read no disk.
+//
+// The layers are committed snapshots under their chain IDs, with the label
+// "berth.layer". Compressed blobs are kept as they came, so that a push gives
+// back the digests that were pulled. Snapshots and blobs that no image names
+// any more are collected: see Collect.
+//
+// Lock order: Set.write, then the catalog's and Set.mu.
+package image
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth/base/kv"
+	"berth/image/blob"
+	"berth/image/catalog"
+	"berth/image/pull"
+	"berth/image/remote"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+const (
+	bucket = "node.image"
+	// idLabel of a name in the catalog holds the ID of its image.
+	idLabel = "berth.image"
+	// layerLabel marks snapshots that belong to images; it holds the layer's
+	// unpacked size.
+	layerLabel = "berth.layer"
+)
+
+// Config says what a Set works with.
+type Config struct {
+	DB        *kv.DB
+	Blobs     *blob.Store
+	Snapshots snapshot.Store
+	// Remote says how to speak with registries.
+	Remote remote.Config
+	// Parallel is how many layers of one image are fetched and unpacked at a
+	// time. When 0, as many as there are processors, and at least four.
+	Parallel int
+	// MaxLayer bounds what one layer may unpack to; blob.DefaultLimit when 0.
+	MaxLayer int64
+	// Notify hears what happened: pull, push, load, tag, untag, delete, commit,
+	// prune. It must not wait. May be nil.
+	Notify func(action, id, name string)
+	Log    *slog.Logger
+}
+
+// Set is the images of a node. Safe for concurrent use.
+type Set struct {
+	Config
+	catalog *catalog.Catalog
+	puller  *pull.Puller
+	flights flights
+	keeping keeping
+	links   links
+
+	write sync.Mutex // one change of names or records at a time
+
+	mu     sync.RWMutex
+	images map[string]*record // by ID; a record does not change, but is replaced
+	names  map[string]string  // full name to ID
+	users  func(id string) []string
+}
+
+// record is one image.
+type record struct {
+	// Image without Names and Containers, which are found when asked for.
+	Image    spec.Image         `json:"image"`
+	Target   ocispec.Descriptor `json:"target"`
+	Manifest ocispec.Descriptor `json:"manifest"`
+	Config   ocispec.Descriptor `json:"config"`
+	Layers   []layer            `json:"layers"`
+}
+
+// layer is a blob and what it unpacks to.
+type layer struct {
+	ocispec.Descriptor
+	DiffID digest.Digest `json:"diffID"`
+}
+
+// chain lists the keys of the layers' snapshots, lowest first.
+func chain(layers []layer) []snapshot.Key {
+	keys := make([]snapshot.Key, len(layers))
+	var parent snapshot.Key
+	for i, l := range layers {
+		keys[i] = snapshot.Chain(parent, l.DiffID.String())
+		parent = keys[i]
+	}
+	return keys
+}
+
+// Open loads the images that are here.
+func Open(_ context.Context, c Config) (*Set, error) {
+	c.Parallel = cmp.Or(c.Parallel, max(4, runtime.GOMAXPROCS(0)))
+	c.MaxLayer = cmp.Or(c.MaxLayer, blob.DefaultLimit)
+	if c.Notify == nil {
+		c.Notify = func(string, string, string) {}
+	}
+	names, err := catalog.Open(c.DB)
+	if err != nil {
+		return nil, err
+	}
+	s := &Set{
+		Config: c, catalog: names,
+		puller: pull.New(pull.Config{Blobs: c.Blobs, Remote: c.Remote, Parallel: c.Parallel, Limit: c.MaxLayer, Log: c.Log}),
+		images: map[string]*record{}, names: map[string]string{},
+		users: func(string) []string { return nil },
+	}
+	err = c.DB.View(func(tx *kv.Tx) error {
+		return kv.EachJSON(tx, bucket, "", func(id string, rec record) error {
+			s.images[id] = &rec
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
+	}
+	for _, name := range names.List() {
+		s.names[name.Name] = name.Labels[idLabel]
+	}
+	return s, nil
+}
+
+// SetUsers says who knows which containers were made from an image. Call it
+// before the Set is used.
+func (s *Set) SetUsers(users func(imageID string) []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users = users
+}
+
+func (s *Set) usersOf(id string) []string {
+	s.mu.RLock()
+	users := s.users
+	s.mu.RUnlock()
+	return users(id)
+}
+
+// keep makes rec an image of this node, called name where that is not "".
+// A name that stood for another image moves.
+func (s *Set) keep(ctx context.Context, rec *record, name string) (spec.Image, error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	id := rec.Image.ID
+	rec.Image.Pulled = time.Now().UTC()
+	change := catalog.Change{Also: func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, id, rec) }}
+	if name != "" {
+		change.Set = []catalog.Record{{Name: name, Target: rec.Target, Labels: map[string]string{idLabel: id}}}
+	}
+	if err := s.catalog.Apply(ctx, change); err != nil {
+		return spec.Image{}, err
+	}
+	s.mu.Lock()
+	s.images[id] = rec
+	if name != "" {
+		s.names[name] = id
+	}
+	s.mu.Unlock()
+	return s.show(rec), nil
+}
+
+// show makes what callers see of a record.
+func (s *Set) show(rec *record) spec.Image {
+	image := rec.Image
+	image.Names = s.namesOf(image.ID)
+	image.Containers = len(s.usersOf(image.ID))
+	image.Layers = slices.Clone(image.Layers)
+	image.Labels = maps.Clone(image.Labels)
+	image.Config = cloneConfig(image.Config)
+	return image
+}
+
+func (s *Set) namesOf(id string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	names := []string{}
+	for name, of := range s.names {
+		if of == id {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (s *Set) all() []*record {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Collect(maps.Values(s.images))
+}
+
+// Chain returns the snapshot that containers of the image stand on. Layers
+// that were lost, as a loss of power can do, are unpacked again from their
+// blobs.
+func (s *Set) Chain(ctx context.Context, imageID string) (snapshot.Key, error) {
+	rec, err := s.find(imageID)
+	if err != nil {
+		return "", err
+	}
+	keys := chain(rec.Layers)
+	if len(keys) == 0 {
+		return "", nil
+	}
+	top := keys[len(keys)-1]
+	if _, err := s.Snapshots.Stat(ctx, top); err == nil {
+		return top, nil
+	}
+	s.keeping.begin()
+	defer s.endKeeping(ctx)
+	if _, err := s.unpack(ctx, rec.Layers, s.fromBlobs(rec.Layers), func(spec.Progress) {}); err != nil {
+		return "", fmt.Errorf("unpack image %s again: %w", rec.Image.ID, err)
+	}
+	return top, nil
+}
+
+// Repair unpacks again what a loss of power took from the images. It is quick
+// where nothing is lost; call it before containers are started.
+func (s *Set) Repair(ctx context.Context) error {
+	for _, rec := range s.all() {
+		if _, err := s.Chain(ctx, rec.Image.ID); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			s.Log.Error("layers of an image are lost: pull it again", "image", rec.Image.ID, "error", err)
+		}
+	}
+	return nil
+}
