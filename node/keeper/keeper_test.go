@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,8 +21,11 @@ import (
 	"berth/node/keeper"
 )
 
-// The test binary is the keeper too, and the node that gets killed.
+// The test binary is the keeper too, a runtime, and the node that gets killed.
 func TestMain(m *testing.M) {
+	if pidFile := os.Getenv("KEEPER_TEST_RUNTIME"); pidFile != "" {
+		runtimeProcess(pidFile)
+	}
 	if dir := os.Getenv("KEEPER_TEST_SERVE"); dir != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 		err := keeper.Serve(context.Background(), keeper.ServeConfig{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Log: log})
@@ -162,13 +166,28 @@ func (r *rig) wait(id string) keeper.Exit {
 	}
 }
 
-// script is a launch of a shell script by a runtime of two lines.
+// runtimeProcess starts a shell and leaves it behind.
+func runtimeProcess(pidFile string) {
+	pid, err := syscall.ForkExec("/bin/sh", append([]string{"sh", "-c"}, os.Args[1:]...), &syscall.ProcAttr{
+		Env: os.Environ(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err == nil {
+		err = os.WriteFile(pidFile, fmt.Appendln(nil, pid), 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// script is a launch of a shell script.
 func (r *rig) script(id, script string) keeper.Launch {
 	pidFile := filepath.Join(r.dir, id+".pid")
 	return keeper.Launch{
 		ID: id, PidFile: pidFile,
-		Argv: []string{"/bin/sh", "-c", `exec 3<&0; setsid sh -c "$1" <&3 3<&- & echo $! >"$0"`, pidFile, script},
-		Env:  []string{"PATH=" + os.Getenv("PATH")},
+		Argv: []string{os.Args[0], script},
+		Env:  []string{"PATH=" + os.Getenv("PATH"), "KEEPER_TEST_RUNTIME=" + pidFile},
 		Log:  keeper.Log{Path: filepath.Join(r.dir, id+".log")},
 	}
 }
@@ -205,7 +224,7 @@ func output(t *testing.T, path string) string {
 
 func TestLaunch(t *testing.T) {
 	r := start(t)
-	l := r.script("a", `echo out; echo err >&2; printf half; exit 7`)
+	l := r.script("a", `echo out; echo err >&2; sleep 0.05; printf half; exit 7`)
 	p := r.launch(l)
 	if p.Pid <= 1 || p.Stdin != nil || p.Stdout != nil || p.Console != nil {
 		t.Errorf("process: %+v", p)
