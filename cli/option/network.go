@@ -77,3 +77,46 @@ func Host(text string) (string, error) {
 	}
 	return name + ":" + ip.String(), nil
 }
+
+// Subnets puts together the subnets of a network with their gateways and
+// ranges, each of which belongs to the subnet that contains it.
+func Subnets(subnets, gateways, ranges []string) ([]spec.Subnet, error) {
+	var out []spec.Subnet
+	var prefixes []netip.Prefix
+	for _, text := range subnets {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "subnet %q: expected a range such as 10.9.0.0/24", text)
+		}
+		out = append(out, spec.Subnet{Subnet: prefix.Masked().String()})
+		prefixes = append(prefixes, prefix)
+	}
+	home := func(what, text string, ip netip.Addr, err error) (*spec.Subnet, error) {
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "%s %q is none", what, text)
+		}
+		for i, prefix := range prefixes {
+			if prefix.Contains(ip) {
+				return &out[i], nil
+			}
+		}
+		return nil, errs.New(errs.Invalid, "%s %s lies in no --subnet", what, text)
+	}
+	for _, text := range gateways {
+		ip, err := netip.ParseAddr(text)
+		subnet, err := home("gateway", text, ip, err)
+		if err != nil {
+			return nil, err
+		}
+		subnet.Gateway = ip.String()
+	}
+	for _, text := range ranges {
+		prefix, err := netip.ParsePrefix(text)
+		subnet, err := home("ip-range", text, prefix.Addr(), err)
+		if err != nil {
+			return nil, err
+		}
+		subnet.Range = prefix.Masked().String()
+	}
+	return out, nil
+}

@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"berth/cli/option"
+	"berth/cli/table"
+	"berth/client"
+	"berth/spec"
+)
+
+func (p *program) system() *cobra.Command {
+	return p.management("system", "Work with the node: df info events prune",
+		`  berth system df
+  berth system prune -f`,
+		p.systemDf(), p.info(), p.events(), p.systemPrune())
+}
+
+func (p *program) systemDf() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "df [OPTIONS]",
+		Short: "Show what takes how much of the disk",
+		Example: `  berth system df
+  berth system df --format '{{.Type}} {{.Reclaimable}}'`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			usage, err := p.node().DiskUsage(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return diskView().Write(p.stdout, format, diskRows(usage))
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	cmd.Flags().StringVar(&format, "format", "", "how to show it: table, table TEMPLATE, json or a Go TEMPLATE")
+	completeFlag(cmd, "format", completeWords("json", "table"))
+	return cmd
+}
+
+type diskRow struct {
+	Type        string
+	TotalCount  int
+	Active      int
+	Size        string
+	Reclaimable string
+}
+
+func diskView() table.View[diskRow] {
+	return table.View[diskRow]{
+		Columns: "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
+		Titles:  map[string]string{"TotalCount": "TOTAL"},
+	}
+}
+
+func diskRows(usage spec.DiskUsage) []diskRow {
+	row := func(name string, share spec.DiskShare) diskRow {
+		out := diskRow{name, share.Total, share.Active, table.Size(share.Size), table.Size(share.Reclaimable)}
+		if share.Size > 0 {
+			out.Reclaimable += fmt.Sprintf(" (%d%%)", share.Reclaimable*100/share.Size)
+		}
+		return out
+	}
+	return []diskRow{
+		row("Images", usage.Images), row("Containers", usage.Containers),
+		row("Volumes", usage.Volumes), row("Blobs", usage.Blobs),
+	}
+}
+
+func (p *program) systemPrune() *cobra.Command {
+	var opts client.PruneOptions
+	var force bool
+	var filters []string
+	cmd := &cobra.Command{
+		Use:   "prune [OPTIONS]",
+		Short: "Remove all that is not used",
+		Long: `Remove the containers that do not run, the networks that no container is on, and
+the images without a name: with -a all images that no container uses, with
+--volumes the anonymous volumes that no container uses.`,
+		Example: `  berth system prune
+  berth system prune -af --volumes`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if opts.Filter, err = option.Filter(filters); err != nil {
+				return err
+			}
+			return p.pruneAll(cmd.Context(), opts, force)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&opts.All, "all", "a", false, "all images that no container uses, not only those without a name")
+	flags.BoolVar(&opts.Volumes, "volumes", false, "anonymous volumes too")
+	flags.BoolVarP(&force, "force", "f", false, "do not ask first")
+	flags.StringArrayVar(&filters, "filter", nil, "remove only what fits: until=24h, label=key=value")
+	return cmd
+}
+
+func (p *program) pruneAll(ctx context.Context, opts client.PruneOptions, force bool) error {
+	what := "all containers that do not run, all networks that no container is on, and all images without a name"
+	if opts.All {
+		what = "all containers that do not run, all networks that no container is on, and all images that no container uses"
+	}
+	if opts.Volumes {
+		what += ", and all anonymous volumes that no container uses"
+	}
+	if err := p.confirm(force, "This removes "+what+"."); err != nil {
+		return err
+	}
+	pruned, err := p.node().SystemPrune(ctx, opts)
+	if err != nil {
+		return err
+	}
+	p.printPruned("Containers:", pruned.Containers)
+	p.printPruned("Networks:", pruned.Networks)
+	p.printPruned("Images:", pruned.Images)
+	p.printPruned("Volumes:", pruned.Volumes)
+	total := pruned.Containers.Reclaimed + pruned.Networks.Reclaimed + pruned.Images.Reclaimed + pruned.Volumes.Reclaimed
+	fmt.Fprintf(p.stdout, "Reclaimed space: %s\n", table.Size(total))
+	return nil
+}
