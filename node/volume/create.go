@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"regexp"
 
+	"golang.org/x/sys/unix"
+
 	"berth/base/errs"
 	"berth/base/undo"
 	"berth/spec"
@@ -48,11 +50,12 @@ func (s *Set) Create(ctx context.Context, config spec.VolumeConfig) (v spec.Volu
 	s.mu.Lock()
 	if have := s.entries[v.Name]; have != nil {
 		s.mu.Unlock()
-		return s.existing(have, config)
+		return s.existing(ctx, have, config)
 	}
 	s.entries[v.Name] = fresh
 	s.mu.Unlock()
 
+	name, path := v.Name, v.Path
 	var back undo.Stack
 	defer func() {
 		if err != nil {
@@ -62,11 +65,11 @@ func (s *Set) Create(ctx context.Context, config spec.VolumeConfig) (v spec.Volu
 	back.Add("forget volume", func(context.Context) error {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.entries, v.Name)
+		delete(s.entries, name)
 		return nil
 	})
 	back.Add("remove folder", func(context.Context) error {
-		return errors.Join(ignoreMissing(os.Remove(v.Path)), ignoreMissing(os.Remove(filepath.Dir(v.Path))))
+		return errors.Join(ignoreMissing(os.Remove(path)), ignoreMissing(os.Remove(filepath.Dir(path))))
 	})
 	if err := os.MkdirAll(v.Path, 0o755); err != nil {
 		return spec.Volume{}, fmt.Errorf("volume %s: %w", v.Name, err)
@@ -81,15 +84,17 @@ func (s *Set) Create(ctx context.Context, config spec.VolumeConfig) (v spec.Volu
 	return v, nil
 }
 
-// existing answers for a volume that is there already.
-func (s *Set) existing(e *entry, config spec.VolumeConfig) (spec.Volume, error) {
+// existing answers for a volume that is there already, once it is made; one
+// that goes away meanwhile makes room for a new one.
+func (s *Set) existing(ctx context.Context, e *entry, config spec.VolumeConfig) (spec.Volume, error) {
 	e.work.Lock()
-	defer e.work.Unlock()
+	e.work.Unlock() //nolint:staticcheck // only waits for the maker or the remover
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.entries[e.volume.Name] != e {
-		return spec.Volume{}, errs.New(errs.Unavailable, "volume %s went away meanwhile", e.volume.Name)
+		s.mu.Unlock()
+		return s.Create(ctx, config)
 	}
+	defer s.mu.Unlock()
 	if len(config.Options) > 0 && !maps.Equal(config.Options, e.volume.Options) {
 		return spec.Volume{}, errs.New(errs.Conflict, "volume %s exists with other options", e.volume.Name)
 	}
@@ -111,7 +116,7 @@ func checkName(name string) error {
 }
 
 func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	return err

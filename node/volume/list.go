@@ -31,6 +31,9 @@ func (s *Set) sorted() []spec.Volume {
 	defer s.mu.Unlock()
 	list := make([]spec.Volume, 0, len(s.entries))
 	for _, e := range s.entries {
+		if e.going {
+			continue
+		}
 		list = append(list, copyOf(e.volume))
 	}
 	slices.SortFunc(list, func(a, b spec.Volume) int { return cmp.Compare(a.Name, b.Name) })

@@ -27,7 +27,7 @@ func (s *Set) Acquire(ctx context.Context, name, container string) (path string,
 	e.work.Lock()
 	defer e.work.Unlock()
 	s.mu.Lock()
-	if s.entries[name] != e {
+	if s.entries[name] != e || e.going {
 		s.mu.Unlock()
 		return "", errs.New(errs.NotFound, "there is no volume %q", name)
 	}

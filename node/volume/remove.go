@@ -31,28 +31,30 @@ func (s *Set) Remove(ctx context.Context, name string, force bool) error {
 	if err := s.takeOut(e); err != nil {
 		return err
 	}
-	if err := s.destroy(ctx, e); err != nil {
-		s.mu.Lock()
-		s.entries[name] = e
-		s.mu.Unlock()
+	err = s.destroy(ctx, e)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		e.going = false
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
+	delete(s.entries, name)
 	return nil
 }
 
 // takeOut makes sure that nobody uses the volume, and that from now on
-// nobody can.
+// nobody can. The name stays taken until the folder is gone.
 func (s *Set) takeOut(e *entry) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	name := e.volume.Name
-	if s.entries[name] != e {
+	if s.entries[name] != e || e.going {
 		return errs.New(errs.NotFound, "there is no volume %q", name)
 	}
 	if users := e.volume.UsedBy; len(users) > 0 {
 		return errs.New(errs.Conflict, "volume %s is in use by %s", name, strings.Join(short(users), ", "))
 	}
-	delete(s.entries, name)
+	e.going = true
 	return nil
 }
 

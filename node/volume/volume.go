@@ -55,6 +55,7 @@ type entry struct {
 	work    sync.Mutex // held while its folder is mounted, filled or removed
 	volume  spec.Volume
 	holders map[string]bool // containers that hold its mount
+	going   bool            // being removed; guarded by the Set's mu
 }
 
 // Open reads the volumes kept under dir and recorded in db, and finishes
@@ -151,7 +152,7 @@ func copyOf(v spec.Volume) spec.Volume {
 func (s *Set) find(name string) (*entry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.entries[name]; e != nil {
+	if e := s.entries[name]; e != nil && !e.going {
 		return e, nil
 	}
 	return nil, errs.New(errs.NotFound, "there is no volume %q", name)
@@ -174,7 +175,7 @@ func (s *Set) Reserve(_ context.Context, name, container string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[name]
-	if e == nil {
+	if e == nil || e.going {
 		return errs.New(errs.NotFound, "there is no volume %q", name)
 	}
 	s.reserve(e, container)
