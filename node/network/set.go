@@ -1,84 +1,376 @@
 package network
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
+	"berth/base/kv"
 	"berth/spec"
 )
 
+const familyAll = unix.AF_UNSPEC
+
+// checkEvery is how often Run looks whether the rules are still there.
+const checkEvery = 10 * time.Second
+
 // Set is the networks of a node.
-type Set struct{ cfg Config }
+type Set struct {
+	cfg      Config
+	instance string
+	host     *host
+	firewall *firewall
+	cni      *cniPlugins // nil where no configuration is given
+	upstream *upstream
 
-var errSoon = errs.New(errs.Unsupported, "not built yet")
+	life  context.Context //nolint:containedctx // the lifetime of what serves in the background
+	end   context.CancelFunc
+	tasks sync.WaitGroup // what serves in the background
 
-// Open reads the records and builds what they say: bridges, rules, held ports.
-func Open(ctx context.Context, cfg Config) (*Set, error) { return &Set{cfg}, nil }
+	change sync.Mutex // networks come and go one at a time
+	rules  sync.Mutex // held ports and the rules for them
+	turns  turns      // one operation on a container at a time
 
-// Run answers DNS and serves held ports until ctx is done.
-func (s *Set) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-
-// Close lets go of sockets; what is built stays, and works on.
-func (s *Set) Close() error { return nil }
-
-// NewNamespace makes a network namespace and returns its path.
-func (s *Set) NewNamespace(ctx context.Context, id string) (string, error) { return "", errSoon }
-
-// RemoveNamespace removes a namespace; one that is not there is no error.
-func (s *Set) RemoveNamespace(ctx context.Context, id string) error { return errSoon }
-
-// Attach puts a container on the networks it chose and publishes its ports.
-func (s *Set) Attach(ctx context.Context, req AttachRequest) (Attachment, error) {
-	return Attachment{}, errSoon
+	mu          sync.Mutex
+	networks    map[string]*network    // by id
+	attachments map[string]*attachment // by container
+	sources     map[netip.Addr]string  // container that has an address
+	holders     map[string][]*holder   // held ports, by container
+	spread      uint32                 // turns the order of answers
 }
 
-// Detach takes a container off all networks; none is no error.
-func (s *Set) Detach(ctx context.Context, container string) error { return errSoon }
-
-// Connect puts an attached container on one more network.
-func (s *Set) Connect(ctx context.Context, req AttachRequest, want spec.EndpointConfig) (spec.Endpoint, error) {
-	return spec.Endpoint{}, errSoon
+// Open reads the records and builds what they say: bridges, rules, held
+// ports. What stands already, as after a restart of the node, is left in
+// place. Close it before the DB.
+func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
+	if len(cfg.Pools) == 0 {
+		cfg.Pools = DefaultPools()
+	}
+	s := &Set{
+		cfg: cfg, instance: instanceOf(cfg),
+		networks: map[string]*network{}, attachments: map[string]*attachment{},
+		sources: map[netip.Addr]string{}, holders: map[string][]*holder{},
+	}
+	s.cfg.ResolvConf = cmp.Or(cfg.ResolvConf, "/etc/resolv.conf")
+	s.upstream = newUpstream(s.cfg.ResolvConf)
+	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if s.host, err = openHost(cfg.HostNS); err != nil {
+		return nil, err
+	}
+	if cfg.CNIConfDir != "" {
+		s.cni = newCNIPlugins(cfg, s.host)
+	}
+	s.firewall = newFirewall(s.host, s.instance)
+	if err := s.load(); err != nil {
+		return nil, fmt.Errorf("read network records: %w", err)
+	}
+	if err := s.build(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
-// Disconnect takes a container off one network.
-func (s *Set) Disconnect(ctx context.Context, container, network string) error { return errSoon }
+// instanceOf is empty for the machine's only node.
+func instanceOf(cfg Config) string {
+	if cfg.Instance != "" {
+		return cfg.Instance
+	}
+	state, err := filepath.Abs(cfg.State)
+	if err != nil {
+		state = cfg.State
+	}
+	if state == "/run/berth" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(state))
+	return hex.EncodeToString(sum[:4])
+}
 
-// Rename changes the name by which others find a container.
-func (s *Set) Rename(container, name string) {}
-
-// Attached says how a container is reached now.
-func (s *Set) Attached(container string) (Attachment, bool) { return Attachment{}, false }
-
-// ResolvConf is the /etc/resolv.conf of a container.
-func (s *Set) ResolvConf(choice spec.NetworkChoice, endpoints []spec.Endpoint) []byte { return nil }
-
-// Hosts is the /etc/hosts of a container.
-func (s *Set) Hosts(choice spec.NetworkChoice, hostname, domainname string, endpoints []spec.Endpoint) []byte {
+// build brings the host to what the records say.
+func (s *Set) build(ctx context.Context) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	for _, n := range s.byName() {
+		if err := s.raise(ctx, n); err != nil {
+			return fmt.Errorf("network %s: %w", n.config.Name, err)
+		}
+	}
+	if err := s.ensureDefault(ctx); err != nil {
+		return fmt.Errorf("network %s: %w", Bridge, err)
+	}
+	if err := s.rebuildRules(); err != nil {
+		return err
+	}
+	for _, a := range s.attached() {
+		s.holdAgain(ctx, a)
+	}
 	return nil
 }
 
-// Create makes a network.
-func (s *Set) Create(ctx context.Context, cfg spec.NetworkConfig) (spec.Network, error) {
-	return spec.Network{}, errSoon
+// ensureDefault makes the network named bridge on the first start.
+func (s *Set) ensureDefault(ctx context.Context) error {
+	if _, err := s.find(Bridge); err == nil {
+		return nil
+	}
+	cfg := s.cfg.Bridge
+	cfg.Name, cfg.Driver = Bridge, ""
+	if len(cfg.Subnets) == 0 {
+		cfg.IPv6 = s.hasIPv6()
+	}
+	_, err := s.create(ctx, cfg, true)
+	return err
 }
 
-// Get finds a network by name, id or short id.
-func (s *Set) Get(ref string) (spec.Network, error) { return spec.Network{}, errSoon }
-
-// List gives the networks that fit: name, id, driver, label, type.
-func (s *Set) List(filter spec.Filter) ([]spec.Network, error) { return nil, errSoon }
-
-// Remove removes a network that nobody is on.
-func (s *Set) Remove(ctx context.Context, ref string) error { return errSoon }
-
-// Prune removes user-defined networks that nobody is on.
-func (s *Set) Prune(ctx context.Context, filter spec.Filter) (spec.Pruned, error) {
-	return spec.Pruned{}, errSoon
+// Run puts the rules back when somebody has flushed them, until ctx is done.
+// Names and held ports are served from Open to Close, whether it runs or not.
+func (s *Set) Run(ctx context.Context) error {
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			s.repair(ctx)
+		}
+	}
 }
 
-// Claims lists the containers that hold something here.
-func (s *Set) Claims() []string { return nil }
+func (s *Set) repair(ctx context.Context) {
+	stands, err := s.firewall.stands()
+	if err == nil && !stands {
+		s.cfg.Log.WarnContext(ctx, "the nftables rules are gone: building them again")
+		err = s.rebuildRules()
+	}
+	if err != nil {
+		s.cfg.Log.ErrorContext(ctx, "cannot look after the nftables rules", "err", err)
+	}
+}
 
-// Reconcile removes what belongs to no container in live: namespaces, links,
-// addresses, rules.
-func (s *Set) Reconcile(ctx context.Context, live map[string]bool) error { return errSoon }
+// Close lets go of sockets and waits for what is under way. Bridges, links
+// and rules stay, and containers keep talking without the node.
+func (s *Set) Close() error {
+	s.end()
+	s.mu.Lock()
+	for _, held := range s.holders {
+		for _, h := range held {
+			h.close()
+		}
+	}
+	for _, n := range s.networks {
+		n.names.close()
+	}
+	s.mu.Unlock()
+	s.tasks.Wait()
+	if s.host != nil {
+		s.host.close()
+	}
+	return nil
+}
+
+// rebuildRules writes the whole table from memory.
+func (s *Set) rebuildRules() error {
+	s.rules.Lock()
+	defer s.rules.Unlock()
+	return s.firewall.rebuild(s.zones(), s.allForwards())
+}
+
+// publish moves the rules of one container from before to after. Should the
+// kernel not agree about before, everything is built again.
+func (s *Set) publish(before, after []forward) error {
+	before, after = without(before, after), without(after, before)
+	if len(before) == 0 && len(after) == 0 {
+		return nil
+	}
+	s.rules.Lock()
+	err := s.firewall.change(before, after)
+	s.rules.Unlock()
+	if err != nil {
+		err = s.rebuildRules()
+	}
+	s.forgetFlows(before, after)
+	return err
+}
+
+func without(list, other []forward) []forward {
+	return slices.DeleteFunc(slices.Clone(list), func(f forward) bool { return slices.Contains(other, f) })
+}
+
+// forgetFlows ends the kernel's memory of UDP flows to ports that changed:
+// it would send them where they went before.
+func (s *Set) forgetFlows(lists ...[]forward) {
+	for _, f := range slices.Concat(lists...) {
+		if f.proto != unix.IPPROTO_UDP {
+			continue
+		}
+		filter := &netlink.ConntrackFilter{}
+		err := errors.Join(filter.AddProtocol(f.proto), filter.AddPort(netlink.ConntrackOrigDstPort, f.from.Port()))
+		family := netlink.InetFamily(unix.AF_INET)
+		if f.from.Addr().Is6() {
+			family = unix.AF_INET6
+		}
+		if err == nil {
+			_, err = s.host.links.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
+		}
+		if err != nil {
+			s.cfg.Log.WarnContext(s.life, "cannot end old UDP flows", "port", f.from.Port(), "err", err)
+		}
+	}
+}
+
+// byName lists networks in a fixed order.
+func (s *Set) byName() []*network {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*network, 0, len(s.networks))
+	for _, n := range s.networks {
+		list = append(list, n)
+	}
+	slices.SortFunc(list, func(a, b *network) int { return cmp.Compare(a.config.Name, b.config.Name) })
+	return list
+}
+
+func (s *Set) attached() []*attachment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]*attachment, 0, len(s.attachments))
+	for _, a := range s.attachments {
+		list = append(list, a)
+	}
+	slices.SortFunc(list, func(a, b *attachment) int { return cmp.Compare(a.container, b.container) })
+	return list
+}
+
+func (s *Set) zones() []zone {
+	var zones []zone
+	for _, n := range s.byName() {
+		zones = append(zones, n.zone())
+	}
+	return zones
+}
+
+func (s *Set) allForwards() []forward {
+	var all []forward
+	for _, a := range s.attached() {
+		all = append(all, s.forwards(a)...)
+	}
+	return all
+}
+
+// Claims lists the containers that hold something here, sorted.
+func (s *Set) Claims() []string {
+	var ids []string
+	for _, a := range s.attached() {
+		ids = append(ids, a.container)
+	}
+	return ids
+}
+
+// turns gives each key to one caller at a time.
+type turns struct {
+	mu    sync.Mutex
+	taken map[string]chan struct{}
+}
+
+func (t *turns) take(ctx context.Context, key string) (done func(), err error) {
+	for {
+		t.mu.Lock()
+		other, busy := t.taken[key]
+		if !busy {
+			mine := make(chan struct{})
+			if t.taken == nil {
+				t.taken = map[string]chan struct{}{}
+			}
+			t.taken[key] = mine
+			t.mu.Unlock()
+			return func() {
+				t.mu.Lock()
+				delete(t.taken, key)
+				t.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		t.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// bucket holds "net/<id>", "att/<container>" and "ula".
+const bucket = "network"
+
+// ula is the node's own /48 of unique local addresses.
+func (s *Set) ula(ctx context.Context) (prefix netip.Prefix, err error) {
+	err = s.cfg.DB.Update(ctx, func(tx *kv.Tx) error {
+		kept, found, err := kv.GetJSON[netip.Prefix](tx, bucket, "ula")
+		if err != nil || found {
+			prefix = kept
+			return err
+		}
+		b := [16]byte{0xfd}
+		random(b[1:6])
+		prefix = netip.PrefixFrom(netip.AddrFrom16(b), 48)
+		return kv.PutJSON(tx, bucket, "ula", prefix)
+	})
+	if err != nil {
+		return prefix, fmt.Errorf("make up an IPv6 prefix: %w", err)
+	}
+	return prefix, nil
+}
+
+// find resolves a name, an id or the beginning of one, among our bridges.
+func (s *Set) find(ref string) (*network, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.findLocked(ref)
+}
+
+func (s *Set) findLocked(ref string) (*network, error) {
+	if n, ok := s.networks[ref]; ok {
+		return n, nil
+	}
+	var found []*network
+	for _, n := range s.networks {
+		if n.config.Name == ref {
+			return n, nil
+		}
+		if isShortID(ref, n.id) {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, errs.New(errs.NotFound, "no such network: %s", ref)
+	case 1:
+		return found[0], nil
+	}
+	return nil, errs.New(errs.Conflict, "network %s is ambiguous: several ids begin so", ref)
+}
+
+func endpointsOf(a *attachment) []spec.Endpoint {
+	list := make([]spec.Endpoint, 0, len(a.endpoints))
+	for _, e := range a.endpoints {
+		list = append(list, e.spec(a))
+	}
+	return list
+}
