@@ -4,13 +4,19 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 
 	"berth/base/errs"
+	"berth/node/network"
+	"berth/spec"
 )
 
 // Where a node keeps its things unless it is told otherwise.
@@ -36,16 +42,30 @@ type NodeConfig struct {
 	Runtime    string                   `toml:"runtime"` // used where a container names none; the first of crun and runc that works when empty
 	Runtimes   map[string]RuntimeConfig `toml:"runtimes"`
 	InitPath   string                   `toml:"init_path"`   // what --init runs as process 1
-	RemapUsers string                   `toml:"remap_users"` // user[:group] whose subordinate ids containers get; off when empty
+	RemapUsers bool                     `toml:"remap_users"` // containers get the subordinate ids of user berth (/etc/subuid)
 	CertsDirs  []string                 `toml:"certs_dirs"`  // folders with <host>/hosts.toml
 	Registry   RegistryDefaults         `toml:"registry"`
 	Network    NetworkDefaults          `toml:"network"`
+
+	Version spec.Version    `toml:"-"` // of this program
+	Log     io.Writer       `toml:"-"`
+	Ready   func(Readiness) `toml:"-"` // called once the socket answers, if set
+}
+
+// Readiness is what a node found out while it started.
+type Readiness struct {
+	NodeConfig
+	Snapshotter string
+	KeeperPid   int
 }
 
 // RuntimeConfig is an OCI runtime program.
 type RuntimeConfig struct {
 	Path string   `toml:"path"` // a name is looked up in PATH
 	Args []string `toml:"args"` // put before the command, as in ["--platform=ptrace"]
+	// Foreign says that its containers are not plain processes in plain
+	// cgroups of this kernel, as with runsc.
+	Foreign bool `toml:"foreign"`
 }
 
 // RegistryDefaults bounds what a node takes from registries.
@@ -89,6 +109,7 @@ func (c NodeConfig) withFile() (NodeConfig, error) {
 	out.LogFormat = cmp.Or(c.LogFormat, file.LogFormat, "text")
 	out.OTLP = cmp.Or(c.OTLP, file.OTLP, os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
 	out.Runtime = cmp.Or(c.Runtime, file.Runtime)
+	out.Version, out.Log, out.Ready = c.Version, c.Log, c.Ready
 	for _, dir := range []*string{&out.Root, &out.State, &out.Socket} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return c, fmt.Errorf("configuration: %w", err)
@@ -108,4 +129,25 @@ func explain(err error) string {
 		return syntax.Error() + "\n" + syntax.String()
 	}
 	return err.Error()
+}
+
+// pools reads "10.10.0.0/16" or "10.10.0.0/16:24", the bits of the subnets
+// cut from it.
+func (d NetworkDefaults) pools() ([]network.Pool, error) {
+	pools := make([]network.Pool, 0, len(d.Pools))
+	for _, text := range d.Pools {
+		cidr, bits, sized := strings.Cut(text, ":")
+		base, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "configuration: pool %q: %w", text, err)
+		}
+		size := max(base.Bits(), 24)
+		if sized {
+			if size, err = strconv.Atoi(bits); err != nil || size < base.Bits() || size > 30 {
+				return nil, errs.New(errs.Invalid, "configuration: pool %q: want subnets of %d to 30 bits", text, base.Bits())
+			}
+		}
+		pools = append(pools, network.Pool{Base: base.Masked(), Size: size})
+	}
+	return pools, nil
 }

@@ -1,0 +1,288 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.opentelemetry.io/otel"
+
+	"berth/base/clock"
+	"berth/base/errs"
+	"berth/base/group"
+	"berth/base/kv"
+	"berth/face/rest"
+	"berth/image/blob"
+	"berth/image/catalog"
+	"berth/image/pull"
+	"berth/image/remote"
+	"berth/node/bundle"
+	"berth/node/collect"
+	"berth/node/container"
+	"berth/node/event"
+	"berth/node/image"
+	"berth/node/keeper"
+	"berth/node/network"
+	"berth/node/snapshot/overlay"
+	"berth/node/stats"
+	"berth/node/volume"
+)
+
+// rememberedEvents is how many events a late reader can still be told.
+const rememberedEvents = 4096
+
+// RunNode runs the node role until ctx is done. Containers go on after it.
+func RunNode(ctx context.Context, config NodeConfig) (err error) {
+	c, err := config.withFile()
+	if err != nil {
+		return err
+	}
+	log, err := newLogger(config.Log, c.LogLevel, c.LogFormat)
+	if err != nil {
+		return err
+	}
+	n := &node{config: c, log: log, started: time.Now()}
+	defer func() { err = errors.Join(err, n.close()) }()
+	return n.run(ctx)
+}
+
+// node is one machine's parts.
+type node struct {
+	config  NodeConfig
+	log     *slog.Logger
+	started time.Time
+	closers []func() error // in the order of opening
+
+	host       bundle.Host
+	db         *kv.DB
+	metrics    *metrics
+	events     publisher
+	bus        *event.Bus
+	keeper     *keeper.Keeper
+	snapshots  *overlay.Store
+	images     *image.Set
+	networks   *network.Set
+	volumes    *volume.Set
+	runtimes   *runtimes
+	containers *container.Set
+}
+
+// onClose remembers what to do when the node ends, the newest first.
+func (n *node) onClose(what string, fn func() error) {
+	n.closers = append(n.closers, func() error {
+		if err := fn(); err != nil {
+			return fmt.Errorf("close %s: %w", what, err)
+		}
+		return nil
+	})
+}
+
+func (n *node) close() error {
+	var all []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		all = append(all, n.closers[i]())
+	}
+	return errors.Join(all...)
+}
+
+// run opens the rooms from the ground up, lets the containers of the last
+// node find themselves again, sweeps what nobody claims, and only then opens
+// the door.
+func (n *node) run(ctx context.Context) error {
+	if err := n.claimFolders(); err != nil {
+		return err
+	}
+	stopTraces, err := startTraces(ctx, n.config.OTLP, n.log)
+	if err != nil {
+		return err
+	}
+	n.onClose("traces", func() error { stopTraces(ctx); return nil })
+	if n.host, err = bundle.Detect(); err != nil {
+		return err
+	}
+	if n.db, err = kv.Open(filepath.Join(n.config.Root, "db", "berth.db")); err != nil {
+		return err
+	}
+	n.onClose("records", n.db.Close)
+	n.metrics = newMetrics(n.config.Version)
+	n.bus = event.New(rememberedEvents)
+	n.events = publisher{n.bus, n.metrics.events}
+
+	for _, open := range []func(context.Context) error{
+		n.openKeeper, n.openSnapshots, n.openImages, n.openNetworks, n.openVolumes, n.openRuntimes, n.openContainers,
+	} {
+		if err := open(ctx); err != nil {
+			return err
+		}
+	}
+
+	listener, err := listen(ctx, n.config.Socket, n.config.Group, n.log)
+	if err != nil {
+		return err
+	}
+	g := group.New(ctx)
+	g.Go("keeper", n.keeper.Run)
+	g.Go("network", n.networks.Run)
+	g.Go("collect", n.collect)
+	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
+	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
+	if n.config.Ready != nil {
+		n.config.Ready(Readiness{NodeConfig: n.config, Snapshotter: snapshotter, KeeperPid: n.keeper.Pid()})
+	}
+	return g.Wait()
+}
+
+func (n *node) claimFolders() error {
+	for _, dir := range []string{n.config.Root, filepath.Join(n.config.Root, "db"), n.config.State} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // users reach the socket through it
+			return errs.New(errs.Denied, "make %s: %w; berth node runs as root, or takes folders of its own by --root and --state", dir, err)
+		}
+	}
+	release, err := claim(n.config.State, "node")
+	if err != nil {
+		return err
+	}
+	n.onClose("claim", func() error { release(); return nil })
+	return nil
+}
+
+// openKeeper finds the keeper that holds the containers of the last node, or
+// starts one from this very program.
+func (n *node) openKeeper(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("keeper: %w", err)
+	}
+	n.keeper, err = keeper.Open(ctx, keeper.Config{
+		Socket:  filepath.Join(n.config.State, "keeper.sock"),
+		PidFile: filepath.Join(n.config.State, "keeper.pid"),
+		Command: []string{self, "keeper", "--state", n.config.State, "--log-level", n.config.LogLevel, "--log-format", n.config.LogFormat},
+		// Run tells exits, and it runs only when the containers are there.
+		Exited: func(e keeper.Exit) { n.containers.Exited(e.ID, e.Code, e.Known, e.At) },
+		Log:    n.log.With("room", "keeper"),
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose("keeper", n.keeper.Close)
+	return nil
+}
+
+func (n *node) openSnapshots(ctx context.Context) (err error) {
+	n.snapshots, err = overlay.Open(ctx, overlay.Config{
+		Dir: n.config.Root, DB: n.db, Log: n.log.With("room", "snapshot"), MaxLayer: n.config.Registry.MaxLayerBytes,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose("snapshots", n.snapshots.Close)
+	return nil
+}
+
+func (n *node) openImages(ctx context.Context) error {
+	log := n.log.With("room", "image")
+	blobs, err := blob.Open(ctx, filepath.Join(n.config.Root, "blobs"), log)
+	if err != nil {
+		return err
+	}
+	names, err := catalog.Open(n.db)
+	if err != nil {
+		return err
+	}
+	n.images, err = image.Open(ctx, image.Config{
+		DB: n.db, Blobs: blobs, Catalog: names, Snapshots: n.snapshots, Events: n.events,
+		Pull: pull.Config{
+			Blobs: blobs, Parallel: n.config.Registry.Parallel, Limit: n.config.Registry.MaxLayerBytes, Log: log,
+			Remote: remote.Config{
+				CertDirs: n.config.CertsDirs, Stall: time.Duration(n.config.Registry.StallSeconds) * time.Second,
+				UserAgent: "berth/" + n.config.Version.Version, Log: log,
+			},
+		},
+		Log: log,
+	})
+	return err
+}
+
+func (n *node) openNetworks(ctx context.Context) error {
+	pools, err := n.config.Network.pools()
+	if err != nil {
+		return err
+	}
+	n.networks, err = network.Open(ctx, network.Config{
+		DB: n.db, State: n.config.State, Pools: pools,
+		CNIConfDir: n.config.Network.CNIConfDir, CNIBinDir: n.config.Network.CNIBinDir,
+		ResolvConf: "/etc/resolv.conf", Log: n.log.With("room", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose("networks", n.networks.Close)
+	return nil
+}
+
+func (n *node) openVolumes(ctx context.Context) (err error) {
+	n.volumes, err = volume.Open(ctx, filepath.Join(n.config.Root, "volumes"), n.db, n.log.With("room", "volume"))
+	return err
+}
+
+func (n *node) openRuntimes(ctx context.Context) (err error) {
+	n.runtimes, err = openRuntimes(ctx, n.config, n.keeper, n.metrics, n.log.With("room", "runtime"))
+	return err
+}
+
+// openContainers also matches the records with what the keeper holds: who
+// still runs, who ended meanwhile, who is to be started after a reboot.
+func (n *node) openContainers(ctx context.Context) error {
+	boot, err := clock.Boot()
+	if err != nil {
+		return err
+	}
+	meter, err := stats.Open()
+	if err != nil {
+		return err
+	}
+	if n.config.InitPath != "" {
+		n.host.Init = n.config.InitPath
+	}
+	n.containers, err = container.Open(ctx, container.Config{
+		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: boot,
+		Images: n.images, Snapshots: n.snapshots, Networks: n.networks, Volumes: n.volumes,
+		Events: n.events, Meter: meter, Processes: n.keeper,
+		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host,
+		Idmap: &n.host.Remap, Remap: n.config.RemapUsers,
+		Log: n.log.With("room", "container"),
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose("containers", n.containers.Close)
+	n.images.SetUsers(n.containers.Users)
+	return n.containers.Recover(ctx)
+}
+
+// collect removes what a crash left and nobody claims.
+func (n *node) collect(ctx context.Context) error {
+	if err := n.sweep(ctx); err != nil {
+		n.log.WarnContext(ctx, "some leftovers stay", "err", err)
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (n *node) serve(ctx context.Context, listener net.Listener) error {
+	n.metrics.registry.MustRegister(newCensus(ctx, n.containers, n.log))
+	face := &rest.Server{
+		Containers: n.containers, Images: n.images, Networks: n.networks, Volumes: n.volumes, Events: n.bus,
+		System: n, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),
+	}
+	return serveHTTP(ctx, listener, face.Handler())
+}
+
+var _ = cmp.Or[string]
+var _ = collect.Sweep

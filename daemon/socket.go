@@ -1,0 +1,56 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+
+	"berth/base/errs"
+)
+
+// maxSocketPath is what fits into a unix socket's address.
+const maxSocketPath = 107
+
+// listen opens the node's door at path, for root and the members of group.
+// The caller has claimed the state folder, so a socket that is there already
+// is one that a dead node left.
+func listen(ctx context.Context, path, group string, log *slog.Logger) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, errs.New(errs.Invalid, "socket %s: the path is longer than %d bytes", path, maxSocketPath)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // its members must reach the socket
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	// Made under a name nobody knows, so that nobody gets in before the rights
+	// are set.
+	hidden := path + ".new"
+	_ = os.Remove(hidden)
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "unix", hidden)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:forcetypeassert // what network unix gives
+	gid := 0
+	if g, err := user.LookupGroup(group); err == nil {
+		gid, _ = strconv.Atoi(g.Gid)
+	} else {
+		log.InfoContext(ctx, "only root may use the socket: the group does not exist", "group", group)
+	}
+	err = errors.Join(os.Chown(hidden, 0, gid), os.Chmod(hidden, 0o660), os.Rename(hidden, path)) //nolint:gosec // the group's right
+	if err != nil {
+		_ = listener.Close()
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	return listener, nil
+}

@@ -1,0 +1,151 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"berth/image/remote"
+	"berth/spec"
+)
+
+// snapshotter is the driver that keeps the layers.
+const snapshotter = "overlay"
+
+// Version implements rest.System.
+func (n *node) Version() spec.Version { return n.config.Version }
+
+// Info implements rest.System.
+func (n *node) Info(ctx context.Context) (spec.Info, error) {
+	containers, err := n.containers.List(ctx, true, nil)
+	if err != nil {
+		return spec.Info{}, err
+	}
+	images, err := n.images.List(ctx, nil)
+	if err != nil {
+		return spec.Info{}, err
+	}
+	var memory unix.Sysinfo_t
+	if err := unix.Sysinfo(&memory); err != nil {
+		return spec.Info{}, fmt.Errorf("read the machine's memory: %w", err)
+	}
+	var kernel unix.Utsname
+	if err := unix.Uname(&kernel); err != nil {
+		return spec.Info{}, fmt.Errorf("read the kernel's name: %w", err)
+	}
+	info := spec.Info{
+		ID: n.id, Name: n.host.Hostname, Version: n.config.Version, Started: n.started,
+		Kernel: unix.ByteSliceToString(kernel.Release[:]), OS: osName(), Architecture: runtime.GOARCH,
+		CPUs: runtime.NumCPU(), Memory: memory.Totalram * uint64(memory.Unit), Cgroup: fmt.Sprintf("v%d", n.host.Cgroup),
+		Root: n.config.Root, State: n.config.State, Socket: n.config.Socket, Snapshotter: snapshotter,
+		Runtimes: n.runtimes.versions(), Runtime: n.runtimes.usual,
+		NodePid: os.Getpid(), KeeperPid: n.keeper.Pid(),
+		Containers: map[spec.State]int{}, Images: len(images), Security: n.security(), Warnings: n.warnings(),
+		RegistryHosts: strings.Join(n.certDirs(), ":"),
+	}
+	for _, c := range containers {
+		info.Containers[c.State.Status]++
+	}
+	return info, nil
+}
+
+func (n *node) certDirs() []string {
+	if n.config.CertsDirs != nil {
+		return n.config.CertsDirs
+	}
+	return remote.DefaultCertDirs()
+}
+
+func (n *node) security() []string {
+	var has []string
+	for name, there := range map[string]bool{
+		"seccomp": n.host.Seccomp, "apparmor": n.host.AppArmor, "userns": n.host.UserNS, "remapped": n.config.RemapUsers,
+	} {
+		if there {
+			has = append(has, name)
+		}
+	}
+	slices.Sort(has)
+	return has
+}
+
+// warnings names what this machine lacks and a user may miss.
+func (n *node) warnings() []string {
+	var lacks []string
+	for _, controller := range []string{"memory", "cpu", "cpuset", "pids", "freezer"} {
+		if !n.host.Controllers[controller] && (controller != "freezer" || n.host.Cgroup == 1) {
+			lacks = append(lacks, "no "+controller+" cgroup: limits on it fail")
+		}
+	}
+	if !n.host.Swap {
+		lacks = append(lacks, "swap cannot be limited")
+	}
+	if !n.host.Seccomp {
+		lacks = append(lacks, "the kernel has no seccomp: system calls are not filtered")
+	}
+	if n.host.Init == "" {
+		lacks = append(lacks, "no init program: --init fails; apt-get install tini")
+	}
+	return lacks
+}
+
+func osName() string {
+	release, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return runtime.GOOS
+	}
+	for line := range strings.Lines(string(release)) {
+		if name, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
+			return strings.Trim(strings.TrimSpace(name), `"`)
+		}
+	}
+	return runtime.GOOS
+}
+
+// DiskUsage implements rest.System.
+func (n *node) DiskUsage(ctx context.Context) (spec.DiskUsage, error) {
+	var usage spec.DiskUsage
+	var err error
+	if usage.Images, usage.Blobs, err = n.images.DiskUsage(ctx); err != nil {
+		return usage, err
+	}
+	containers, err := n.containers.List(ctx, true, nil)
+	if err != nil {
+		return usage, err
+	}
+	for _, c := range containers {
+		sizes, err := n.containers.Sizes(ctx, c.ID)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		live := c.State.Pid != 0
+		add(&usage.Containers, live, sizes.RW)
+	}
+	volumes, err := n.volumes.List(ctx, spec.Filter{"size": {"true"}})
+	if err != nil {
+		return usage, err
+	}
+	for _, v := range volumes {
+		var size int64
+		if v.Size != nil {
+			size = *v.Size
+		}
+		add(&usage.Volumes, len(v.UsedBy) > 0, size)
+	}
+	return usage, nil
+}
+
+func add(share *spec.DiskShare, active bool, size int64) {
+	share.Total++
+	share.Size += size
+	if active {
+		share.Active++
+	} else {
+		share.Reclaimable += size
+	}
+}
