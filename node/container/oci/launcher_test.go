@@ -166,9 +166,11 @@ func (l *launcher) owns(pid int) bool {
 
 func (l *launcher) wait(c *child) {
 	var status unix.WaitStatus
+	// The one who forked it may still be about to end, and to leave it to us.
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(c.Pidfd.Fd()), Events: unix.POLLIN}}, -1)
 	for {
 		_, err := unix.Wait4(c.Pid, &status, 0, nil)
-		if !errors.Is(err, unix.EINTR) {
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECHILD) {
 			break
 		}
 	}
