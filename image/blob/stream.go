@@ -176,7 +176,7 @@ func (s *Store) fly(ctx context.Context, f *flight, d digest.Digest, size int64,
 			return err
 		}
 	}
-	got, err := w.verify()
+	got, err := w.Verify()
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,17 @@ const DefaultLimit = 64 << 30
 // their usual levels, 128 MiB with --ultra --long.
 const zstdWindow = 128 << 20
 
+// Detect tells how content is compressed by its first four bytes.
+func Detect(magic []byte) Compression {
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return Gzip
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) >= 4 && magic[0]>>4 == 5 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18}):
+		return Zstd // the second is a frame to skip, with which some begin
+	}
+	return Plain
+}
+
 // Uncompress tells gzip, zstd and plain content apart by its first bytes
 // and returns the content. Reading more than limit bytes fails with
 // errs.Exhausted, damaged content with errs.Invalid; errors of r come
@@ -43,14 +54,14 @@ func Uncompress(r io.Reader, limit int64) (io.ReadCloser, Compression, error) {
 		return nil, "", err
 	}
 	u := &uncompressed{source: in, left: limit, limit: limit, close: func() {}}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+	switch Detect(magic) {
+	case Gzip:
 		z, err := gzip.NewReader(b)
 		if err != nil {
 			return nil, "", u.explain(err)
 		}
 		u.r, u.compression, u.close = z, Gzip, func() { z.Close() } //nolint:errcheck // has nothing to say
-	case bytes.Equal(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(magic) == 4 && magic[0]>>4 == 5 && bytes.Equal(magic[1:], []byte{0x2a, 0x4d, 0x18}):
+	case Zstd:
 		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, "", u.explain(err)

@@ -126,8 +126,12 @@ func (w *Writer) ReadFrom(r io.Reader) (int64, error) {
 	return io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, *buf)
 }
 
-// verify holds what was written against what was wanted.
-func (w *Writer) verify() (digest.Digest, error) {
+// ReadAt reads back what has been written.
+func (w *Writer) ReadAt(p []byte, off int64) (int, error) { return w.file.ReadAt(p, off) }
+
+// Verify holds what was written against what was wanted, and returns its
+// digest. Commit does so by itself.
+func (w *Writer) Verify() (digest.Digest, error) {
 	got := digest.NewDigest(w.algorithm, w.hash)
 	switch {
 	case w.size >= 0 && w.offset < w.size:
@@ -143,7 +147,7 @@ func (w *Writer) verify() (digest.Digest, error) {
 // blob survives a power cut. errs.Invalid if size or digest are wrong. That
 // the blob is here already is no error.
 func (w *Writer) Commit(context.Context) (Info, error) {
-	d, err := w.verify()
+	d, err := w.Verify()
 	if err != nil {
 		return Info{}, err
 	}
