@@ -42,7 +42,7 @@ from config.json in ~/.docker or DOCKER_CONFIG, and its credential helpers.`,
 
 // pullImage pulls and tells w how it goes, unless quiet.
 func (p *program) pullImage(ctx context.Context, request spec.PullRequest, w io.Writer, quiet bool) (image spec.Image, err error) {
-	if request.Auth, err = p.login(ctx, request.Reference); err != nil {
+	if request.Auth, err = login(request.Reference); err != nil {
 		return spec.Image{}, err
 	}
 	err = showing(w, quiet, func(show func(spec.Progress)) error {

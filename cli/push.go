@@ -20,7 +20,7 @@ func (p *program) push() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			request.Reference = args[0]
-			auth, err := p.login(ctx, args[0])
+			auth, err := login(args[0])
 			if err != nil {
 				return err
 			}
