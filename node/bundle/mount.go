@@ -48,7 +48,7 @@ func addMounts(s *specs.Spec, in Input) error {
 	return propagate(s)
 }
 
-func depth(target string) int { return strings.Count(path.Clean(target), "/") + min(1, len(target)-1) }
+func depth(target string) int { return strings.Count(target, "/") }
 
 // systemMounts are the kernel's file systems.
 func systemMounts(in Input) []specs.Mount {
