@@ -1,0 +1,199 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"berth/base/errs"
+	"berth/image/blob"
+	"berth/image/manifest"
+	"berth/image/reference"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+// Commit makes an image of what the Active snapshot changed on base, with
+// config as changed by req.Changes. Without req.Reference it has no name.
+// Invalid: the reference or the changes; NotFound: no such snapshot, or base
+// is gone.
+func (s *Set) Commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest) (spec.Image, error) {
+	name, err := commitName(req.Reference)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	config, err = applyChanges(config, req.Changes)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	s.keeping.begin()
+	defer s.endKeeping(ctx)
+	image, err := s.commit(ctx, base, active, config, req, name)
+	if err != nil {
+		return spec.Image{}, fmt.Errorf("commit: %w", err)
+	}
+	s.Notify("commit", image.ID, name)
+	return image, nil
+}
+
+func commitName(ref string) (string, error) {
+	if ref == "" {
+		return "", nil
+	}
+	name, err := reference.Parse(ref)
+	if err != nil {
+		return "", err
+	}
+	if name.Digest() != "" {
+		return "", errs.New(errs.Invalid, "commit to %s: a name with a digest cannot be given", ref)
+	}
+	return name.String(), nil
+}
+
+func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest, name string) (spec.Image, error) {
+	below, err := s.find(base.ID)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	body, err := s.Blobs.Read(ctx, below.Config.Digest, manifest.ConfigLimit)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	doc, err := parseDocument(below.Config.Digest, body)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	top, err := s.commitLayer(ctx, below.Layers, active)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	now := time.Now().UTC()
+	doc.Created, doc.Author = &now, req.Author
+	doc.Config.set(config)
+	doc.RootFS.DiffIDs = append(doc.RootFS.DiffIDs, top.DiffID)
+	doc.History = append(doc.History, ocispec.History{
+		Created: &now, Author: req.Author, Comment: req.Message, CreatedBy: createdBy(config),
+	})
+	rec, err := s.writeImage(ctx, doc, append(slices.Clone(below.Layers), top))
+	if err != nil {
+		return spec.Image{}, err
+	}
+	return s.take(ctx, rec, name, s.fromBlobs(rec.Layers), func(spec.Progress) {})
+}
+
+func createdBy(config spec.ImageConfig) string {
+	return strings.Join(slices.Concat(config.Entrypoint, config.Command), " ")
+}
+
+// commitLayer writes the changes of active as a blob and unpacks them as the
+// next layer, in one pass.
+func (s *Set) commitLayer(ctx context.Context, below []layer, active snapshot.Key) (top layer, err error) {
+	w, err := s.Blobs.Writer(ctx, "", blob.UnknownSize)
+	if err != nil {
+		return layer{}, err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	hash := sha256.New()
+	packed := gzip.NewWriter(w)
+	reader, writer := io.Pipe()
+	group, gctx := errgroup.WithContext(ctx)
+	var in snapshot.Ingest
+	group.Go(func() (err error) {
+		in, err = s.Snapshots.Ingest(gctx, reader)
+		reader.CloseWithError(err) // so that the other end does not wait
+		return err
+	})
+	group.Go(func() error {
+		err := s.Snapshots.Diff(gctx, active, io.MultiWriter(packed, hash, writer))
+		writer.CloseWithError(err)
+		return errors.Join(err, packed.Close())
+	})
+	if err := group.Wait(); err != nil {
+		if in != nil {
+			err = errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
+		}
+		return layer{}, err
+	}
+	info, err := w.Commit(ctx)
+	if err != nil {
+		return layer{}, errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
+	}
+	top = layer{
+		ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: info.Digest, Size: info.Size},
+		digest.NewDigest(digest.SHA256, hash),
+	}
+	return top, s.place(ctx, in, append(slices.Clone(below), top))
+}
+
+// place commits the topmost layer, which in holds.
+func (s *Set) place(ctx context.Context, in snapshot.Ingest, layers []layer) error {
+	keys := chain(layers)
+	var parent snapshot.Key
+	if len(keys) > 1 {
+		parent = keys[len(keys)-2]
+	}
+	labels := map[string]string{layerLabel: strconv.FormatInt(in.Size(), 10)}
+	_, err := in.Commit(ctx, keys[len(keys)-1], parent, labels)
+	if err != nil && !errors.Is(err, errs.Exists) {
+		return errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// writeImage stores the configuration and an OCI manifest of layers.
+func (s *Set) writeImage(ctx context.Context, doc document, layers []layer) (*record, error) {
+	rec := &record{Layers: layers}
+	var err error
+	if rec.Config, err = s.putJSON(ctx, ocispec.MediaTypeImageConfig, doc); err != nil {
+		return nil, err
+	}
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: rec.Config, Layers: []ocispec.Descriptor{},
+	}
+	for i, l := range layers {
+		rec.Layers[i].MediaType = ociLayerType(l.MediaType)
+		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: rec.Layers[i].MediaType, Digest: l.Digest, Size: l.Size})
+	}
+	if rec.Manifest, err = s.putJSON(ctx, m.MediaType, m); err != nil {
+		return nil, err
+	}
+	rec.Target = rec.Manifest
+	return rec, s.fillIn(ctx, rec)
+}
+
+func (s *Set) putJSON(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	d, err := s.Blobs.Put(ctx, body)
+	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(body))}, err
+}
+
+// ociLayerType is OCI's name for docker's media types: a manifest should not
+// mix the two.
+func ociLayerType(t string) string {
+	switch t {
+	case manifest.DockerLayer:
+		return ocispec.MediaTypeImageLayer
+	case manifest.DockerLayerGzip:
+		return ocispec.MediaTypeImageLayerGzip
+	case manifest.DockerLayerZstd:
+		return ocispec.MediaTypeImageLayerZstd
+	}
+	return t
+}
