@@ -88,6 +88,9 @@ func (s *Set) finish(ctx context.Context, a *attachment, ports []spec.PortMappin
 			return err
 		}
 	}
+	if err := s.hairpin(a); err != nil {
+		return err
+	}
 	s.aim(a)
 	s.keep(a) // before the rules: should they be rebuilt meanwhile, ours are in
 	u.Add("record", func(context.Context) error { s.forget(a); return nil })
@@ -238,7 +241,7 @@ func (s *Set) join(ctx context.Context, a *attachment, p place, old *attachment,
 	if v4, ok := e.addr(false); ok && e.mac == "" {
 		e.mac = addressMAC(v4).String()
 	}
-	if err := s.plug(n, a.namespace, e); err != nil {
+	if err := s.plug(ctx, n, a.namespace, e); err != nil {
 		return fmt.Errorf("network %s: %w", n.config.Name, err)
 	}
 	a.endpoints = append(a.endpoints, e)
@@ -380,6 +383,9 @@ func (s *Set) Disconnect(ctx context.Context, container, ref string) error {
 // default routes to where they can go now.
 func (s *Set) replace(old, a *attachment) error {
 	if err := setRoutes(a.namespace, a.endpoints); err != nil {
+		return err
+	}
+	if err := s.hairpin(a); err != nil {
 		return err
 	}
 	before := s.forwards(old)

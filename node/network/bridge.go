@@ -278,6 +278,11 @@ func (s *Set) bridgeSysctls(ctx context.Context, n *network) error {
 	if err := set("ipv6/conf/"+n.bridge+"/accept_ra", "0"); err != nil {
 		return err
 	}
+	// A bridge waits for a carrier before it looks for duplicates of its
+	// address, and until then could not find the first container.
+	if err := set("ipv6/conf/"+n.bridge+"/accept_dad", "0"); err != nil {
+		return err
+	}
 	if !n.config.IPv6 {
 		return set("ipv6/conf/"+n.bridge+"/disable_ipv6", "1")
 	}

@@ -1,14 +1,11 @@
 package network
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,7 +56,7 @@ func newMachine(t testing.TB) *machine {
 	defer outside.Close()
 	in(t, m.host, func() error {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Flags = "up0", net.FlagUp
+		attrs.Name = "up0"
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "up1", PeerNamespace: netlink.NsFd(outside.Fd())}); err != nil {
 			return err
 		}
@@ -85,6 +82,9 @@ func address(link string, addrs ...string) error {
 		if err := netlink.AddrAdd(l, a); err != nil {
 			return err
 		}
+	}
+	if _, err := sysctl("net/ipv6/conf/"+link+"/accept_dad", "0"); err != nil {
+		return err
 	}
 	return netlink.LinkSetUp(l)
 }
@@ -156,10 +156,10 @@ func addrOf(prefix string) string {
 
 func in(t testing.TB, ns string, fn func() error) {
 	t.Helper()
-	must(t, within2(ns, fn))
+	must(t, runIn(ns, fn))
 }
 
-func within2(ns string, fn func() error) error {
+func runIn(ns string, fn func() error) error {
 	f, err := os.Open(ns)
 	if err != nil {
 		return err
@@ -212,14 +212,14 @@ func echo(t testing.TB, ns, network string, port int) {
 
 // call connects from ns and returns what the echo said: our address as seen
 // there.
-func call(ns, network, address string) (seen string, err error) {
-	err = within2(ns, func() error {
-		c, err := net.DialTimeout(network, address, 400*time.Millisecond)
+func call(ns, network, address string, patience time.Duration) (seen string, err error) {
+	err = runIn(ns, func() error {
+		c, err := net.DialTimeout(network, address, patience)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 			return err
 		}
 		if strings.HasPrefix(network, "udp") {
@@ -237,7 +237,11 @@ func call(ns, network, address string) (seen string, err error) {
 
 func reaches(t testing.TB, what, ns, network, address string) string {
 	t.Helper()
-	seen, err := call(ns, network, address)
+	start := time.Now()
+	seen, err := call(ns, network, address, 4*time.Second)
+	if took := time.Since(start); took > 300*time.Millisecond {
+		t.Logf("%s: %s %s took %v", what, network, address, took)
+	}
 	if err != nil {
 		t.Errorf("%s: %s %s: %v", what, network, address, err)
 	}
@@ -247,7 +251,7 @@ func reaches(t testing.TB, what, ns, network, address string) string {
 
 func blocked(t testing.TB, what, ns, network, address string) {
 	t.Helper()
-	if seen, err := call(ns, network, address); err == nil {
+	if seen, err := call(ns, network, address, 300*time.Millisecond); err == nil {
 		t.Errorf("%s: %s %s answered (seen as %s)", what, network, address, seen)
 	}
 }
@@ -261,7 +265,7 @@ func (b *box) ask(t testing.TB, name string, qtype uint16) *dns.Msg {
 }
 
 func query(ns, server, network, name string, qtype uint16) (reply *dns.Msg, err error) {
-	err = within2(ns, func() error {
+	err = runIn(ns, func() error {
 		c, err := net.DialTimeout(network, server, time.Second)
 		if err != nil {
 			return err
@@ -303,6 +307,9 @@ func (m *machine) traces(t testing.TB, s *Set) []string {
 			return nftErr
 		}
 		sets, setErr := c.GetSets(s.firewall.table)
+		if setErr != nil && strings.Contains(setErr.Error(), unix.ENOENT.Error()) {
+			setErr = nil // the table is gone
+		}
 		for _, set := range sets {
 			elements, err := c.GetSetElements(set)
 			if err != nil {
@@ -381,9 +388,3 @@ func equal(t testing.TB, what string, got, want any) {
 		t.Errorf("%s is %v, want %v", what, got, want)
 	}
 }
-
-var (
-	_ = bufio.NewReader
-	_ = context.Background
-	_ = netip.Addr{}
-)

@@ -149,7 +149,7 @@ func (s *Set) hold(ctx context.Context, a *attachment, ports []spec.PortMapping,
 	chosen := make([]spec.PortMapping, 0, len(ports))
 	for _, p := range ports {
 		for i := range p.Range {
-			h, err := s.newHolder(ctx, p, i)
+			h, err := s.newHolder(ctx, a.container, p, i)
 			if err != nil {
 				return nil, s.explain(err, p, p.HostPort+i, a.container)
 			}
@@ -227,13 +227,13 @@ func (s *Set) explain(err error, p spec.PortMapping, port uint16, container stri
 }
 
 // newHolder binds one port of a mapping, a free one where HostPort is 0.
-func (s *Set) newHolder(ctx context.Context, p spec.PortMapping, i uint16) (*holder, error) {
+func (s *Set) newHolder(ctx context.Context, container string, p spec.PortMapping, i uint16) (*holder, error) {
 	h := &holder{inner: p.ContainerPort + i}
 	if p.HostPort != 0 {
 		h.port = p.HostPort + i
 	}
 	if p.Protocol == "sctp" {
-		return h, s.chooseSCTP(h, p)
+		return h, s.chooseSCTP(h, container)
 	}
 	err := s.host.do(func() error { return h.bind(ctx, p.Protocol, p.HostIP) })
 	if err != nil {
@@ -244,11 +244,13 @@ func (s *Set) newHolder(ctx context.Context, p spec.PortMapping, i uint16) (*hol
 
 // chooseSCTP looks through our own ports only: kernels seldom have SCTP
 // sockets to hold one with, and rules do not need them.
-func (s *Set) chooseSCTP(h *holder, p spec.PortMapping) error {
+func (s *Set) chooseSCTP(h *holder, container string) error {
 	taken := map[uint16]bool{}
-	for _, f := range s.allForwards() {
-		if f.proto == unix.IPPROTO_SCTP {
-			taken[f.from.Port()] = true
+	for _, a := range s.attached() {
+		for _, f := range s.forwards(a) {
+			if f.proto == unix.IPPROTO_SCTP && a.container != container {
+				taken[f.from.Port()] = true
+			}
 		}
 	}
 	if h.port == 0 {

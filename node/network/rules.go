@@ -77,7 +77,7 @@ func (fw *firewall) addZones(c *nftables.Conn, zones []zone) error {
 	// Answers to masqueraded connections from 127.0.0.1 need route_localnet
 	// on the bridges. It must not let containers reach what the host serves
 	// to itself alone.
-	rule(chainGuard, in(fw.bridges, expr.MetaKeyIIFNAME).and(ip4, destination4("127.0.0.0/8"), drop))
+	rule(chainGuard, oneOf(fw.bridges, expr.MetaKeyIIFNAME).and(ip4, destination4("127.0.0.0/8"), drop))
 
 	for _, z := range zones {
 		for _, f := range z.names {
@@ -94,7 +94,7 @@ func (fw *firewall) addZones(c *nftables.Conn, zones []zone) error {
 	rule(chainPublish, notLoopback.and(fw.lookup(mapKind{v6: true}), dnat(unix.NFPROTO_IPV6)))
 	rule(chainPublish, notLoopback.and(fw.lookup(mapKind{v6: true, any: true}), dnat(unix.NFPROTO_IPV6)))
 
-	rule(chainPost, in(fw.bridges, expr.MetaKeyOIFNAME).and(ip4, source(netip.MustParsePrefix("127.0.0.0/8")), masquerade))
+	rule(chainPost, oneOf(fw.bridges, expr.MetaKeyOIFNAME).and(ip4, source(netip.MustParsePrefix("127.0.0.0/8")), masquerade))
 	for _, z := range zones {
 		for _, prefix := range z.prefixes {
 			from := family(prefix.Addr()).and(source(prefix))
@@ -108,11 +108,11 @@ func (fw *firewall) addZones(c *nftables.Conn, zones []zone) error {
 	}
 
 	rule(chainForward, fw.sameBridge().and(accept))
-	rule(chainForward, in(fw.closed, expr.MetaKeyIIFNAME).and(drop))
-	rule(chainForward, in(fw.closed, expr.MetaKeyOIFNAME).and(drop))
+	rule(chainForward, oneOf(fw.closed, expr.MetaKeyIIFNAME).and(drop))
+	rule(chainForward, oneOf(fw.closed, expr.MetaKeyOIFNAME).and(drop))
 	rule(chainForward, established.and(accept))
-	rule(chainForward, in(fw.bridges, expr.MetaKeyOIFNAME).and(wasDNAT, accept))
-	rule(chainForward, in(fw.bridges, expr.MetaKeyOIFNAME).and(drop))
+	rule(chainForward, oneOf(fw.bridges, expr.MetaKeyOIFNAME).and(wasDNAT, accept))
+	rule(chainForward, oneOf(fw.bridges, expr.MetaKeyOIFNAME).and(drop))
 	return nil
 }
 
@@ -153,7 +153,7 @@ func bits(key expr.CtKey, mask uint32) match {
 	}
 }
 
-func in(set *nftables.Set, key expr.MetaKey) match {
+func oneOf(set *nftables.Set, key expr.MetaKey) match {
 	return match{&expr.Meta{Key: key, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}}
 }
 

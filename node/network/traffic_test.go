@@ -69,7 +69,7 @@ func TestIsolation(t *testing.T) {
 		}
 		return err
 	})
-	must(t, within2(red.ns, func() error {
+	must(t, runIn(red.ns, func() error {
 		_, err := sysctl("net/ipv4/conf/all/route_localnet", "1")
 		return err
 	}))

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -42,7 +44,7 @@ func parseMAC(text string) (net.HardwareAddr, error) {
 
 // plug makes the veth pair of an endpoint: one end on the bridge, the other
 // in the container's namespace, with its addresses.
-func (s *Set) plug(n *network, namespace string, e *endpoint) error {
+func (s *Set) plug(ctx context.Context, n *network, namespace string, e *endpoint) error {
 	ns, err := os.Open(namespace)
 	if err != nil {
 		return errs.New(errs.Conflict, "the container's network namespace is gone: %w", err)
@@ -65,10 +67,32 @@ func (s *Set) plug(n *network, namespace string, e *endpoint) error {
 		return fmt.Errorf("make veth pair: %w", err)
 	}
 	err = inNamespace(ns, func() error { return configure(e, n.config.IPv6) })
+	if err == nil {
+		err = s.awaitLink(ctx, veth)
+	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("set up %s: %w", e.inside, err), s.host.links.LinkDel(veth))
 	}
 	return err
+}
+
+// awaitLink waits until the bridge takes packets from a link, which the
+// kernel decides a little after both ends are up; the first words of a
+// container would be lost. Should it take long, they may be.
+func (s *Set) awaitLink(ctx context.Context, veth *netlink.Veth) error {
+	for range 50 {
+		link, err := s.host.links.LinkByIndex(veth.Index)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", veth.Name, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if !pause(ctx, 2*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // addVeth replaces a pair that an interrupted attempt left.
@@ -118,6 +142,28 @@ func configure(e *endpoint, ipv6 bool) error {
 		}
 	}
 	return links.LinkSetUp(link)
+}
+
+// hairpin lets a container that publishes ports reach them itself, by the
+// host's address, where br_netfilter translates before the bridge forwards:
+// the packet leaves by the port that it came in by.
+func (s *Set) hairpin(a *attachment) error {
+	if len(a.ports) == 0 {
+		return nil
+	}
+	for _, e := range a.endpoints {
+		if e.cni {
+			continue
+		}
+		link, err := s.host.links.LinkByName(e.outside)
+		if err == nil {
+			err = s.host.links.LinkSetHairpin(link, true)
+		}
+		if err != nil {
+			return fmt.Errorf("set hairpin mode of %s: %w", e.outside, err)
+		}
+	}
+	return nil
 }
 
 // setRoutes points the default routes of a namespace at the first endpoint
