@@ -68,11 +68,7 @@ func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 	if err != nil {
 		return spec.Image{}, err
 	}
-	body, err := s.Blobs.Read(ctx, below.Config.Digest, manifest.ConfigLimit)
-	if err != nil {
-		return spec.Image{}, err
-	}
-	doc, err := parseDocument(below.Config.Digest, body)
+	doc, err := s.readDocument(ctx, below.Config)
 	if err != nil {
 		return spec.Image{}, err
 	}
@@ -91,7 +87,11 @@ func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 	if err != nil {
 		return spec.Image{}, err
 	}
-	return s.take(ctx, rec, name, s.fromBlobs(rec.Layers), func(spec.Progress) {})
+	var names []string
+	if name != "" {
+		names = []string{name}
+	}
+	return s.take(ctx, rec, names, s.fromBlobs(rec.Layers), func(spec.Progress) {})
 }
 
 func createdBy(config spec.ImageConfig) string {
@@ -172,7 +172,8 @@ func (s *Set) writeImage(ctx context.Context, doc document, layers []layer) (*re
 		return nil, err
 	}
 	rec.Target = rec.Manifest
-	return rec, s.fillIn(ctx, rec)
+	rec.describe(doc)
+	return rec, nil
 }
 
 func (s *Set) putJSON(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {

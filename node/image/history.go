@@ -10,7 +10,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/blob"
-	"berth/image/manifest"
 	"berth/node/snapshot"
 	"berth/spec"
 )
@@ -22,11 +21,7 @@ func (s *Set) History(ctx context.Context, ref string) ([]spec.HistoryEntry, err
 	if err != nil {
 		return nil, err
 	}
-	body, err := s.Blobs.Read(ctx, rec.Config.Digest, manifest.ConfigLimit)
-	if err != nil {
-		return nil, fmt.Errorf("history of %s: %w", ref, err)
-	}
-	doc, err := parseDocument(rec.Config.Digest, body)
+	doc, err := s.readDocument(ctx, rec.Config)
 	if err != nil {
 		return nil, fmt.Errorf("history of %s: %w", ref, err)
 	}

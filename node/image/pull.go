@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"berth/image/manifest"
 	"berth/image/pull"
 	"berth/spec"
@@ -29,7 +31,7 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
 	open := func(ctx context.Context, n int) (tarStream, error) { return from.Tar(ctx, n) }
-	image, err := s.take(ctx, rec, from.Name.String(), open, report)
+	image, err := s.take(ctx, rec, []string{from.Name.String()}, open, report)
 	if err != nil {
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
@@ -38,13 +40,13 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 }
 
 // take unpacks the image of rec and keeps it.
-func (s *Set) take(ctx context.Context, rec *record, name string, open opener, report func(spec.Progress)) (spec.Image, error) {
+func (s *Set) take(ctx context.Context, rec *record, names []string, open opener, report func(spec.Progress)) (spec.Image, error) {
 	size, err := s.unpack(ctx, rec.Layers, open, report)
 	if err != nil {
 		return spec.Image{}, err
 	}
 	rec.Image.Size = size
-	return s.keep(ctx, rec, name)
+	return s.keep(ctx, rec, names)
 }
 
 // describe makes the record of an image whose manifest and configuration are
@@ -54,26 +56,30 @@ func (s *Set) describe(ctx context.Context, from *pull.Image) (*record, error) {
 	for _, l := range from.Layers {
 		rec.Layers = append(rec.Layers, layer{l.Descriptor, l.DiffID})
 	}
-	return rec, s.fillIn(ctx, rec)
+	doc, err := s.readDocument(ctx, rec.Config)
+	if err != nil {
+		return nil, err
+	}
+	rec.describe(doc)
+	return rec, nil
 }
 
-// fillIn reads the configuration of rec.
-func (s *Set) fillIn(ctx context.Context, rec *record) error {
-	body, err := s.Blobs.Read(ctx, rec.Config.Digest, manifest.ConfigLimit)
+func (s *Set) readDocument(ctx context.Context, config ocispec.Descriptor) (document, error) {
+	body, err := s.Blobs.Read(ctx, config.Digest, manifest.ConfigLimit)
 	if err != nil {
-		return err
+		return document{}, err
 	}
-	doc, err := parseDocument(rec.Config.Digest, body)
-	if err != nil {
-		return err
+	return parseDocument(config.Digest, body)
+}
+
+// describe fills in the image from its configuration.
+func (r *record) describe(doc document) {
+	r.Image = doc.image(r.Config.Digest)
+	r.Image.Target, r.Image.Manifest = r.Target.Digest.String(), r.Manifest.Digest.String()
+	r.Image.Blobs = r.Manifest.Size + r.Config.Size
+	for _, l := range r.Layers {
+		r.Image.Blobs += l.Size
 	}
-	rec.Image = doc.image(rec.Config.Digest)
-	rec.Image.Target, rec.Image.Manifest = rec.Target.Digest.String(), rec.Manifest.Digest.String()
-	rec.Image.Blobs = rec.Manifest.Size + rec.Config.Size
-	for _, l := range rec.Layers {
-		rec.Image.Blobs += l.Size
-	}
-	return nil
 }
 
 // serial makes a report that many goroutines may call out of one that only

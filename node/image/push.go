@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/base/errs"
 	"berth/image/push"
@@ -52,17 +51,4 @@ func (s *Set) elsewhere(d digest.Digest) []reference.Name {
 	}
 	slices.SortFunc(names, func(a, b reference.Name) int { return slices.Compare([]byte(a.String()), []byte(b.String())) })
 	return names
-}
-
-// descriptorOf is what a reference stands for when it leaves this node.
-func (s *Set) descriptorOf(ref string) (ocispec.Descriptor, string, error) {
-	rec, name, err := s.resolve(ref)
-	if err != nil {
-		return ocispec.Descriptor{}, "", err
-	}
-	if name == "" {
-		return rec.Manifest, "", nil
-	}
-	named, err := s.catalog.Get(name)
-	return named.Target, name, err
 }

@@ -156,23 +156,23 @@ func (s *Set) usersOf(id string) []string {
 	return users(id)
 }
 
-// keep makes rec an image of this node, called name where that is not "".
-// A name that stood for another image moves.
-func (s *Set) keep(ctx context.Context, rec *record, name string) (spec.Image, error) {
+// keep makes rec an image of this node, called by names. A name that stood for
+// another image moves.
+func (s *Set) keep(ctx context.Context, rec *record, names []string) (spec.Image, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	id := rec.Image.ID
 	rec.Image.Pulled = time.Now().UTC()
 	change := catalog.Change{Also: func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, id, rec) }}
-	if name != "" {
-		change.Set = []catalog.Record{{Name: name, Target: rec.Target, Labels: map[string]string{idLabel: id}}}
+	for _, name := range names {
+		change.Set = append(change.Set, catalog.Record{Name: name, Target: rec.Target, Labels: map[string]string{idLabel: id}})
 	}
 	if err := s.catalog.Apply(ctx, change); err != nil {
 		return spec.Image{}, err
 	}
 	s.mu.Lock()
 	s.images[id] = rec
-	if name != "" {
+	for _, name := range names {
 		s.names[name] = id
 	}
 	s.mu.Unlock()

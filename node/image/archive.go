@@ -1,0 +1,157 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth/base/errs"
+	"berth/image/archive"
+	"berth/image/manifest"
+	"berth/image/reference"
+	"berth/spec"
+)
+
+// Load takes in the images of an archive: an OCI layout or one of docker's,
+// plain or compressed. Of an image for many platforms the one for this machine
+// is unpacked, or else what there is. Invalid: the archive is none, or damaged.
+func (s *Set) Load(ctx context.Context, r io.Reader, progress func(spec.Progress)) ([]spec.Image, error) {
+	s.keeping.begin()
+	defer s.endKeeping(ctx)
+	report := serial(progress)
+	found, err := archive.Load(ctx, r, s.Blobs, archive.LoadOptions{Report: report})
+	if err != nil {
+		return nil, err
+	}
+	images := []spec.Image{}
+	for _, one := range found {
+		image, err := s.loadOne(ctx, one, report)
+		if err != nil {
+			return images, fmt.Errorf("load image %s: %w", one.Target.Digest, err)
+		}
+		images = append(images, image)
+		s.Notify("load", image.ID, "")
+	}
+	return images, nil
+}
+
+func (s *Set) loadOne(ctx context.Context, one archive.Image, report func(spec.Progress)) (spec.Image, error) {
+	here, err := s.manifestHere(ctx, one.Target)
+	if err != nil {
+		return spec.Image{}, err
+	}
+	rec := &record{Target: one.Target, Manifest: here}
+	if err := s.readManifest(ctx, rec); err != nil {
+		return spec.Image{}, err
+	}
+	var names []string
+	for _, name := range one.Names {
+		names = append(names, name.String())
+	}
+	return s.take(ctx, rec, names, s.fromBlobs(rec.Layers), report)
+}
+
+// manifestHere goes down from an index to a manifest that is here.
+func (s *Set) manifestHere(ctx context.Context, target ocispec.Descriptor) (ocispec.Descriptor, error) {
+	want, err := manifest.ParsePlatform("")
+	if err != nil {
+		return target, err
+	}
+	for range manifest.DepthLimit {
+		if !manifest.IsIndex(target.MediaType) {
+			return target, nil
+		}
+		all, err := s.below(ctx, target)
+		if err != nil {
+			return target, err
+		}
+		here := slices.DeleteFunc(slices.Clone(all), func(d ocispec.Descriptor) bool { return !s.Blobs.Has(d.Digest) })
+		if len(here) == 0 {
+			return target, errs.New(errs.NotFound, "index %s: none of its images is here", target.Digest)
+		}
+		if chosen, err := want.Choose(here); err == nil {
+			target = chosen
+		} else {
+			target = here[0] // for another platform: it can still be pushed and saved
+		}
+	}
+	return target, errs.New(errs.Invalid, "indexes lie more than %d deep in each other", manifest.DepthLimit)
+}
+
+// readManifest fills in a record whose manifest and configuration are here.
+func (s *Set) readManifest(ctx context.Context, rec *record) error {
+	body, err := s.Blobs.Read(ctx, rec.Manifest.Digest, manifest.Limit)
+	if err != nil {
+		return err
+	}
+	m, err := manifest.Parse(rec.Manifest, body)
+	if err != nil {
+		return err
+	}
+	rec.Config = m.Config
+	for _, desc := range m.Layers {
+		if err := manifest.CheckLayer(desc); err != nil {
+			return err
+		}
+		rec.Layers = append(rec.Layers, layer{Descriptor: desc})
+	}
+	doc, err := s.readDocument(ctx, rec.Config)
+	if err != nil {
+		return err
+	}
+	if len(doc.RootFS.DiffIDs) != len(rec.Layers) {
+		return errs.New(errs.Invalid, "the manifest has %d layers, the configuration %d", len(rec.Layers), len(doc.RootFS.DiffIDs))
+	}
+	for n, diffID := range doc.RootFS.DiffIDs {
+		if err := diffID.Validate(); err != nil {
+			return errs.New(errs.Invalid, "diff ID %.80q: %w", diffID, err)
+		}
+		rec.Layers[n].DiffID = diffID
+	}
+	rec.describe(doc)
+	return nil
+}
+
+// Save writes images as an archive, in a format of package image/archive;
+// docker-archive where format is "". Blobs go as they came. NotFound: no such
+// image; Invalid: no such format.
+func (s *Set) Save(ctx context.Context, refs []string, format string, w io.Writer) error {
+	if len(refs) == 0 {
+		return errs.New(errs.Invalid, "save: which image?")
+	}
+	s.keeping.begin()
+	defer s.endKeeping(ctx)
+	var images []archive.Image
+	for _, ref := range refs {
+		rec, name, err := s.resolve(ref)
+		if err != nil {
+			return fmt.Errorf("save: %w", err)
+		}
+		one := archive.Image{Target: rec.Manifest, Manifest: rec.Manifest}
+		if name != "" {
+			named, nameErr := s.catalog.Get(name)
+			parsed, parseErr := reference.Parse(name)
+			if err := errors.Join(nameErr, parseErr); err != nil {
+				return fmt.Errorf("save: %w", err)
+			}
+			one.Target, one.Names = named.Target, []reference.Name{parsed}
+		}
+		images = add(images, one)
+	}
+	return archive.Save(ctx, s.Blobs, images, format, w)
+}
+
+// add puts images with several names into one entry.
+func add(images []archive.Image, one archive.Image) []archive.Image {
+	for i := range images {
+		if images[i].Target.Digest == one.Target.Digest {
+			images[i].Names = append(images[i].Names, one.Names...)
+			return images
+		}
+	}
+	return append(images, one)
+}
