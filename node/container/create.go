@@ -145,6 +145,7 @@ func (s *Set) createVolumes(ctx context.Context, c *container, u *undo.Stack) (e
 	if !hasVolume(mounts) {
 		return nil
 	}
+	u.Add("unmount the root", func(ctx context.Context) error { return s.dropRoot(ctx, c.id) })
 	root, err := s.mountRoot(ctx, c)
 	if err != nil {
 		return err

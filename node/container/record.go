@@ -24,6 +24,8 @@ type record struct {
 	Image     spec.ImageConfig `json:"image"`
 	Boot      string           `json:"boot"` // in which it was written
 	Retries   int              `json:"retries,omitempty"`
+	// DropVolumes goes with the state removing.
+	DropVolumes bool `json:"dropVolumes,omitempty"`
 }
 
 // tombstone is how a removed container ended.
@@ -80,7 +82,7 @@ func (r *records) put(tx *kv.Tx, c *container) error {
 		return nil
 	}
 	c.mu.Lock()
-	rec := record{Container: *c.view.Load(), Image: c.image, Boot: r.boot, Retries: c.retries}
+	rec := record{Container: *c.view.Load(), Image: c.image, Boot: r.boot, Retries: c.retries, DropVolumes: c.dropVolumes}
 	c.mu.Unlock()
 	return kv.PutJSON(tx, bucket, c.id, rec)
 }

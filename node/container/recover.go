@@ -69,7 +69,7 @@ func (s *Set) recoverOne(ctx context.Context, c *container, v Survivor, has bool
 		s.adopt(c, v)
 		return nil
 	case status == spec.Removing || status == spec.Dead || s.rootless(ctx, c):
-		return s.remove(ctx, c, view.Config.AutoRemove)
+		return s.remove(ctx, c, view.Config.AutoRemove || c.dropVolumes)
 	case alive(status):
 		s.endUnseen(ctx, c)
 	default:
@@ -161,8 +161,10 @@ func (s *Set) revive(c *container) {
 	view := c.get()
 	started := !view.State.StartedAt.IsZero()
 	switch {
-	case !started || view.State.Status == spec.Created && !started:
-	case view.State.Status == spec.Restarting && c.pendingRetry():
+	case !started || c.pendingRetry():
+	case c.rebooted && view.State.Status == spec.Restarting && !comesBack(view):
+		c.change(func(c *spec.Container) { c.State.Status = spec.Stopped })
+		s.db.note(c)
 	case view.State.Status == spec.Restarting || c.rebooted && comesBack(view):
 		c.change(func(c *spec.Container) { c.State.Status = spec.Restarting })
 		s.restartIn(c, 0)

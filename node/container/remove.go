@@ -80,26 +80,24 @@ func (c *container) setRemoving(on bool) {
 	c.removing = on
 }
 
-// remove takes away a container that does not run. op is held. Once its record
-// is gone there is no way back: what then fails is swept up later.
+// remove takes away a container that does not run. op is held.
 func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
 	c.quiet()
 	before := c.status()
 	view := c.change(func(c *spec.Container) { c.State.Status = spec.Removing })
-	if err := s.unmake(ctx, c); err != nil {
+	if err := s.unmake(ctx, c, volumes); err != nil {
 		c.setRemoving(false)
 		c.change(func(c *spec.Container) {
 			c.State.Status, c.State.Error = spec.Dead, err.Error()
-			if errors.Is(err, context.Canceled) {
+			if errors.Is(err, context.Canceled) && !hasVolume(c.Mounts) {
 				c.State.Status = before
 			}
 		})
 		return fmt.Errorf("remove container %s: %w", view.Name, err)
 	}
 	s.dropFromIndex(c)
-	err := errors.Join(clearDir(s.logDir(c.id)), s.releaseVolumes(ctx, view, volumes))
-	if err != nil {
-		s.Log.Warn("something of a removed container is left", "container", c.id, "error", err)
+	if err := clearDir(s.logDir(c.id)); err != nil {
+		s.Log.Warn("the log of a removed container is left", "container", c.id, "error", err)
 	}
 	s.tasks.run(func() {
 		if err := s.forget.now(context.WithoutCancel(s.life), c.id); err != nil {
@@ -111,11 +109,17 @@ func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
 	return nil
 }
 
-// unmake removes the root and, at last, the record.
-func (s *Set) unmake(ctx context.Context, c *container) error {
+// unmake removes volumes, root and, at last, the record. Where it is cut off
+// before, Recover goes on with it.
+func (s *Set) unmake(ctx context.Context, c *container, volumes bool) error {
 	if c.litter.Load() {
 		if err := s.putAway(ctx, c, false); err != nil {
 			return err
+		}
+	}
+	if view := c.get(); hasVolume(view.Mounts) {
+		if err := s.removeVolumes(ctx, c, volumes); err != nil {
+			return fmt.Errorf("remove its volumes: %w", err)
 		}
 	}
 	if err := s.Snapshots.Remove(ctx, snapshot.Key(c.id)); err != nil && !errors.Is(err, errs.NotFound) {
@@ -140,6 +144,7 @@ func (s *Set) dropFromIndex(c *container) {
 // tellRemoved wakes those who wait for the removal, and those who wait for a
 // run that will never be.
 func (c *container) tellRemoved() {
+	c.removed.Store(true)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.end.err = errs.New(errs.NotFound, "container %s was removed", c.view.Load().Name)
@@ -149,15 +154,24 @@ func (c *container) tellRemoved() {
 	c.changed = make(chan struct{})
 }
 
-// releaseVolumes gives up the container's volumes and removes its own.
-func (s *Set) releaseVolumes(ctx context.Context, c *spec.Container, anonymous bool) error {
+// removeVolumes gives up the container's volumes and, if asked for, removes
+// its own. That it does is on record first: without its volumes the container
+// is good for nothing any more.
+func (s *Set) removeVolumes(ctx context.Context, c *container, own bool) error {
+	c.mu.Lock()
+	c.dropVolumes = c.dropVolumes || own
+	own = c.dropVolumes
+	c.mu.Unlock()
+	if err := s.db.write(ctx, c); err != nil {
+		return err
+	}
 	var failed error
-	for _, m := range c.Mounts {
+	for _, m := range c.get().Mounts {
 		if m.Type != "volume" {
 			continue
 		}
-		failed = errors.Join(failed, s.Volumes.Release(ctx, m.Name, c.ID))
-		if m.Anonymous && anonymous {
+		failed = errors.Join(failed, s.Volumes.Release(ctx, m.Name, c.id))
+		if m.Anonymous && own {
 			err := s.Volumes.Remove(ctx, m.Name, false)
 			if !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Conflict) { // another may use it by its name
 				failed = errors.Join(failed, err)

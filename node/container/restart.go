@@ -61,6 +61,9 @@ func (c *container) decideLocked(e Exit, ran time.Duration) (again bool, wait ti
 	if ran >= goodRun {
 		c.retries = 0
 	}
+	if c.rebooted && view.Config.Restart.Name == "on-failure" {
+		return false, 0 // that the machine went down is no failure of the container
+	}
 	if !wants(view.Config.Restart, e.Known && e.Code == 0, view.State.RestartCount) {
 		return false, 0
 	}

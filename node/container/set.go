@@ -63,6 +63,7 @@ type Snapshots interface {
 	Unmount(ctx context.Context, target string) error
 	Stat(ctx context.Context, key snapshot.Key) (snapshot.Info, error)
 	Remove(ctx context.Context, key snapshot.Key) error
+	Walk(ctx context.Context, fn func(snapshot.Info) error) error
 	Usage(ctx context.Context, key snapshot.Key) (snapshot.Usage, error)
 	Changes(ctx context.Context, key snapshot.Key) ([]spec.Change, error)
 }
@@ -156,6 +157,7 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 	s.db = db
 	for _, r := range found {
 		c := newContainer(r)
+		c.rebooted = r.Boot != config.Boot
 		s.containers[c.id] = c
 		s.names[r.Container.Name] = c.id
 	}

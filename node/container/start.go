@@ -118,7 +118,7 @@ func (s *Set) began(c *container, made furniture, p *Process) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now().UTC()
-	c.run = &run{process: p, since: now}
+	c.run, c.rebooted = &run{process: p, since: now}, false
 	c.changeLocked(func(c *spec.Container) {
 		old := c.State
 		c.State = spec.ContainerState{

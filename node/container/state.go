@@ -19,6 +19,8 @@ type container struct {
 	view  atomic.Pointer[spec.Container] // what it points to is never changed
 	image spec.ImageConfig               // of the image it was made from; never changed
 	gone  atomic.Bool                    // removed: no record must be written any more
+	// removed is set when all is over, and nobody finds it any more.
+	removed atomic.Bool
 	// litter is set while something of an ended run could not be put away.
 	litter atomic.Bool
 
@@ -30,9 +32,11 @@ type container struct {
 	retries  int           // restarts in a row without a good run between
 	rebooted bool          // its record is from an earlier boot
 	removing bool          // somebody is taking it away
-	keepers  int           // who wants it to stay when it ends, AutoRemove or not
-	stdins   int           // writers on stdin
-	doctor   *doctor       // of the health checks of this run
+	// dropVolumes: its removal takes its own volumes along.
+	dropVolumes bool
+	keepers     int     // who wants it to stay when it ends, AutoRemove or not
+	stdins      int     // writers on stdin
+	doctor      *doctor // of the health checks of this run
 }
 
 // run is one life of a container's process.
@@ -58,6 +62,8 @@ func newContainer(r record) *container {
 		changed: make(chan struct{}),
 		end:     newEnding(),
 		retries: r.Retries,
+
+		dropVolumes: r.DropVolumes,
 	}
 	c.view.Store(&r.Container)
 	return c

@@ -34,7 +34,7 @@ func (s *Set) Wait(ctx context.Context, ref, condition string) (spec.Exit, error
 		return c.nextExit(ctx)
 	}
 	return c.waitUntil(ctx, func(view *spec.Container) bool {
-		return c.isGone() && view.State.Status == spec.Removing || condition != Removed && !busy(view.State.Status)
+		return c.removed.Load() || condition != Removed && !busy(view.State.Status)
 	})
 }
 

@@ -265,5 +265,20 @@ func (r *Runtime) Survivors() []container.Survivor {
 	return list
 }
 
+// Reset makes it as after a reboot: nothing is there, and nobody is told.
+func (r *Runtime) Reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.processes {
+		if p.timer != nil {
+			p.timer.Stop()
+		}
+		if p.in != nil {
+			p.in.Close()
+		}
+	}
+	clear(r.processes)
+}
+
 // Wait waits until all ends that were on their way have been told.
 func (r *Runtime) Wait() { r.told.Wait() }
