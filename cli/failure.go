@@ -53,6 +53,9 @@ func startFailure(err error, otherwise int) error {
 	if err == nil {
 		return nil
 	}
+	if _, coded := errors.AsType[*exitError](err); coded {
+		return err // there was a process, and the code is its own
+	}
 	if start, ok := errors.AsType[*client.StartError](err); ok && (start.Code == codeNoRun || start.Code == codeMissing) {
 		return &exitError{code: start.Code, err: err}
 	}
