@@ -63,6 +63,17 @@ func newMachine(t testing.TB) *machine {
 		return address("up0", hostAddr4+"/24", hostAddr6+"/64")
 	})
 	in(t, m.outside, func() error { return address("up1", outsideAddr4+"/24", outsideAddr6+"/64") })
+	for ns, link := range map[string]string{m.host: "up0", m.outside: "up1"} {
+		in(t, ns, func() error {
+			for {
+				l, err := netlink.LinkByName(link)
+				if err != nil || l.Attrs().OperState == netlink.OperUp {
+					return err
+				}
+				<-time.After(time.Millisecond)
+			}
+		})
+	}
 	return m
 }
 
@@ -266,7 +277,7 @@ func (b *box) ask(t testing.TB, name string, qtype uint16) *dns.Msg {
 
 func query(ns, server, network, name string, qtype uint16) (reply *dns.Msg, err error) {
 	err = runIn(ns, func() error {
-		c, err := net.DialTimeout(network, server, time.Second)
+		c, err := net.DialTimeout(network, server, 4*time.Second)
 		if err != nil {
 			return err
 		}

@@ -68,7 +68,7 @@ func (s *Set) plug(ctx context.Context, n *network, namespace string, e *endpoin
 	}
 	err = inNamespace(ns, func() error { return configure(e, n.config.IPv6) })
 	if err == nil {
-		err = s.awaitLink(ctx, veth)
+		err = s.awaitLinks(ctx, veth.Index, n.index)
 	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("set up %s: %w", e.inside, err), s.host.links.LinkDel(veth))
@@ -76,20 +76,22 @@ func (s *Set) plug(ctx context.Context, n *network, namespace string, e *endpoin
 	return err
 }
 
-// awaitLink waits until the bridge takes packets from a link, which the
-// kernel decides a little after both ends are up; the first words of a
-// container would be lost. Should it take long, they may be.
-func (s *Set) awaitLink(ctx context.Context, veth *netlink.Veth) error {
-	for range 50 {
-		link, err := s.host.links.LinkByIndex(veth.Index)
-		if err != nil {
-			return fmt.Errorf("look at %s: %w", veth.Name, err)
-		}
-		if link.Attrs().OperState == netlink.OperUp {
-			return nil
-		}
-		if !pause(ctx, 2*time.Millisecond) {
-			return ctx.Err()
+// awaitLinks waits until links carry packets, which the kernel decides a
+// little after they are up; the first words of a container would be lost.
+// Should it take long, they may be.
+func (s *Set) awaitLinks(ctx context.Context, indexes ...int) error {
+	for _, index := range indexes {
+		for range 50 {
+			link, err := s.host.links.LinkByIndex(index)
+			if err != nil {
+				return fmt.Errorf("look at a link: %w", err)
+			}
+			if link.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if !pause(ctx, time.Millisecond) {
+				return ctx.Err()
+			}
 		}
 	}
 	return nil
