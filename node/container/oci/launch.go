@@ -43,11 +43,25 @@ func (r *Runtime) make(ctx context.Context, l container.Launch, command ...strin
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
 	back.Add("delete container", func(ctx context.Context) error { return r.Delete(ctx, l.ID) })
-	return r.launch(ctx, keeper.Launch{
+	command = append(command, "--bundle", l.Bundle)
+	config := r.launching(l.ID) + ".config"
+	config, learn, err := r.filters.apply(l.Bundle, config)
+	if err != nil {
+		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+	}
+	if config != "" {
+		defer os.Remove(config)
+		command = append(command, "--config", config)
+	}
+	p, err = r.launch(ctx, keeper.Launch{
 		ID: l.ID, Dir: l.Bundle, Stdin: l.Stdin, Output: keeper.ToLog,
 		Log:  keeper.Log{Path: l.Log.Path, MaxSize: l.Log.MaxSize, MaxFiles: l.Log.MaxFiles},
 		Rows: l.Size.Rows, Cols: l.Size.Cols,
-	}, l.TTY, append(command, "--bundle", l.Bundle), l.ID)
+	}, l.TTY, command, l.ID)
+	if err == nil {
+		r.filters.learn(learn, filepath.Join(r.root(), l.ID))
+	}
+	return p, err
 }
 
 // Exec runs a further process in a running container.

@@ -25,7 +25,7 @@ import (
 // launcher is a keeper within the test's own process: a subreaper that runs
 // the command, adopts what it leaves behind and waits for it.
 type launcher struct {
-	t  *testing.T
+	t  testing.TB
 	mu sync.Mutex
 	// kill, when set, is asked for the moment to kill the runtime command.
 	kill      func(pid int) bool
@@ -39,7 +39,7 @@ type child struct {
 	ended  chan struct{}
 }
 
-func newLauncher(t *testing.T) *launcher {
+func newLauncher(t testing.TB) *launcher {
 	t.Helper()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		t.Fatal(err)

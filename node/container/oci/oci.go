@@ -60,6 +60,7 @@ type Runtime struct {
 	state   string
 	keeper  Keeper
 	foreign bool
+	filters *filters
 
 	mu      sync.Mutex
 	bundles map[string]bundle // by container; read when first needed, kept until Delete
@@ -83,7 +84,7 @@ func New(c Config) (*Runtime, error) {
 	}
 	r := &Runtime{
 		name: c.Name, path: path, state: c.State, keeper: c.Keeper,
-		foreign: c.Foreign, bundles: map[string]bundle{},
+		foreign: c.Foreign, filters: newFilters(path), bundles: map[string]bundle{},
 	}
 	r.args = append([]string{"--root", r.root(), "--log-format", "json"}, c.Args...)
 	if filepath.Base(path) == "crun" {

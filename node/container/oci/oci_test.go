@@ -25,14 +25,14 @@ import (
 
 // bench is one runtime with a keeper, and room for containers.
 type bench struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	keeper  *launcher
 	runtime *oci.Runtime
 	host    bundle.Host
 }
 
-func newBench(t *testing.T, name string, change ...func(*oci.Config)) *bench {
+func newBench(t testing.TB, name string, change ...func(*oci.Config)) *bench {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")
@@ -77,7 +77,7 @@ func (b *bench) make(config spec.ContainerConfig, change ...func(*specs.Spec)) c
 	if err := exec.Command("cp", busybox, filepath.Join(rootfs, "bin/busybox")).Run(); err != nil {
 		b.t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "sleep", "true", "cat", "id", "echo", "ps", "env", "stat", "ls", "mount", "hostname", "pwd", "touch", "grep", "ulimit", "kill"} {
+	for _, applet := range []string{"sh", "sleep", "true", "cat", "id", "echo", "ps", "env", "stat", "ls", "mount", "hostname", "pwd", "touch", "grep", "unshare", "kill"} {
 		if err := os.Symlink("busybox", filepath.Join(rootfs, "bin", applet)); err != nil {
 			b.t.Fatal(err)
 		}
@@ -396,6 +396,55 @@ func TestTerminal(t *testing.T) {
 		text, _ := io.ReadAll(p.Console)
 		if code, _ := b.keeper.exit(l.ID); code != 0 || !strings.Contains(string(text), "got it\r\nxterm\r\n") {
 			t.Errorf("exit %d, terminal %q", code, text)
+		}
+	})
+}
+
+// The second container with a profile, and what is executed in it, are as
+// confined as the first.
+func TestSeccomp(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		if !b.host.Seccomp {
+			t.Skip("this kernel has no seccomp")
+		}
+		probe := "grep '^Seccomp:' /proc/self/status; mount -t tmpfs none /tmp 2>&1 | grep -c denied; unshare -m true 2>/dev/null || echo confined"
+		for _, config := range []spec.ContainerConfig{
+			{Security: spec.Security{CapAdd: []string{"ALL"}}},
+			{},
+			{Security: spec.Security{CapAdd: []string{"ALL"}, Seccomp: `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["unshare"],"action":"SCMP_ACT_ERRNO"}]}`}},
+		} {
+			config.Annotations = map[string]string{"a": "<b>"}
+			config.Command = []string{"sh", "-c", probe}
+			var outputs []string
+			for range 3 {
+				l := b.make(config)
+				b.run(l)
+				code, out := b.keeper.exit(l.ID)
+				if !strings.Contains(out, "Seccomp:\t2") || config.Security.Seccomp != "" && !strings.Contains(out, "confined") {
+					t.Errorf("exit %d: %s", code, out)
+				}
+				outputs = append(outputs, out)
+			}
+			if outputs[0] != outputs[1] || outputs[1] != outputs[2] {
+				t.Errorf("the containers differ: %q", outputs)
+			}
+		}
+		for range 2 {
+			l := b.make(command("sleep", "1000"))
+			if _, err := b.runtime.Create(t.Context(), l); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.runtime.Start(t.Context(), l.ID); err != nil {
+				t.Fatal(err)
+			}
+			id := newID()
+			p, err := b.runtime.Exec(t.Context(), container.ExecLaunch{ID: id, Container: l.ID, Process: process("grep", "Seccomp:", "/proc/1/status", "/proc/self/status")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out, _ := io.ReadAll(p.Stdout); strings.Count(string(out), "Seccomp:\t2") != 2 {
+				t.Errorf("%s", out)
+			}
 		}
 	})
 }
