@@ -38,6 +38,7 @@ type node struct {
 	blobs     *blob.Store
 	snapshots *fakesnapshot.Store
 	set       *image.Set
+	mu        sync.Mutex
 	notes     []string
 	users     map[string][]string
 }
@@ -60,8 +61,12 @@ func (n *node) open() {
 		n.Fatal(err)
 	}
 	n.set, err = image.Open(n.Context(), image.Config{
-		DB: n.db, Blobs: n.blobs, Snapshots: n.snapshots, Log: log, MaxLayer: 64 << 20,
-		Notify: func(action, _, name string) { n.notes = append(n.notes, action+" "+name) },
+		DB: n.db, Blobs: n.blobs, Snapshots: n.snapshots, Log: log, MaxLayer: 8 << 20,
+		Notify: func(action, _, name string) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.notes = append(n.notes, action+" "+name)
+		},
 	})
 	if err != nil {
 		n.Fatal(err)
@@ -254,7 +259,7 @@ func TestPullFails(t *testing.T) {
 		"wrong diff ID": {registrytest.Layer{Descriptor: good.Descriptor, DiffID: digest.FromString("other")}, nil, errs.Invalid},
 		"climbs out":    {registrytest.Gzip(t, registrytest.Tar(t, text("../a", "1"))), nil, errs.Invalid},
 		"no tar":        {registrytest.Gzip(t, []byte(strings.Repeat("no tar", 1000))), nil, errs.Invalid},
-		"bomb":          {registrytest.Gzip(t, registrytest.Tar(t, text("zeros", strings.Repeat("\x00", 65<<20)))), nil, errs.Exhausted},
+		"bomb":          {registrytest.Gzip(t, registrytest.Tar(t, text("zeros", strings.Repeat("\x00", 9<<20)))), nil, errs.Exhausted},
 		"wrong bytes":   {good, &registrytest.Fault{Match: registrytest.Blobs(good.Digest), Handler: registrytest.Flip()}, errs.Invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -388,6 +393,10 @@ func TestList(t *testing.T) {
 	for _, filter := range []spec.Filter{{"color": {"red"}}, {"dangling": {"maybe"}}, {"reference": {"["}}, {"until": {"soon"}}} {
 		_, err := n.set.List(t.Context(), filter)
 		n.want(errs.Invalid, err, fmt.Sprint(filter))
+	}
+	wantNotes := []string{"pull " + r.Host() + "/lib/one:v1", "pull " + r.Host() + "/two:v2", "tag alpine:3.20", "tag " + r.Host() + "/two:v2"}
+	if !slices.Equal(n.notes, wantNotes) {
+		t.Errorf("notes %q, want %q", n.notes, wantNotes)
 	}
 	if i, _ := n.set.Get(t.Context(), a.ID); i.Containers != 2 {
 		t.Errorf("%d containers, want 2", i.Containers)

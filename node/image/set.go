@@ -60,7 +60,7 @@ type Config struct {
 	// MaxLayer bounds what one layer may unpack to; blob.DefaultLimit when 0.
 	MaxLayer int64
 	// Notify hears what happened: pull, push, load, tag, untag, delete, commit,
-	// prune. It must not wait. May be nil.
+	// prune. It is called from many goroutines and must not wait. May be nil.
 	Notify func(action, id, name string)
 	Log    *slog.Logger
 }
