@@ -1,8 +1,8 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,12 +19,10 @@ import (
 	"berth/base/kv"
 	"berth/face/rest"
 	"berth/image/blob"
-	"berth/image/catalog"
-	"berth/image/pull"
 	"berth/image/remote"
 	"berth/node/bundle"
-	"berth/node/collect"
 	"berth/node/container"
+	"berth/node/container/oci"
 	"berth/node/event"
 	"berth/node/image"
 	"berth/node/keeper"
@@ -59,6 +57,7 @@ type node struct {
 	started time.Time
 	closers []func() error // in the order of opening
 
+	id         string // made up on the first start
 	host       bundle.Host
 	db         *kv.DB
 	metrics    *metrics
@@ -110,6 +109,9 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.onClose("records", n.db.Close)
+	if n.id, err = identity(ctx, n.db); err != nil {
+		return err
+	}
 	n.metrics = newMetrics(n.config.Version)
 	n.bus = event.New(rememberedEvents)
 	n.events = publisher{n.bus, n.metrics.events}
@@ -129,11 +131,12 @@ func (n *node) run(ctx context.Context) error {
 	g := group.New(ctx)
 	g.Go("keeper", n.keeper.Run)
 	g.Go("network", n.networks.Run)
-	g.Go("collect", n.collect)
 	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
 	if n.config.Ready != nil {
-		n.config.Ready(Readiness{NodeConfig: n.config, Snapshotter: snapshotter, KeeperPid: n.keeper.Pid()})
+		ready := Readiness{NodeConfig: n.config, Snapshotter: snapshotter, KeeperPid: n.keeper.Pid()}
+		ready.Runtime = n.runtimes.usual
+		n.config.Ready(ready)
 	}
 	return g.Wait()
 }
@@ -152,6 +155,16 @@ func (n *node) claimFolders() error {
 	return nil
 }
 
+// identity is the node's id, made up on the first start in its root folder.
+func identity(ctx context.Context, db *kv.DB) (id string, err error) {
+	err = db.View(func(tx *kv.Tx) error { id = string(tx.Get("node", "id")); return nil })
+	if err != nil || id != "" {
+		return id, err
+	}
+	id = rand.Text()
+	return id, db.Update(ctx, func(tx *kv.Tx) error { return tx.Put("node", "id", []byte(id)) })
+}
+
 // openKeeper finds the keeper that holds the containers of the last node, or
 // starts one from this very program.
 func (n *node) openKeeper(ctx context.Context) error {
@@ -164,7 +177,7 @@ func (n *node) openKeeper(ctx context.Context) error {
 		PidFile: filepath.Join(n.config.State, "keeper.pid"),
 		Command: []string{self, "keeper", "--state", n.config.State, "--log-level", n.config.LogLevel, "--log-format", n.config.LogFormat},
 		// Run tells exits, and it runs only when the containers are there.
-		Exited: func(e keeper.Exit) { n.containers.Exited(e.ID, e.Code, e.Known, e.At) },
+		Exited: func(e keeper.Exit) { n.containers.Exited(container.Exit(e)) },
 		Log:    n.log.With("room", "keeper"),
 	})
 	if err != nil {
@@ -191,18 +204,15 @@ func (n *node) openImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	names, err := catalog.Open(n.db)
-	if err != nil {
-		return err
-	}
 	n.images, err = image.Open(ctx, image.Config{
-		DB: n.db, Blobs: blobs, Catalog: names, Snapshots: n.snapshots, Events: n.events,
-		Pull: pull.Config{
-			Blobs: blobs, Parallel: n.config.Registry.Parallel, Limit: n.config.Registry.MaxLayerBytes, Log: log,
-			Remote: remote.Config{
-				CertDirs: n.config.CertsDirs, Stall: time.Duration(n.config.Registry.StallSeconds) * time.Second,
-				UserAgent: "berth/" + n.config.Version.Version, Log: log,
-			},
+		DB: n.db, Blobs: blobs, Snapshots: n.snapshots,
+		Parallel: n.config.Registry.Parallel, MaxLayer: n.config.Registry.MaxLayerBytes,
+		Remote: remote.Config{
+			CertDirs: n.config.CertsDirs, Stall: time.Duration(n.config.Registry.StallSeconds) * time.Second,
+			UserAgent: "berth/" + n.config.Version.Version, Log: log,
+		},
+		Notify: func(action, id, name string) {
+			n.events.Publish("image", action, id, map[string]string{"name": name})
 		},
 		Log: log,
 	})
@@ -232,7 +242,7 @@ func (n *node) openVolumes(ctx context.Context) (err error) {
 }
 
 func (n *node) openRuntimes(ctx context.Context) (err error) {
-	n.runtimes, err = openRuntimes(ctx, n.config, n.keeper, n.metrics, n.log.With("room", "runtime"))
+	n.runtimes, err = openRuntimes(ctx, n.config, n.keeper, n.metrics)
 	return err
 }
 
@@ -263,16 +273,29 @@ func (n *node) openContainers(ctx context.Context) error {
 	}
 	n.onClose("containers", n.containers.Close)
 	n.images.SetUsers(n.containers.Users)
-	return n.containers.Recover(ctx)
+	survivors, err := n.survivors()
+	if err != nil {
+		return err
+	}
+	return n.containers.Recover(ctx, survivors)
 }
 
-// collect removes what a crash left and nobody claims.
-func (n *node) collect(ctx context.Context) error {
-	if err := n.sweep(ctx); err != nil {
-		n.log.WarnContext(ctx, "some leftovers stay", "err", err)
+// survivors are the processes that the keeper holds since an earlier node.
+func (n *node) survivors() ([]container.Survivor, error) {
+	var all []container.Survivor
+	for _, p := range n.keeper.Processes() {
+		process, err := oci.Adopt(n.keeper, p)
+		if err != nil {
+			return nil, fmt.Errorf("take over process %s: %w", p.ID, err)
+		}
+		survivor := container.Survivor{Process: process}
+		if p.Exit != nil {
+			exit := container.Exit(*p.Exit)
+			survivor.Exit = &exit
+		}
+		all = append(all, survivor)
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	return all, nil
 }
 
 func (n *node) serve(ctx context.Context, listener net.Listener) error {
@@ -283,6 +306,3 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	}
 	return serveHTTP(ctx, listener, face.Handler())
 }
-
-var _ = cmp.Or[string]
-var _ = collect.Sweep

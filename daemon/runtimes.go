@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -27,14 +26,14 @@ type runtimes struct {
 }
 
 // openRuntimes finds runc, crun and those that the configuration names.
-func openRuntimes(ctx context.Context, c NodeConfig, k *keeper.Keeper, m *metrics, log *slog.Logger) (*runtimes, error) {
+func openRuntimes(ctx context.Context, c NodeConfig, k *keeper.Keeper, m *metrics) (*runtimes, error) {
 	wanted := map[string]RuntimeConfig{"crun": {}, "runc": {}}
 	maps.Copy(wanted, c.Runtimes)
 	r := &runtimes{byName: map[string]container.Runtime{}}
 	for name, config := range wanted {
 		driver, err := oci.New(oci.Config{
 			Name: name, Path: config.Path, Args: config.Args, Foreign: config.Foreign,
-			State: filepath.Join(c.State, "runtime"), Keeper: k, Log: log,
+			State: filepath.Join(c.State, "runtime"), Keeper: k,
 		})
 		switch _, named := c.Runtimes[name]; {
 		case err == nil:
