@@ -62,6 +62,7 @@ func (p *program) attachTo(ctx context.Context, ref string, s streams, sigProxy 
 	exit, err := p.node().Attach(ctx, found.ID, opts)
 	restore()
 	if errors.Is(err, client.ErrDetached) {
+		p.detached(found.Name)
 		return nil
 	}
 	if err != nil {

@@ -79,11 +79,8 @@ func (p *program) report(ctx context.Context, verb *cobra.Command, err error) in
 		return codeSignal + int(syscall.SIGPIPE)
 	}
 	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, errs.Canceled)) {
-		if !coded {
-			code = codeSignal + int(syscall.SIGINT)
-		}
 		fmt.Fprintln(p.stderr, "berth: interrupted")
-		return code
+		return codeSignal + int(interrupt(ctx))
 	}
 	label := "berth:"
 	if terminal.Colors(p.stderr) {
@@ -97,6 +94,14 @@ func (p *program) report(ctx context.Context, verb *cobra.Command, err error) in
 		fmt.Fprintf(p.stderr, "  kind: %s\n  socket: %s\n  pid: %d\n", errs.KindOf(err), p.socketPath(), os.Getpid())
 	}
 	return code
+}
+
+// interrupt is the signal that ended ctx, as far as its cause tells.
+func interrupt(ctx context.Context) syscall.Signal {
+	if cause := context.Cause(ctx); cause != nil && strings.Contains(cause.Error(), syscall.SIGTERM.String()) {
+		return syscall.SIGTERM
+	}
+	return syscall.SIGINT
 }
 
 // verbName is "network rm" for berth network rm.

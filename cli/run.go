@@ -157,6 +157,7 @@ func (r *runVerb) follow(ctx context.Context, made spec.Container, s streams) er
 	restore()
 	switch {
 	case errors.Is(err, client.ErrDetached):
+		r.detached(made.Name)
 		return nil
 	case err != nil && !started && made.Config.AutoRemove:
 		r.abandon(ctx, made.ID)

@@ -137,6 +137,11 @@ func hangUp(ctx context.Context) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGQUIT)
 }
 
+// detached says that the container goes on, and how to come back.
+func (p *program) detached(name string) {
+	fmt.Fprintf(p.stderr, "\nDetached; berth attach %s comes back\n", name)
+}
+
 // ended says what is worth knowing of how a container ended, and makes its
 // exit code ours.
 func (p *program) ended(exit spec.Exit) error {
