@@ -118,6 +118,9 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	known := err == nil
+	if err := r.endLaunch(ctx, id, true); err != nil {
+		return fmt.Errorf("delete %s: %w", id, err)
+	}
 	records := filepath.Join(r.root(), id)
 	if (r.foreign || b.Hooks.Poststop != nil || !known) && exists(records) {
 		if err := r.run(ctx, nil, "delete", "--force", id); err != nil && !errors.Is(err, errs.NotFound) && r.foreign {
@@ -132,10 +135,8 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 	if err := os.RemoveAll(records); err != nil {
 		return fmt.Errorf("delete %s: %w", id, err)
 	}
-	for _, file := range []string{r.launching(id) + ".pid", r.launching(id) + ".log", r.record(id)} {
-		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("delete %s: %w", id, err)
-		}
+	if err := os.Remove(r.record(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete %s: %w", id, err)
 	}
 	r.mu.Lock()
 	delete(r.bundles, id)

@@ -44,13 +44,14 @@ func (r *Runtime) make(ctx context.Context, l container.Launch, command ...strin
 	}
 	back.Add("delete container", func(ctx context.Context) error { return r.Delete(ctx, l.ID) })
 	command = append(command, "--bundle", l.Bundle)
-	config := r.launching(l.ID) + ".config"
-	config, learn, err := r.filters.apply(l.Bundle, config)
+	if err := os.Mkdir(r.launching(l.ID), 0o700); err != nil {
+		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+	}
+	config, learn, err := r.filters.apply(l.Bundle, filepath.Join(r.launching(l.ID), "config.json"))
 	if err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
 	if config != "" {
-		defer os.Remove(config)
 		command = append(command, "--config", config)
 	}
 	p, err = r.launch(ctx, keeper.Launch{
@@ -58,14 +59,18 @@ func (r *Runtime) make(ctx context.Context, l container.Launch, command ...strin
 		Log:  keeper.Log{Path: l.Log.Path, MaxSize: l.Log.MaxSize, MaxFiles: l.Log.MaxFiles},
 		Rows: l.Size.Rows, Cols: l.Size.Cols,
 	}, l.TTY, command, l.ID)
-	if err == nil {
-		r.filters.learn(learn, filepath.Join(r.root(), l.ID))
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	r.filters.learn(learn, filepath.Join(r.root(), l.ID))
+	if err := os.RemoveAll(r.launching(l.ID)); err != nil { // from here on the launch is known to be over
+		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+	}
+	return p, nil
 }
 
 // Exec runs a further process in a running container.
-func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (*container.Process, error) {
+func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (p *container.Process, err error) {
 	if !validID(l.ID) || !validID(l.Container) {
 		return nil, errs.New(errs.Invalid, "exec id %q in container %q", l.ID, l.Container)
 	}
@@ -73,11 +78,15 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (*container.
 	if err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
-	file := r.launching(l.ID) + ".json"
+	dir := r.launching(l.ID)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("exec: %w", err)
+	}
+	defer func() { err = errors.Join(err, r.endLaunch(context.WithoutCancel(ctx), l.ID, err != nil)) }()
+	file := filepath.Join(dir, "process.json")
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return nil, fmt.Errorf("exec: %w", err)
 	}
-	defer os.Remove(file)
 	output := keeper.Hold
 	if l.Detach {
 		output = keeper.Discard
@@ -89,13 +98,11 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (*container.
 
 // launch has the keeper run a command that leaves a process behind.
 func (r *Runtime) launch(ctx context.Context, l keeper.Launch, tty bool, command []string, id string) (*container.Process, error) {
-	l.PidFile, l.RuntimeLog = r.launching(l.ID)+".pid", r.launching(l.ID)+".log"
-	defer os.Remove(l.RuntimeLog)
-	defer os.Remove(l.PidFile)
+	l.PidFile, l.RuntimeLog = filepath.Join(r.launching(l.ID), "pid"), filepath.Join(r.launching(l.ID), "log")
 	command = append(command, "--pid-file", l.PidFile)
 	if tty {
 		// A socket's path is short: 107 bytes at most.
-		l.ConsoleSocket = r.launching(l.ID[:min(16, len(l.ID))])
+		l.ConsoleSocket = r.launching(l.ID[:min(16, len(l.ID))]) + ".tty"
 		defer os.Remove(l.ConsoleSocket)
 		command = append(command, "--console-socket", l.ConsoleSocket)
 	}

@@ -11,7 +11,8 @@
 //
 //	<state>/<runtime>/<id>/   the program's own records (--root)
 //	<state>/.bundle/<id>      link to the container's bundle
-//	<state>/.launch/          pid files, logs and sockets of running commands
+//	<state>/.launch/<id>/     files of a command that leaves a process; there
+//	                          as long as it is not known to be over
 package oci
 
 import (
