@@ -23,8 +23,8 @@ import (
 	"berth/spec"
 )
 
-// network is a bridge network in memory. What the record holds never changes;
-// the rest is guarded by Set.mu.
+// network is a bridge network in memory. Leases, last and gone are guarded by
+// Set.mu; the rest does not change once it is known to the Set.
 type network struct {
 	id      string
 	created time.Time
@@ -34,6 +34,7 @@ type network struct {
 
 	subnets []subnet
 	leases  map[netip.Addr]*lease
+	last    []netip.Addr // given out last, in each subnet
 	names   *nameServer
 	gone    bool // being removed: nobody may join
 }
@@ -62,6 +63,7 @@ func (r networkRecord) network() (*network, error) {
 		}
 		n.subnets = append(n.subnets, sub)
 	}
+	n.last = make([]netip.Addr, len(n.subnets))
 	return n, nil
 }
 

@@ -36,7 +36,7 @@ func (s *Set) tryLease(n *network, container string, want, prefer []netip.Addr) 
 	}
 	var taken []netip.Prefix
 	for i := range n.subnets {
-		addr, wait, err := n.pick(&n.subnets[i], want, prefer)
+		addr, wait, err := n.pick(i, want, prefer)
 		if err != nil || wait != nil {
 			for _, p := range taken {
 				delete(n.leases, p.Addr())
@@ -50,7 +50,8 @@ func (s *Set) tryLease(n *network, container string, want, prefer []netip.Addr) 
 }
 
 // pick finds the address in one subnet.
-func (n *network) pick(sub *subnet, want, prefer []netip.Addr) (netip.Addr, <-chan struct{}, error) {
+func (n *network) pick(i int, want, prefer []netip.Addr) (netip.Addr, <-chan struct{}, error) {
+	sub := n.subnets[i]
 	for _, a := range want {
 		if !sub.prefix.Contains(a) {
 			continue
@@ -74,8 +75,10 @@ func (n *network) pick(sub *subnet, want, prefer []netip.Addr) (netip.Addr, <-ch
 			}
 		}
 	}
-	a, err := sub.next(func(a netip.Addr) bool { return n.leases[a] != nil })
-	if err != nil {
+	a, err := sub.next(n.last[i], func(a netip.Addr) bool { return n.leases[a] != nil })
+	if err == nil {
+		n.last[i] = a
+	} else {
 		for a, held := range n.leases { // one that is about to be free will do
 			if held.released != nil && sub.pool.Contains(a) {
 				return a, held.released, nil

@@ -34,8 +34,9 @@
 // # Locks
 //
 // Set.mu guards everything in memory and is held for no longer than a lookup.
-// Set.change is held by the operations that change networks, Set.rules by
-// those that change published ports. Order: change, rules, mu.
+// Set.turns gives a container to one operation at a time, Set.change is held
+// by the operations that change networks, Set.rules by those that change
+// rules. Order: turns, change, rules, mu.
 package network
 
 import (

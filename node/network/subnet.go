@@ -24,7 +24,6 @@ type subnet struct {
 	prefix  netip.Prefix
 	gateway netip.Addr
 	pool    netip.Prefix // within prefix: what is given out
-	last    netip.Addr   // given out last
 }
 
 func (n subnet) is4() bool { return n.prefix.Addr().Is4() }
@@ -77,11 +76,11 @@ func (n subnet) usable(a netip.Addr) bool {
 	return a.Is6() || n.prefix.Contains(a.Next())
 }
 
-// next gives the address after the last one given out that is not taken, so
+// next gives the address after the one given out last that is not taken, so
 // that an address rests as long as can be before it is used again.
-func (n *subnet) next(taken func(netip.Addr) bool) (netip.Addr, error) {
+func (n subnet) next(last netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
 	const tries = 1 << 17 // more than any node has containers
-	a := n.last
+	a := last
 	if !a.IsValid() {
 		a = n.pool.Addr()
 	}
@@ -92,7 +91,6 @@ func (n *subnet) next(taken func(netip.Addr) bool) (netip.Addr, error) {
 			a = n.pool.Addr()
 		}
 		if n.usable(a) && a != n.gateway && !taken(a) {
-			n.last = a
 			return a, nil
 		}
 		if a == start {
