@@ -66,6 +66,9 @@ func (s *server) resume(r record, roles map[role]int) (*child, error) {
 			s.log.Error("held output is lost", slog.String("id", c.ID), slog.Any("err", err))
 		}
 	}
+	if c.Exit == nil {
+		openPeer(c.fds)
+	}
 	if err := c.flow(s.spaces, &s.work); err != nil {
 		return nil, err
 	}

@@ -24,8 +24,8 @@ type child struct {
 	pidfd   *os.File      // only of an adopted process: its end is seen there
 }
 
-// roles in the order in which descriptors are passed on.
-var allRoles = [...]role{rolePidfd, roleStdin, roleStdout, roleStderr, roleConsole, rolePeer, roleHoldOut, roleHoldIn}
+// passed is the order in which descriptors are passed on.
+var passed = [...]role{rolePidfd, roleStdin, roleStdout, roleStderr, roleConsole, roleHoldOut, roleHoldIn}
 
 // describe returns what another process must get to know c. Call it with
 // server.mu held, and send before letting go.
@@ -33,7 +33,7 @@ func (c *child) describe() (*record, []int) {
 	r := c.record
 	r.Roles = nil
 	var fds []int
-	for _, role := range allRoles {
+	for _, role := range passed {
 		if fd, ok := c.fds[role]; ok {
 			r.Roles = append(r.Roles, role)
 			fds = append(fds, fd)

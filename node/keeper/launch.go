@@ -160,11 +160,20 @@ func (p *plumbing) console(rows, cols uint16) error {
 	if rows > 0 && cols > 0 {
 		_ = unix.IoctlSetWinsize(fds[0], unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 	}
-	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fds[0]), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno == 0 {
-		p.ours[rolePeer] = int(peer)
-	}
+	openPeer(p.ours)
 	return unix.SetNonblock(fds[0], true)
+}
+
+// openPeer opens the other side of a terminal, if there is one.
+func openPeer(fds map[role]int) {
+	console, ok := fds[roleConsole]
+	if !ok {
+		return
+	}
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(console), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno == 0 {
+		fds[rolePeer] = int(fd)
+	}
 }
 
 // start runs the runtime and makes its process a child.

@@ -334,7 +334,7 @@ func (h *held) closeOne(name role) {
 }
 
 func (h *held) close() {
-	for _, name := range allRoles {
+	for _, name := range passed {
 		h.closeOne(name)
 	}
 }

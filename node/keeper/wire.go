@@ -78,7 +78,7 @@ const (
 	roleStdout  role = "stdout"
 	roleStderr  role = "stderr"
 	roleConsole role = "console"
-	rolePeer    role = "peer" // the terminal's other side, so that it never looks closed while the process lives
+	rolePeer    role = "peer" // the terminal's other side, so that it never looks closed while the process lives; never passed on
 	roleHoldOut role = "hold-out"
 	roleHoldIn  role = "hold-in"
 )
