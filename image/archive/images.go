@@ -206,7 +206,10 @@ func (l *loader) dockerImage(ctx context.Context, e dockerImage, images []Image,
 		if err != nil {
 			return nil, err
 		}
-		images[at].addName(name)
+		taken := func(i Image) bool { return slices.Contains(i.Names, name) }
+		if !slices.ContainsFunc(images, taken) { // the layout knows better which index it stands for
+			images[at].addName(name)
+		}
 	}
 	return images, nil
 }

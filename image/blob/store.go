@@ -63,12 +63,15 @@ type Store struct {
 }
 
 // Open makes dir ready and clears what a crash left behind. Downloads run
-// until Close, whatever becomes of ctx.
+// until Close, whatever becomes of ctx. log may be nil.
 func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	for _, d := range []string{string(digest.SHA256), string(digest.SHA512), partialDir, ingestDir} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("open blob store: %w", err)
 		}
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{dir: dir, log: log, flights: map[digest.Digest]*flight{}}
 	s.buffers.New = func() any { b := make([]byte, bufferSize); return &b }
@@ -76,7 +79,7 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 	if err := empty(filepath.Join(dir, ingestDir)); err != nil {
 		return nil, fmt.Errorf("open blob store: %w", err)
 	}
-	if err := s.dropAfterReboot(); err != nil {
+	if err := s.dropAfterReboot(ctx); err != nil {
 		return nil, fmt.Errorf("open blob store: %w", err)
 	}
 	return s, nil
@@ -90,7 +93,7 @@ func (s *Store) Close() error {
 }
 
 // dropAfterReboot removes partial files that another boot wrote.
-func (s *Store) dropAfterReboot() error {
+func (s *Store) dropAfterReboot(ctx context.Context) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
@@ -99,6 +102,7 @@ func (s *Store) dropAfterReboot() error {
 	if last, err := os.ReadFile(mark); err == nil && bytes.Equal(last, boot) {
 		return nil
 	}
+	s.log.DebugContext(ctx, "new boot: partial downloads are dropped", "dir", s.dir)
 	if err := empty(filepath.Join(s.dir, partialDir)); err != nil {
 		return err
 	}

@@ -52,9 +52,9 @@ type Stream struct {
 type flight struct {
 	done   chan struct{} // closed when the goroutine has gone
 	cancel context.CancelFunc
-	offset int64 // where it began
 
 	mu        sync.Mutex
+	offset    int64 // where it began
 	grown     sync.Cond
 	file      *os.File
 	inherited bool // file is the readers' to close
@@ -91,6 +91,8 @@ func (st *Stream) Resumed() int64 {
 	if st.flight == nil {
 		return 0
 	}
+	st.flight.mu.Lock()
+	defer st.flight.mu.Unlock()
 	return st.flight.offset
 }
 

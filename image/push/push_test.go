@@ -41,7 +41,7 @@ func newStore(t testing.TB, images ...registrytest.Image) *blob.Store {
 func newPusher(s *blob.Store, elsewhere ...string) *push.Pusher {
 	return push.New(push.Config{
 		Source: s,
-		Remote: remote.Config{CertDirs: []string{}, Backoff: time.Millisecond, Stall: 2 * time.Second},
+		Remote: remote.Config{CertDirs: []string{}, Backoff: time.Millisecond, Stall: 5 * time.Second, Chunk: 1 << 20},
 		Elsewhere: func(digest.Digest) []reference.Name {
 			var names []reference.Name
 			for _, e := range elsewhere {
@@ -134,11 +134,11 @@ func TestPushMounts(t *testing.T) {
 
 func TestPushGoesOnInChunks(t *testing.T) {
 	reg := registrytest.New(t)
-	image := registrytest.Make(t, []registrytest.Layer{registrytest.Plain(t, registrytest.Noise(1, 40<<20))})
+	image := registrytest.Make(t, []registrytest.Layer{registrytest.Plain(t, registrytest.Noise(1, 5<<19))})
 	failed := 0
 	reg.Break(registrytest.Fault{
 		Match: func(r *http.Request) bool {
-			big := r.ContentLength > 16<<20-1
+			big := r.ContentLength > 1<<20-1
 			return big && (r.Method == http.MethodPut || r.Method == http.MethodPatch && failed < 2)
 		},
 		Handler: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {

@@ -39,6 +39,9 @@ type Config struct {
 	Attempts int
 	// Backoff is the first pause between attempts; it doubles. 250 ms if zero.
 	Backoff time.Duration
+	// Chunk is how much of a blob goes up at a time once it has failed in one
+	// piece; 16 MiB if zero.
+	Chunk int64
 	// UserAgent is sent with each request; "berth" if empty.
 	UserAgent string
 	Log       *slog.Logger
@@ -56,6 +59,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Backoff == 0 {
 		c.Backoff = 250 * time.Millisecond
+	}
+	if c.Chunk == 0 {
+		c.Chunk = 16 << 20
 	}
 	if c.UserAgent == "" {
 		c.UserAgent = "berth"

@@ -21,6 +21,9 @@ import (
 // are ready to sit out.
 const maxPause = 30 * time.Second
 
+// hashRate is how many bytes a second even a slow registry hashes.
+const hashRate = 16 << 20
+
 // errStall is the cause of a context that ended for lack of progress.
 var errStall = errors.New("no byte came in time")
 
@@ -35,6 +38,7 @@ type request struct {
 	body   func() (io.ReadCloser, error)
 	size   int64
 	ok     []int // the statuses that mean success
+	digest int64 // bytes that the registry will hash before it answers
 }
 
 // ask sends q to each host in turn until one answers well. The answer's
@@ -132,7 +136,7 @@ func (r *Repository) once(ctx context.Context, h docker.RegistryHost, q request)
 
 // send sends one HTTP request, watched for stalls until its body is closed.
 func (r *Repository) send(ctx context.Context, h docker.RegistryHost, q request) (*http.Response, error) {
-	ctx, w := watch(ctx, r.cfg.Stall)
+	ctx, w := watch(ctx, r.cfg.Stall+time.Duration(q.digest/hashRate)*time.Second)
 	req, err := r.build(ctx, w, h, q)
 	if err != nil {
 		w.end()

@@ -18,10 +18,6 @@ import (
 	"berth/image/manifest"
 )
 
-// chunkSize is how much of a blob goes up at a time once it has failed in
-// one piece.
-const chunkSize = 16 << 20
-
 // Content opens a blob at offset for an upload; it may be asked several times.
 type Content func(ctx context.Context, offset int64) (io.ReadCloser, error)
 
@@ -121,7 +117,7 @@ func (r *Repository) Upload(ctx context.Context, desc ocispec.Descriptor, conten
 
 func (r *Repository) whole(ctx context.Context, s *session, desc ocispec.Descriptor, content Content) error {
 	q := request{
-		method: http.MethodPut, url: withDigest(s.at, desc), size: desc.Size,
+		method: http.MethodPut, url: withDigest(s.at, desc), size: desc.Size, digest: desc.Size,
 		header: http.Header{"Content-Type": {"application/octet-stream"}}, ok: []int{http.StatusCreated, http.StatusNoContent},
 		body: func() (io.ReadCloser, error) { return content(ctx, 0) },
 	}
@@ -129,7 +125,7 @@ func (r *Repository) whole(ctx context.Context, s *session, desc ocispec.Descrip
 }
 
 func (r *Repository) chunks(ctx context.Context, s *session, desc ocispec.Descriptor, content Content) error {
-	step := max(chunkSize, s.min)
+	step := max(r.cfg.Chunk, s.min)
 	for offset, tries := int64(0), 1; offset < desc.Size; {
 		size := min(step, desc.Size-offset)
 		err := r.chunk(ctx, s, content, offset, size)
@@ -149,7 +145,7 @@ func (r *Repository) chunks(ctx context.Context, s *session, desc ocispec.Descri
 			return err
 		}
 	}
-	q := request{method: http.MethodPut, url: withDigest(s.at, desc), ok: []int{http.StatusCreated, http.StatusNoContent}}
+	q := request{method: http.MethodPut, url: withDigest(s.at, desc), digest: desc.Size, ok: []int{http.StatusCreated, http.StatusNoContent}}
 	return r.tell(ctx, s, q, r.cfg.Attempts)
 }
 
