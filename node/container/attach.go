@@ -62,7 +62,7 @@ func (w *stdin) Close() error {
 // await waits for the container to run.
 func (w *stdin) await() error {
 	for w.run == nil {
-		_, changed := w.c.watch()
+		_, _, changed := w.c.watch()
 		if w.run = w.c.current(); w.run != nil {
 			return nil
 		}

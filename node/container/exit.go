@@ -92,7 +92,7 @@ func (s *Set) noteEnd(c *container, e Exit, oom bool) (again bool, wait time.Dur
 		e.Code = unknownCode
 	}
 	again, wait = c.decideLocked(e, time.Since(c.run.since))
-	c.run = nil
+	c.run, c.settling = nil, true
 	c.changeLocked(func(c *spec.Container) {
 		st := &c.State
 		st.Status, st.Pid = spec.Stopped, 0
@@ -113,6 +113,8 @@ func (c *container) tellEnd() {
 	c.end.exit = exitOf(c.view.Load())
 	close(c.end.done)
 	c.end = newEnding()
+	c.settling = false
+	c.tellLocked()
 }
 
 // putAway ends what is left of the process and takes down what it needed. It

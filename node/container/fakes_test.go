@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"berth/base/errs"
@@ -159,9 +160,12 @@ func (w *world) shut() {
 // crash makes the world as it was when the crash came and drops the node.
 func (w *world) crash() {
 	w.t.Helper()
+	synctest.Wait()
+	w.mu.Lock()
 	if w.crashed == "" {
 		w.freeze()
 	}
+	w.mu.Unlock()
 	w.shut()
 	for _, name := range []string{"db", "root", "state"} {
 		w.ok(os.RemoveAll(filepath.Join(w.dir, name)))

@@ -3,6 +3,7 @@ package container_test
 import (
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -111,9 +112,10 @@ func TestKillEndsRestarts(t *testing.T) {
 func TestRestartThatCannotStartTriesAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world, n *node) {
 		c := w.start(withPolicy("always", 0, "/bin/sleep", "1000"))
-		broken := true
+		var broken atomic.Bool
+		broken.Store(true)
 		w.runtime.Fail = func(op, id string) error {
-			if op == "run" && broken {
+			if op == "run" && broken.Load() {
 				return errs.New(errs.Unavailable, "no room")
 			}
 			return w.step(op, id)
@@ -123,7 +125,7 @@ func TestRestartThatCannotStartTriesAgain(t *testing.T) {
 		if st := w.wantState(c.ID, spec.Restarting); !strings.Contains(st.Error, "no room") {
 			t.Errorf("state %+v", st)
 		}
-		broken = false
+		broken.Store(false)
 		time.Sleep(time.Minute)
 		w.wantState(c.ID, spec.Running)
 	})

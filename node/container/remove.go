@@ -100,8 +100,8 @@ func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
 		s.Log.Warn("the log of a removed container is left", "container", c.id, "error", err)
 	}
 	s.tasks.run(func() {
-		if err := s.forget.now(context.WithoutCancel(s.life), c.id); err != nil {
-			s.Log.Warn("cannot forget the process of a removed container", "container", c.id, "error", err)
+		if s.forget.takes(c.id) {
+			s.drop(c.id)
 		}
 	})
 	s.publish(view, "destroy")
@@ -150,8 +150,7 @@ func (c *container) tellRemoved() {
 	c.end.err = errs.New(errs.NotFound, "container %s was removed", c.view.Load().Name)
 	close(c.end.done)
 	c.end = newEnding()
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.tellLocked()
 }
 
 // removeVolumes gives up the container's volumes and, if asked for, removes

@@ -310,21 +310,30 @@ func (f *forgetter) later(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ids[id] = true
-	if f.timer == nil {
+	if f.timer == nil && f.set.life.Err() == nil {
 		f.timer = time.AfterFunc(forgetDelay, func() { f.set.tasks.run(f.flush) })
 	}
 }
 
-// now drops id at once, if it waits to be dropped.
-func (f *forgetter) now(ctx context.Context, id string) error {
+// takes says whether id waits to be dropped; it does not any more.
+func (f *forgetter) takes(id string) bool {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	waits := f.ids[id]
 	delete(f.ids, id)
-	f.mu.Unlock()
-	if !waits {
+	return waits
+}
+
+// now drops id at once, if it waits to be dropped.
+func (f *forgetter) now(ctx context.Context, id string) error {
+	if !f.takes(id) {
 		return nil
 	}
-	return f.set.Processes.Forget(ctx, id)
+	err := f.set.Processes.Forget(ctx, id)
+	if err != nil {
+		f.later(id)
+	}
+	return err
 }
 
 func (f *forgetter) flush() {
@@ -340,7 +349,8 @@ func (f *forgetter) flush() {
 // drop makes the owner of the processes forget one, come what may.
 func (s *Set) drop(id string) {
 	if err := s.Processes.Forget(context.WithoutCancel(s.life), id); err != nil {
-		s.Log.Warn("cannot forget an ended process", "id", id, "error", err)
+		s.Log.Warn("cannot forget an ended process; will try again", "id", id, "error", err)
+		s.forget.later(id)
 	}
 }
 

@@ -32,6 +32,8 @@ type container struct {
 	retries  int           // restarts in a row without a good run between
 	rebooted bool          // its record is from an earlier boot
 	removing bool          // somebody is taking it away
+	// settling: its process has ended, and that is about to be recorded and told.
+	settling bool
 	// dropVolumes: its removal takes its own volumes along.
 	dropVolumes bool
 	keepers     int     // who wants it to stay when it ends, AutoRemove or not
@@ -90,16 +92,20 @@ func (c *container) changeLocked(fn func(*spec.Container)) *spec.Container {
 	next := *c.view.Load()
 	fn(&next)
 	c.view.Store(&next)
-	close(c.changed)
-	c.changed = make(chan struct{})
+	c.tellLocked()
 	return &next
 }
 
 // watch returns the view and a channel that is closed when it is outdated.
-func (c *container) watch() (*spec.Container, <-chan struct{}) {
+func (c *container) watch() (view *spec.Container, settled bool, changed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.view.Load(), c.changed
+	return c.view.Load(), !c.settling, c.changed
+}
+
+func (c *container) tellLocked() {
+	close(c.changed)
+	c.changed = make(chan struct{})
 }
 
 // current returns the run there is now, or nil.

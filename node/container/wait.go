@@ -51,8 +51,8 @@ func (c *container) nextExit(ctx context.Context) (spec.Exit, error) {
 // waitUntil waits for a state that fits.
 func (c *container) waitUntil(ctx context.Context, fits func(*spec.Container) bool) (spec.Exit, error) {
 	for {
-		view, changed := c.watch()
-		if fits(view) {
+		view, settled, changed := c.watch()
+		if settled && fits(view) {
 			return exitOf(view), nil
 		}
 		select {

@@ -60,9 +60,12 @@ type process struct {
 
 var _ container.Runtime = (*Runtime)(nil)
 
+// firstPid is above what a kernel gives out: nobody's process is meant.
+const firstPid = 5_000_000
+
 // New makes a runtime without containers.
 func New() *Runtime {
-	return &Runtime{processes: map[string]*process{}, updates: map[string]*specs.LinuxResources{}, lastPid: 4_000_000}
+	return &Runtime{processes: map[string]*process{}, updates: map[string]*specs.LinuxResources{}, lastPid: firstPid}
 }
 
 // Name is fake.
