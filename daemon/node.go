@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -84,8 +85,8 @@ func (n *node) onClose(what string, fn func() error) {
 
 func (n *node) close() error {
 	var all []error
-	for i := len(n.closers) - 1; i >= 0; i-- {
-		all = append(all, n.closers[i]())
+	for _, closer := range slices.Backward(n.closers) {
+		all = append(all, closer())
 	}
 	return errors.Join(all...)
 }
