@@ -69,6 +69,9 @@ func (v *logsVerb) show(ctx context.Context, ref string) error {
 			err = flushErr
 		}
 	}
+	if v.follow && ctx.Err() != nil {
+		return exitWith(codeSignal + int(interrupt(ctx))) // that is how one leaves
+	}
 	return err
 }
 
