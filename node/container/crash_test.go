@@ -228,7 +228,7 @@ func TestReboot(t *testing.T) {
 func TestExitIsNotLostInACrash(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world, n *node) {
 		c := w.start(config("/bin/sh", "-c", "exit 6"))
-		w.wait(c.ID, container.NextExit)
+		w.wait(c.ID, container.NotRunning)
 		w.crash() // before the record of the end was written
 		w.open()
 		synctest.Wait()

@@ -44,7 +44,7 @@ func (s *Set) Discard(ctx context.Context, id string) error {
 	if !filepath.IsLocal(id) || filepath.Base(id) != id {
 		return errs.New(errs.Invalid, "%q is no container's id", id)
 	}
-	if err := s.dropRoot(ctx, id); err != nil {
+	if err := errors.Join(s.returnShm(id), s.dropRoot(ctx, id)); err != nil {
 		return err
 	}
 	if err := s.Snapshots.Remove(ctx, snapshot.Key(id)); err != nil && !errors.Is(err, errs.NotFound) {

@@ -41,8 +41,8 @@ type Config struct {
 	Host     bundle.Host
 	// CgroupParent is where containers go that name no parent of their own.
 	CgroupParent string
-	// Idmap is what --userns auto maps to; nil where the node has no ids to
-	// give. Remap gives it also to containers that say nothing.
+	// Idmap is what --userns auto maps to; nil or empty where the node has no
+	// ids to give. Remap gives it also to containers that say nothing.
 	Idmap *bundle.Idmap
 	Remap bool
 
@@ -147,6 +147,9 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 		names:      map[string]string{},
 		pending:    map[string]string{},
 		execs:      map[string]*execution{},
+	}
+	if config.Idmap != nil && len(config.Idmap.UIDs) == 0 {
+		s.Idmap = nil
 	}
 	s.life, s.end = context.WithCancel(ctx)
 	s.forget.init(s)
