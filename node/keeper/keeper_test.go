@@ -41,10 +41,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// bench is one node under test.
+// rig is one node under test.
 type rig struct {
 	*keeper.Keeper
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	stop func()
 
@@ -58,7 +58,7 @@ func command(dir string) []string {
 	return []string{"/usr/bin/env", "KEEPER_TEST_SERVE=" + dir, os.Args[0]}
 }
 
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -66,7 +66,7 @@ func needRoot(t *testing.T) {
 }
 
 // open is a node on dir, which may have a keeper already.
-func open(t *testing.T, dir string) *rig {
+func open(t testing.TB, dir string) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: dir, exits: map[string]keeper.Exit{}, more: make(chan struct{}, 1)}
 	k, err := keeper.Open(t.Context(), keeper.Config{
@@ -94,7 +94,7 @@ func open(t *testing.T, dir string) *rig {
 }
 
 // start is a node with a keeper of its own, which is gone after the test.
-func start(t *testing.T) *rig {
+func start(t testing.TB) *rig {
 	t.Helper()
 	needRoot(t)
 	dir, err := os.MkdirTemp("/tmp", "keeper-")
@@ -108,7 +108,7 @@ func start(t *testing.T) *rig {
 }
 
 // shutdown ends the keeper of dir and what it keeps, whoever is its node.
-func shutdown(t *testing.T, dir string) {
+func shutdown(t testing.TB, dir string) {
 	if t.Failed() {
 		if data, err := os.ReadFile(dir + "/keeper.log"); err == nil {
 			t.Logf("keeper's log:\n%s", data)
@@ -644,6 +644,7 @@ func TestNodeKilled(t *testing.T) {
 }
 
 func TestSecondNodeIsRefused(t *testing.T) {
+	t.Parallel() // it waits long
 	r := start(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -250,6 +251,7 @@ func TestMemory(t *testing.T) {
 			t.Skip("one runtime is enough")
 		}
 		r := start(t)
+		debug.FreeOSMemory()
 		keeperBefore, nodeBefore := proportional(t, r.Pid()), proportional(t, os.Getpid())
 		begin := time.Now()
 		var wg sync.WaitGroup
@@ -266,6 +268,7 @@ func TestMemory(t *testing.T) {
 		wg.Wait()
 		took := time.Since(begin)
 		time.Sleep(1500 * time.Millisecond) // the burst's memory is given back
+		debug.FreeOSMemory()
 		keeper, node := proportional(t, r.Pid()), proportional(t, os.Getpid())
 		cpu := cpuTime(t, r.Pid())
 		time.Sleep(time.Second)
@@ -291,4 +294,34 @@ func BenchmarkOutput(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkLaunch is a container from its start to its end, and the same by
+// the runtime alone.
+func BenchmarkLaunch(b *testing.B) {
+	if _, err := exec.LookPath("crun"); err != nil || os.Geteuid() != 0 {
+		b.Skip("needs root and crun")
+	}
+	r := start(b)
+	c := r.container("crun", "a", false, "echo", "hello")
+	b.Run("keeper", func(b *testing.B) {
+		for b.Loop() {
+			r.launch(c.run(false))
+			r.wait(c.id)
+			_ = r.Forget(b.Context(), c.id)
+			r.mu.Lock()
+			delete(r.exits, c.id)
+			r.mu.Unlock()
+			b.StopTimer()
+			_ = exec.Command("crun", "delete", "-f", c.id).Run()
+			b.StartTimer()
+		}
+	})
+	b.Run("alone", func(b *testing.B) {
+		for b.Loop() {
+			if out, err := exec.Command("crun", "run", "--bundle", c.bundle, c.id).CombinedOutput(); err != nil {
+				b.Fatalf("%v %s", err, out)
+			}
+		}
+	})
 }

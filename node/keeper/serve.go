@@ -95,7 +95,7 @@ func Serve(ctx context.Context, c ServeConfig) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.socket.SetDeadline(time.Now()) })
 	defer stop()
 	announce()
-	debug.FreeOSMemory() // what package initialization left behind
+	trim()
 	return s.serve(ctx, node)
 }
 
@@ -320,6 +320,9 @@ func (s *server) goLaunch(ctx context.Context, t ticket, l Launch) {
 			return
 		}
 		r, fds := c.describe()
+		if s.node != nil && s.node != t.node { // who asked died meanwhile, and this one does not know of it
+			t = ticket{s.node, 0}
+		}
 		_ = t.node.send(message{Number: t.number, Op: opProcess, Record: r}, fds...)
 		close(c.told)
 	})
@@ -343,15 +346,6 @@ func (s *server) launch(ctx context.Context, l *Launch) (*child, error) {
 		delete(s.processes, l.ID)
 	}
 	return c, err
-}
-
-// trimSoon gives memory back once a burst of launches is over.
-func (s *server) trimSoon() {
-	if s.trim == nil {
-		s.trim = time.AfterFunc(time.Second, debug.FreeOSMemory)
-		return
-	}
-	s.trim.Reset(time.Second)
 }
 
 // tell sends an event to the node, if there is one. Call it with s.mu held.
