@@ -20,8 +20,10 @@ func Mounts(dir string) Room {
 			below, err := mountsBelow(dir)
 			var ids []string
 			for _, target := range below {
-				id, _, _ := strings.Cut(strings.TrimPrefix(target, dir+"/"), "/")
-				ids = append(ids, id)
+				if rest, ok := strings.CutPrefix(target, dir+"/"); ok {
+					id, _, _ := strings.Cut(rest, "/")
+					ids = append(ids, id)
+				}
 			}
 			slices.Sort(ids)
 			return slices.Compact(ids), err
@@ -38,10 +40,9 @@ func Mounts(dir string) Room {
 	}
 }
 
-// mountsBelow are the mount points on and below dir, in the order of mounting,
-// without dir itself when it only holds others.
+// mountsBelow are the mount points on and below dir, in the order of mounting.
 func mountsBelow(dir string) ([]string, error) {
-	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir + "/"))
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	var targets []string
 	for _, info := range infos {
 		targets = append(targets, info.Mountpoint)
