@@ -80,7 +80,6 @@ type NetworkDefaults struct {
 	Pools      []string `toml:"pools"` // CIDR ranges that new networks are cut from
 	CNIConfDir string   `toml:"cni_conf_dir"`
 	CNIBinDir  string   `toml:"cni_bin_dir"`
-	DNS        []string `toml:"dns"` // for containers that name none; the host's when empty
 }
 
 // withFile completes c from its configuration file and the defaults.

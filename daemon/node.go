@@ -132,6 +132,7 @@ func (n *node) run(ctx context.Context) error {
 	g := group.New(ctx)
 	g.Go("keeper", n.keeper.Run)
 	g.Go("network", n.networks.Run)
+	g.Go("collect", n.collect)
 	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
 	if n.config.Ready != nil {
@@ -243,7 +244,7 @@ func (n *node) openVolumes(ctx context.Context) (err error) {
 }
 
 func (n *node) openRuntimes(ctx context.Context) (err error) {
-	n.runtimes, err = openRuntimes(ctx, n.config, n.keeper, n.metrics)
+	n.runtimes, err = openRuntimes(ctx, n.config, n.runtimeState(), n.keeper, n.metrics)
 	return err
 }
 
@@ -265,7 +266,7 @@ func (n *node) openContainers(ctx context.Context) error {
 		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: boot,
 		Images: n.images, Snapshots: n.snapshots, Networks: n.networks, Volumes: n.volumes,
 		Events: n.events, Meter: meter, Processes: n.keeper,
-		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host,
+		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host, CgroupParent: n.cgroup(),
 		Idmap: &n.host.Remap, Remap: n.config.RemapUsers,
 		Log: n.log.With("room", "container"),
 	})

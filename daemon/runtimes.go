@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -26,14 +25,14 @@ type runtimes struct {
 }
 
 // openRuntimes finds runc, crun and those that the configuration names.
-func openRuntimes(ctx context.Context, c NodeConfig, k *keeper.Keeper, m *metrics) (*runtimes, error) {
+func openRuntimes(ctx context.Context, c NodeConfig, state string, k *keeper.Keeper, m *metrics) (*runtimes, error) {
 	wanted := map[string]RuntimeConfig{"crun": {}, "runc": {}}
 	maps.Copy(wanted, c.Runtimes)
 	r := &runtimes{byName: map[string]container.Runtime{}}
 	for name, config := range wanted {
 		driver, err := oci.New(oci.Config{
 			Name: name, Path: config.Path, Args: config.Args, Foreign: config.Foreign,
-			State: filepath.Join(c.State, "runtime"), Keeper: k,
+			State: state, Keeper: k,
 		})
 		switch _, named := c.Runtimes[name]; {
 		case err == nil:
