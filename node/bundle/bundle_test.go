@@ -37,7 +37,7 @@ func host() bundle.Host {
 		Controllers: map[string]bool{"memory": true, "cpu": true, "cpuset": true, "pids": true, "io": true},
 		Swap:        true, BlkioWeight: true,
 		CPUs: []int{0, 1}, Mems: []int{0},
-		Seccomp: true, UserNS: true, Init: "/bin/true",
+		Seccomp: true, UserNS: true, Mqueue: true, Init: "/bin/true",
 		Remap: bundle.Idmap{
 			UIDs: []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}},
 			GIDs: []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}},

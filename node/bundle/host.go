@@ -25,7 +25,7 @@ type Host struct {
 	// OOMScoreAdj is this process's own; without CAP_SYS_RESOURCE nothing may
 	// go below it.
 	OOMScoreAdj int
-	// Nofile and the others are this process's hard limits by name.
+	// Rlimits are this process's hard limits: nofile, core, …
 	Rlimits map[string]uint64
 
 	Cgroup      int             // version: 1 (also hybrid) or 2
@@ -38,6 +38,7 @@ type Host struct {
 	Seccomp  bool
 	AppArmor bool
 	UserNS   bool
+	Mqueue   bool   // the host has /dev/mqueue mounted
 	Init     string // a static init program for containers; "" where there is none
 
 	// Remap is the ids for containers with a user namespace.
@@ -64,6 +65,7 @@ func Detect() (Host, error) {
 	detectCgroups(&h)
 	_, seccomp := statusLine("Seccomp")
 	h.Seccomp = seccomp
+	h.Mqueue = exists("/dev/mqueue")
 	h.AppArmor = readLine("/sys/module/apparmor/parameters/enabled") == "Y"
 	_, err = os.Stat("/proc/self/ns/user")
 	h.UserNS = err == nil && readLine("/proc/sys/user/max_user_namespaces") != "0"

@@ -84,6 +84,8 @@ func ipcMounts(in Input) []specs.Mount {
 	}
 	mqueue := specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}}
 	switch {
+	case in.IPCNS == HostNamespace && !in.Host.Mqueue:
+		return []specs.Mount{mqueue, bind("/dev/shm", "/dev/shm")}
 	case in.IPCNS == HostNamespace:
 		return []specs.Mount{bind("/dev/mqueue", "/dev/mqueue"), bind("/dev/shm", "/dev/shm")}
 	case in.IPCNS != "" && in.Shm != "":

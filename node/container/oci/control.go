@@ -122,7 +122,7 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 		return fmt.Errorf("delete %s: %w", id, err)
 	}
 	records := filepath.Join(r.root(), id)
-	if (r.foreign || b.Hooks.Poststop != nil || !known) && exists(records) {
+	if known && r.foreign || (b.Hooks.Poststop != nil || !known) && exists(records) {
 		if err := r.run(ctx, nil, "delete", "--force", id); err != nil && !errors.Is(err, errs.NotFound) && r.foreign {
 			return err
 		}

@@ -153,6 +153,35 @@ func (l *launcher) reapStrangers() {
 	}
 }
 
+// reapNamed reaps orphans of that name until the test ends, as a keeper reaps
+// all: runsc waits until its gofer is gone for good.
+func (l *launcher) reapNamed(name string) {
+	stop := make(chan struct{})
+	l.t.Cleanup(func() { close(stop) })
+	l.waiters.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			lists, _ := filepath.Glob("/proc/self/task/*/children")
+			for _, list := range lists {
+				data, _ := os.ReadFile(list)
+				for field := range strings.FieldsSeq(string(data)) {
+					pid, _ := strconv.Atoi(field)
+					comm, _ := os.ReadFile("/proc/" + field + "/comm")
+					if strings.TrimSpace(string(comm)) == name && !l.owns(pid) {
+						_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+					}
+				}
+			}
+		}
+	})
+}
+
 func (l *launcher) owns(pid int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

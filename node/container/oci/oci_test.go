@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +31,7 @@ type bench struct {
 	keeper  *launcher
 	runtime *oci.Runtime
 	host    bundle.Host
+	input   func(*bundle.Input) // changes what bundles are made of
 }
 
 func newBench(t testing.TB, name string, change ...func(*oci.Config)) *bench {
@@ -77,7 +79,7 @@ func (b *bench) make(config spec.ContainerConfig, change ...func(*specs.Spec)) c
 	if err := exec.Command("cp", busybox, filepath.Join(rootfs, "bin/busybox")).Run(); err != nil {
 		b.t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "sleep", "true", "cat", "id", "echo", "ps", "env", "stat", "ls", "mount", "hostname", "pwd", "touch", "grep", "unshare", "kill"} {
+	for _, applet := range []string{"sh", "sleep", "true", "cat", "id", "echo", "ps", "env", "stat", "ls", "mount", "hostname", "pwd", "touch", "grep", "unshare", "kill", "wc", "df", "dd", "tail", "readlink"} {
 		if err := os.Symlink("busybox", filepath.Join(rootfs, "bin", applet)); err != nil {
 			b.t.Fatal(err)
 		}
@@ -90,10 +92,11 @@ func (b *bench) make(config spec.ContainerConfig, change ...func(*specs.Spec)) c
 	write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n", 0o644)
 	write("etc/group", "root:x:0:\napp:x:1000:\nvideo:x:44:app\n", 0o644)
 	write("etc/plain", "no program\n", 0o644)
-	s, err := bundle.Spec(bundle.Input{
-		Container: spec.Container{ID: id, Config: config},
-		Host:      b.host, Rootfs: rootfs,
-	})
+	in := bundle.Input{Container: spec.Container{ID: id, Config: config}, Host: b.host, Rootfs: rootfs}
+	if b.input != nil {
+		b.input(&in)
+	}
+	s, err := bundle.Spec(in)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -132,7 +135,7 @@ func (b *bench) nothingLeft(id string) {
 	b.t.Helper()
 	for _, pattern := range []string{
 		"/sys/fs/cgroup/berth/" + id, "/sys/fs/cgroup/*/berth/" + id,
-		filepath.Join(b.dir, "runtime/*", id), filepath.Join(b.dir, "runtime/.bundle", id), filepath.Join(b.dir, "runtime/.launch/*"),
+		filepath.Join(b.dir, "runtime/*", id+"*"), filepath.Join(b.dir, "runtime/.bundle", id), filepath.Join(b.dir, "runtime/.launch/*"),
 	} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
 			b.t.Errorf("left behind: %v", left)
@@ -460,3 +463,5 @@ func TestVersion(t *testing.T) {
 		t.Errorf("a missing program: %v", err)
 	}
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
