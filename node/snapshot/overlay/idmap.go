@@ -32,6 +32,45 @@ func (s *Store) shifted(uids, gids []snapshot.IDMap) (int, error) {
 	return tree, nil
 }
 
+// createShifted makes the overlay as the host's ids of the container's root.
+// overlayfs does its own work on the layers with the identity of who made the
+// mount; through a mount that shifts owners only those in the map can own what
+// is made.
+func (s *Store) createShifted(fsfd int, uids, gids []snapshot.IDMap) error {
+	uid, okUID := hostRoot(uids)
+	gid, okGID := hostRoot(gids)
+	if !okUID || !okGID {
+		return errs.New(errs.Unsupported, "the id maps have no root")
+	}
+	return s.onOwnThread(func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		if err := unix.Capget(&header, &caps[0]); err != nil {
+			return os.NewSyscallError("capget", err)
+		}
+		if err := unix.Setfsgid(gid); err != nil {
+			return os.NewSyscallError("setfsgid", err)
+		}
+		if err := unix.Setfsuid(uid); err != nil {
+			return os.NewSyscallError("setfsuid", err)
+		}
+		// The change from root took the capabilities over files away.
+		if err := unix.Capset(&header, &caps[0]); err != nil {
+			return os.NewSyscallError("capset", err)
+		}
+		return unix.FsconfigCreate(fsfd)
+	})
+}
+
+func hostRoot(maps []snapshot.IDMap) (int, bool) {
+	for _, m := range maps {
+		if m.Container == 0 {
+			return int(m.Host), true
+		}
+	}
+	return 0, false
+}
+
 // userNamespaces keeps one user namespace for each pair of maps: they are few.
 type userNamespaces struct {
 	mu     sync.Mutex

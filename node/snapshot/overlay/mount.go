@@ -185,6 +185,13 @@ func (s *Store) mountByDescriptors(st stack, target string) error {
 	if err := configure(fsfd, st, set); err != nil {
 		return err
 	}
+	create := unix.FsconfigCreate
+	if st.uids != nil {
+		create = func(fsfd int) error { return s.createShifted(fsfd, st.uids, st.gids) }
+	}
+	if err := create(fsfd); err != nil {
+		return fmt.Errorf("overlayfs on %d lowers: %w%s", len(st.lowers), err, kernelSays(fsfd))
+	}
 	attr := 0
 	if st.upper == "" {
 		attr = unix.MOUNT_ATTR_RDONLY
@@ -227,9 +234,6 @@ func configure(fsfd int, st stack, set func(name, layer string) error) error {
 		if err := unix.FsconfigSetFlag(fsfd, "volatile"); err != nil {
 			return fmt.Errorf("option volatile: %w", err)
 		}
-	}
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return fmt.Errorf("overlayfs on %d lowers: %w%s", len(st.lowers), err, kernelSays(fsfd))
 	}
 	return nil
 }
@@ -283,18 +287,24 @@ func (s *Store) mountByOptions(st stack, target string) error {
 	if len(data) >= os.Getpagesize() {
 		return errs.New(errs.Unsupported, "%d lowers are too many for this kernel", len(st.lowers))
 	}
-	done := make(chan error)
+	return s.onOwnThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return os.NewSyscallError("unshare", err)
+		}
+		if err := unix.Fchdir(s.dirfd); err != nil {
+			return &os.PathError{Op: "chdir", Path: s.dir, Err: err}
+		}
+		return os.NewSyscallError("mount overlay", unix.Mount("overlay", target, "overlay", flags, data))
+	})
+}
+
+// onOwnThread runs fn on a thread that ends after it, so that fn may change
+// what belongs to the thread.
+func (s *Store) onOwnThread(fn func() error) error {
+	done := make(chan error, 1)
 	s.work.Go(func() {
 		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return os.NewSyscallError("unshare", err)
-			}
-			if err := unix.Fchdir(s.dirfd); err != nil {
-				return &os.PathError{Op: "chdir", Path: s.dir, Err: err}
-			}
-			return os.NewSyscallError("mount overlay", unix.Mount("overlay", target, "overlay", flags, data))
-		}()
+		done <- fn()
 	})
 	return <-done
 }
