@@ -260,8 +260,9 @@ func (l *launcher) Process(id string) (*keeper.Process, bool) {
 func (l *launcher) Signal(id string, sig syscall.Signal) error {
 	l.mu.Lock()
 	c, found := l.processes[id]
+	ended := found && c.Exit != nil
 	l.mu.Unlock()
-	if !found || c.Exit != nil {
+	if !found || ended {
 		return errs.New(errs.NotFound, "no process %s", id)
 	}
 	if err := unix.PidfdSendSignal(int(c.Pidfd.Fd()), sig, nil, 0); err != nil {
