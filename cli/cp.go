@@ -172,7 +172,7 @@ func localTarget(from, to place, isDir bool) (string, error) {
 		return "", errs.New(errs.Invalid, "%s is a file; a folder cannot be copied onto it", to.path)
 	case !info.IsDir() && to.folder:
 		return "", errs.New(errs.Invalid, "%s is no folder", to.path)
-	case info.IsDir() && !(isDir && from.inside):
+	case info.IsDir() && (!isDir || !from.inside):
 		return filepath.Join(to.path, path.Base(from.path)), nil
 	}
 	return to.path, nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -237,8 +238,7 @@ func (u *unpacking) attributes(name string, header *tar.Header, mode fs.FileMode
 
 // finish sets what filling the folders would have changed.
 func (u *unpacking) finish() error {
-	for i := len(u.folders) - 1; i >= 0; i-- {
-		folder := u.folders[i]
+	for _, folder := range slices.Backward(u.folders) {
 		if err := u.attributes(folder.Name, folder, folder.FileInfo().Mode()); err != nil {
 			return err
 		}

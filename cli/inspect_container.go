@@ -47,14 +47,15 @@ func (c inspectedContainer) RestartCount() int { return c.Container.State.Restar
 
 // Path is the program that runs.
 func (c inspectedContainer) Path() string {
-	if len(c.Container.Args) == 0 {
+	if len(c.Args) == 0 {
 		return ""
 	}
-	return c.Container.Args[0]
+	return c.Args[0]
 }
 
-// portBinding is an address of the host that stands for a port.
-type portBinding struct{ HostIp, HostPort string } //nolint:revive // the names that templates know
+// portBinding is an address of the host that stands for a port, with the names
+// that templates know.
+type portBinding struct{ HostIp, HostPort string }
 
 type inspectedEndpoint struct {
 	IPAddress, Gateway, MacAddress string

@@ -101,7 +101,7 @@ type networkCreateFlags struct {
 	config                    spec.NetworkConfig
 	subnets, gateways, ranges []string
 	labels, options           []string
-	attachable, ipv4          bool
+	attachable                bool
 }
 
 func (p *program) networkCreate() *cobra.Command {

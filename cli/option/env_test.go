@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"unicode/utf8"
 
 	"berth/cli/option"
 )
@@ -45,21 +44,4 @@ func TestLabels(t *testing.T) {
 	got, err := option.Labels([]string{name}, []string{"level=high", "x=y=z"})
 	check(t, name, got, map[string]string{"team": "web", "level": "high", "bare": "", "x": "y=z"}, err)
 	refuse(t, func(s string) error { _, err := option.Labels(nil, []string{s}); return err }, map[string]string{"=x": "key=value"})
-}
-
-func FuzzEnvFile(f *testing.F) {
-	f.Add([]byte("A=1\n#x\nB\n"))
-	f.Add([]byte("\xef\xbb\xbfA=\x00\n"))
-	f.Fuzz(func(t *testing.T, content []byte) {
-		name := file(t, string(content))
-		got, err := option.Env([]string{name}, nil, func(string) (string, bool) { return "", false })
-		if err != nil {
-			return
-		}
-		for _, entry := range got {
-			if entry == "" || entry[0] == '=' || !utf8.ValidString(entry) {
-				t.Fatalf("%q from %q", entry, content)
-			}
-		}
-	})
 }

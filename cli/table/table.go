@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 	"strings"
 	"text/tabwriter"
@@ -116,9 +117,7 @@ func (v View[R]) heading(columns string) (string, error) {
 	for method := range reflect.TypeFor[R]().Methods() {
 		head[method.Name] = strings.ToUpper(method.Name)
 	}
-	for field, title := range v.Titles {
-		head[field] = title
-	}
+	maps.Copy(head, v.Titles)
 	t, err := template.New("format").Funcs(plainFuncs).Parse(unescape(columns))
 	if err != nil {
 		return "", errs.New(errs.Invalid, "format: %w", err)
