@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
+	"berth/base/span"
 	"berth/base/undo"
 	"berth/node/bundle"
 	"berth/node/network"
@@ -66,6 +67,8 @@ func (s *Set) start(ctx context.Context, c *container) error {
 // launch makes all that the process needs, and the process. On failure
 // nothing of it is left.
 func (s *Set) launch(ctx context.Context, c *container) (err error) {
+	ctx, end := span.Start(ctx, "start container", "container", c.id)
+	defer func() { end(err) }()
 	want := c.get()
 	runtime, err := s.runtime(want)
 	if err != nil {
@@ -85,13 +88,15 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 		return err
 	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
-	process, err := runtime.Run(ctx, Launch{
+	running, ran := span.Start(ctx, "run", "runtime", runtime.Name())
+	process, err := runtime.Run(running, Launch{
 		ID:     c.id,
 		Bundle: s.bundleDir(c.id),
 		TTY:    want.Config.TTY,
 		Stdin:  want.Config.OpenStdin,
 		Log:    logFile(want),
 	})
+	ran(err)
 	if err != nil {
 		return err
 	}
@@ -149,8 +154,14 @@ func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made fu
 	var root string
 	var rootErr, wireErr error
 	var both sync.WaitGroup
-	both.Go(func() { made.wiring, wireErr = s.wire(ctx, want) })
-	root, rootErr = s.mountRoot(ctx, c)
+	both.Go(func() {
+		ctx, end := span.Start(ctx, "join networks")
+		made.wiring, wireErr = s.wire(ctx, want)
+		end(wireErr)
+	})
+	mounting, mounted := span.Start(ctx, "mount root")
+	root, rootErr = s.mountRoot(mounting, c)
+	mounted(rootErr)
 	both.Wait()
 	if rootErr == nil {
 		u.Add("unmount the root", func(ctx context.Context) error { return s.unmountRoot(ctx, c) })
@@ -166,7 +177,10 @@ func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made fu
 	}
 	asIs := *want
 	asIs.Mounts, asIs.Networks, asIs.Ports = made.mounts, made.wiring.Endpoints, made.wiring.Ports
-	return made, s.writeBundle(asIs, c.image, root, made.wiring, u)
+	_, end := span.Start(ctx, "write bundle")
+	err = s.writeBundle(asIs, c.image, root, made.wiring, u)
+	end(err)
+	return made, err
 }
 
 // writeBundle makes the files that the container sees, and config.json.

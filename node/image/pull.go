@@ -7,6 +7,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"berth/base/span"
 	"berth/image/manifest"
 	"berth/image/pull"
 	"berth/spec"
@@ -17,11 +18,15 @@ import (
 // Invalid where a layer is not what its digests say or reaches outside;
 // Exhausted on a full disk. A pull that fails leaves no image, and its layers
 // only until the next collection.
-func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec.Progress)) (spec.Image, error) {
+func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec.Progress)) (_ spec.Image, err error) {
+	ctx, end := span.Start(ctx, "pull image", "image", req.Reference)
+	defer func() { end(err) }()
 	s.keeping.begin()
 	defer s.endKeeping(ctx)
 	report := serial(progress)
-	from, err := s.puller.Open(ctx, req, report)
+	resolving, resolved := span.Start(ctx, "resolve")
+	from, err := s.puller.Open(resolving, req, report)
+	resolved(err)
 	if err != nil {
 		return spec.Image{}, err
 	}
@@ -46,7 +51,10 @@ func (s *Set) take(ctx context.Context, rec *record, names []string, open opener
 		return spec.Image{}, err
 	}
 	rec.Image.Size = size
-	return s.keep(ctx, rec, names)
+	ctx, end := span.Start(ctx, "record image")
+	image, err := s.keep(ctx, rec, names)
+	end(err)
+	return image, err
 }
 
 // describe makes the record of an image whose manifest and configuration are

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"berth/base/errs"
+	"berth/base/span"
 	"berth/image/blob"
 	"berth/node/snapshot"
 	"berth/spec"
@@ -191,6 +192,8 @@ func (u *unpacking) lead(ctx context.Context, n int, f *flight) (err error) {
 // ingest reads the layer once: its blob is stored, its tar hashed and
 // unpacked on the way. It gives the slot back before it waits for the disk.
 func (u *unpacking) ingest(ctx context.Context, n int) (in snapshot.Ingest, err error) {
+	ctx, end := span.Start(ctx, "fetch and unpack layer", "layer", u.layers[n].Digest.String())
+	defer func() { end(err) }()
 	release := sync.OnceFunc(func() { u.slots.Release(1) })
 	defer release()
 	st, err := u.open(ctx, n)
