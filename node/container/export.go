@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +24,26 @@ func (s *Set) Changes(ctx context.Context, ref string) ([]spec.Change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("changes of container %s: %w", c.name(), err)
 	}
-	return changes, nil
+	return withoutStubs(changes), nil
+}
+
+// stubs are the files that runtimes make for ours to be bound over, where the
+// image has none.
+var stubs = [...]string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+
+// withoutStubs leaves out the stubs, and /etc where nothing else in it changed.
+func withoutStubs(changes []spec.Change) []spec.Change {
+	kept, other := []spec.Change{}, false
+	for _, change := range changes {
+		if !slices.Contains(stubs[:], change.Path) {
+			kept = append(kept, change)
+			other = other || strings.HasPrefix(change.Path, "/etc/")
+		}
+	}
+	if other || len(kept) == len(changes) {
+		return kept
+	}
+	return slices.DeleteFunc(kept, func(change spec.Change) bool { return change == spec.Change{Kind: "C", Path: "/etc"} })
 }
 
 // Export writes the container's root file system as a tar, without what is

@@ -10,12 +10,12 @@ import (
 	"berth/base/errs"
 )
 
-var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`)
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // checkName fails with errs.Invalid where name cannot be a container's.
 func checkName(name string) error {
 	if !validName.MatchString(name) {
-		return errs.New(errs.Invalid, "container name %.140q: want 2 to 128 of a-z A-Z 0-9 _ . -, beginning with a letter or digit", name)
+		return errs.New(errs.Invalid, "container name %.140q: want up to 128 of a-z A-Z 0-9 _ . -, beginning with a letter or digit", name)
 	}
 	return nil
 }

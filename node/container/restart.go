@@ -41,7 +41,7 @@ func (s *Set) Restart(ctx context.Context, ref string, timeout *int, signal stri
 			return errs.New(errs.NotFound, "container %s was removed", c.name())
 		}
 		if !alive(c.status()) { // else somebody else was faster
-			c.calm()
+			c.fresh()
 			if err := s.start(ctx, c); err != nil {
 				return err
 			}
@@ -122,8 +122,7 @@ func (s *Set) retryStart(c *container) {
 	}
 }
 
-// calm ends a restart that waits, and forgets about those before: somebody
-// has decided.
+// calm ends a restart that waits: somebody has decided.
 func (c *container) calm() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -133,11 +132,17 @@ func (c *container) calm() {
 	}
 	c.retries = 0
 	c.changeLocked(func(c *spec.Container) {
-		c.State.StoppedBy, c.State.RestartCount = "", 0
+		c.State.StoppedBy = ""
 		if c.State.Status == spec.Restarting {
 			c.State.Status = spec.Stopped
 		}
 	})
+}
+
+// fresh makes it as if the container had never been started again by policy.
+func (c *container) fresh() {
+	c.calm()
+	c.change(func(c *spec.Container) { c.State.RestartCount = 0 })
 }
 
 // keep prevents the removal of a container with AutoRemove until release.

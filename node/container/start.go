@@ -38,7 +38,7 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 		case spec.Removing, spec.Dead:
 			return errs.New(errs.Conflict, "container %s is being removed", c.name())
 		}
-		c.calm()
+		c.fresh()
 		return s.start(ctx, c)
 	})
 }
