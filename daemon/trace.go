@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -20,7 +21,7 @@ func startTraces(ctx context.Context, endpoint string, log *slog.Logger) (stop f
 	if endpoint == "" {
 		return func(context.Context) {}, nil
 	}
-	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(endpoint))
+	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(tracesURL(endpoint)))
 	if err != nil {
 		return nil, fmt.Errorf("traces to %s: %w", endpoint, err)
 	}
@@ -40,4 +41,13 @@ func startTraces(ctx context.Context, endpoint string, log *slog.Logger) (stop f
 			log.WarnContext(ctx, "traces are lost", "err", err)
 		}
 	}, nil
+}
+
+// tracesURL is where traces go at an endpoint, which is often named without
+// the path that the protocol gives them.
+func tracesURL(endpoint string) string {
+	if u, err := url.Parse(endpoint); err == nil && (u.Path == "" || u.Path == "/") {
+		return u.JoinPath("v1", "traces").String()
+	}
+	return endpoint
 }
