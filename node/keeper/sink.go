@@ -31,7 +31,8 @@ type sink struct {
 	note    *note
 	holdOut int // read end of the holding pipe
 	holdIn  int
-	lost    bool // the log cannot be written; said once
+	lost    bool // the log could not be written last time
+	said    time.Time
 	say     *slog.Logger
 }
 
@@ -65,7 +66,7 @@ func (k *sink) fromPipe(fd int, stream logfile.Stream, w *workspace, flush bool)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	records, taken := logfile.Append(w.out[:0], k.log.Room(cap(w.out)), time.Now(), stream, text)
-	k.complain(k.log.Reserve(len(records)))
+	k.complain("not rotated", k.log.Reserve(len(records)))
 	k.annotate(stream, taken)
 	n, err := splice(fd, k.holdIn, taken)
 	if err != nil || n == 0 {
@@ -75,7 +76,7 @@ func (k *sink) fromPipe(fd int, stream logfile.Stream, w *workspace, flush bool)
 		k.note.taken.Store(uint64(n))
 		records, _ = logfile.Append(w.out[:0], cap(w.out), time.Now(), stream, text[:n])
 	}
-	k.complain(k.log.Write(records))
+	k.append(records)
 	return moved, w.drain(k.holdOut, n)
 }
 
@@ -84,7 +85,7 @@ func (k *sink) fromPipe(fd int, stream logfile.Stream, w *workspace, flush bool)
 func (k *sink) fromTerminal(fd int, w *workspace) (verdict, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.complain(k.log.Reserve(1))
+	k.complain("not rotated", k.log.Reserve(1))
 	k.annotate(logfile.Stdout, 0)
 	n, err := splice(fd, k.holdIn, k.log.Room(cap(w.in))/2)
 	switch {
@@ -106,7 +107,7 @@ func (k *sink) flush(w *workspace) error {
 	}
 	k.note.taken.Store(uint64(len(text)))
 	records, _ := logfile.Append(w.out[:0], 1<<30, time.Now(), logfile.Stream(k.note.stream.Load()), text)
-	k.complain(k.log.Write(records))
+	k.append(records)
 	return w.drain(k.holdOut, len(text))
 }
 
@@ -121,7 +122,8 @@ func (k *sink) recover(w *workspace) error {
 	}
 	if n := k.note.taken.Load(); n == 0 || n == uint64(len(text)) {
 		records, _ := logfile.Append(nil, 1<<30, time.Now(), logfile.Stream(k.note.stream.Load()), text)
-		k.complain(k.log.Rewrite(k.note.inode.Load(), int64(k.note.offset.Load()), records))
+		k.note.taken.Store(uint64(len(text))) // should we die while emptying it
+		k.complain("output may be lost", k.log.Rewrite(k.note.inode.Load(), int64(k.note.offset.Load()), records))
 	} // else it died while emptying the pipe: the log was complete
 	return w.drain(k.holdOut, len(text))
 }
@@ -134,13 +136,20 @@ func (k *sink) annotate(stream logfile.Stream, taken int) {
 	k.note.taken.Store(uint64(taken))
 }
 
-// complain says once that the log cannot be written. The process goes on,
-// and what it writes meanwhile is lost: a full disk must not hang it.
-func (k *sink) complain(err error) {
-	if err != nil && !k.lost {
-		k.say.Warn("output is being lost", slog.Any("err", err))
-	}
+// append writes to the log. When it cannot, the process goes on, and what it
+// writes meanwhile is lost: a full disk must not hang it.
+func (k *sink) append(records []byte) {
+	err := k.log.Write(records)
 	k.lost = err != nil
+	k.complain("output is lost", err)
+}
+
+// complain says what went wrong with the log, once a minute.
+func (k *sink) complain(what string, err error) {
+	if err != nil && time.Since(k.said) > time.Minute {
+		k.said = time.Now()
+		k.say.Warn("log cannot be written", slog.String("so", what), slog.Any("err", err))
+	}
 }
 
 func (k *sink) reopen() error {

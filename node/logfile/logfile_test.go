@@ -127,6 +127,29 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// A writer killed in the middle of a rotation leaves a name free.
+func TestRotationInterrupted(t *testing.T) {
+	w, path := writer(t, 1000, 1000)
+	for i := range 10 {
+		fill(t, w, 100*i, 100*i+100)
+		free := 1
+		for _, err := os.Stat(logfile.Rotated(path, free)); err == nil; _, err = os.Stat(logfile.Rotated(path, free)) {
+			free++
+		}
+		for n := free - 1; n >= i%4; n-- { // it got no further
+			if err := os.Rename(logfile.Rotated(path, n), logfile.Rotated(path, n+1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Reopen(); err != nil {
+			t.Fatal(err)
+		}
+		if got := text(t, path, logfile.Query{Tail: -1}); got != numbers(0, 100*i+100) {
+			t.Fatalf("after %d: %d bytes", i, len(got))
+		}
+	}
+}
+
 func TestTail(t *testing.T) {
 	w, path := writer(t, 5000, 10)
 	fill(t, w, 0, 500)

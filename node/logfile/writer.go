@@ -80,13 +80,24 @@ func (w *Writer) rotate() error {
 		}
 		return w.Reopen()
 	}
-	for i := w.maxFiles - 1; i > 0; i-- {
+	// Up to the first free name: one that a killed writer left free in the
+	// middle is filled, so there is never more than one.
+	last := 1
+	for last < w.maxFiles-1 && exists(Rotated(w.path, last)) {
+		last++
+	}
+	for i := last; i > 0; i-- {
 		err := os.Rename(Rotated(w.path, i-1), Rotated(w.path, i))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("rotate log: %w", err)
 		}
 	}
 	return w.Reopen()
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // Write appends records. What could not be written whole is taken back, so
