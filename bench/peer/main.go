@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -22,7 +24,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 )
 
-const usage = `usage: peer SOCKET IMAGE RUNTIME once N | burst N AT-ONCE | lists N | clear N AT-ONCE | ready`
+const usage = `usage: peer SOCKET IMAGE RUNTIME once N | burst N AT-ONCE | lists N | clear N AT-ONCE | ready N`
 
 type peer struct {
 	*client.Client
@@ -52,6 +54,11 @@ func run(args []string) error {
 		return n
 	}
 	ctx := namespaces.WithNamespace(context.Background(), "bench")
+	if args[3] == "ready" {
+		if err := listening(args[0]); err != nil {
+			return err
+		}
+	}
 	c, err := client.New(args[0])
 	if err != nil {
 		return err
@@ -79,7 +86,7 @@ func run(args []string) error {
 	case "clear":
 		err = each(number(4), number(5), func(i int) error { return p.remove(ctx, fmt.Sprintf("burst-%d", i)) })
 	case "ready":
-		_, err = c.TaskService().List(ctx, &tasks.ListTasksRequest{})
+		err = p.ready(ctx, number(4))
 	default:
 		return fmt.Errorf("%s", usage)
 	}
@@ -120,19 +127,19 @@ func (p *peer) once(ctx context.Context, id string) error {
 		return err
 	}
 	defer done(ctx)
-	c, task, err := p.create(ctx, id, "/bin/true")
+	c, t, err := p.create(ctx, id, "/bin/true")
 	if err != nil {
 		return err
 	}
-	exited, err := task.Wait(ctx)
+	exited, err := t.Wait(ctx)
 	if err != nil {
 		return err
 	}
-	if err := task.Start(ctx); err != nil {
+	if err := t.Start(ctx); err != nil {
 		return err
 	}
 	<-exited
-	if _, err := task.Delete(ctx); err != nil {
+	if _, err := t.Delete(ctx); err != nil {
 		return err
 	}
 	return c.Delete(ctx, client.WithSnapshotCleanup)
@@ -177,6 +184,41 @@ func (p *peer) lists(ctx context.Context, n int) error {
 		p.add("stats", start)
 	}
 	return nil
+}
+
+// listening waits until somebody listens on the socket: grpc by itself would
+// wait ever longer between its tries.
+func listening(socket string) error {
+	for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(time.Millisecond) {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			return conn.Close()
+		}
+	}
+	return fmt.Errorf("nobody listens on %s", socket)
+}
+
+// ready waits for the first list with n running tasks, and says when it came,
+// in milliseconds of Unix time: its asker started the daemon.
+func (p *peer) ready(ctx context.Context, n int) error {
+	var last error
+	for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(time.Millisecond) {
+		var list *tasks.ListTasksResponse
+		if list, last = p.TaskService().List(ctx, &tasks.ListTasksRequest{}); last != nil {
+			continue
+		}
+		running := 0
+		for _, t := range list.Tasks {
+			if t.Status == task.Status_RUNNING {
+				running++
+			}
+		}
+		if running >= n {
+			p.times["ready"] = []float64{float64(time.Now().UnixMicro()) / 1000}
+			return nil
+		}
+		last = fmt.Errorf("%d of %d tasks run", running, n)
+	}
+	return last
 }
 
 // each calls do for 0 to n-1, some at once.
