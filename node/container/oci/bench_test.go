@@ -3,6 +3,7 @@ package oci_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"berth/node/container"
 )
@@ -16,15 +17,23 @@ func BenchmarkRun(b *testing.B) {
 			for range b.N {
 				launches = append(launches, bench.make(command("true")))
 			}
+			var run, exit, remove time.Duration
 			b.ResetTimer()
 			for _, l := range launches {
+				begin := time.Now()
 				bench.run(l)
+				started := time.Now()
 				bench.keeper.exit(l.ID)
+				ended := time.Now()
 				if err := bench.runtime.Delete(context.Background(), l.ID); err != nil {
 					b.Fatal(err)
 				}
+				run, exit, remove = run+started.Sub(begin), exit+ended.Sub(started), remove+time.Since(ended)
 			}
 			b.StopTimer()
+			for unit, d := range map[string]time.Duration{"run-ms": run, "exit-ms": exit, "delete-ms": remove} {
+				b.ReportMetric(d.Seconds()*1000/float64(b.N), unit)
+			}
 		})
 	}
 }

@@ -37,7 +37,7 @@ func (r *Runtime) output(ctx context.Context, stdin []byte, args ...string) ([]b
 // failure makes an error of what a runtime said, in JSON lines or plainly.
 // For what a user can do something about, it has a kind and an exit code.
 func failure(runtime, command, said string) error {
-	text := complaint(said)
+	text := strings.Replace(complaint(said), "open executable: Operation not permitted", "the command is a folder, or not to be executed", 1)
 	err := fmt.Errorf("runtime %s: %s: %s", runtime, command, text)
 	if command == "run" || command == "create" || command == "exec" || command == "start" {
 		if code, kind := startFailure(text); code != 0 {
@@ -67,7 +67,7 @@ func startFailure(text string) (code int, kind errs.Kind) {
 		`error finding executable`, `failed to load .*no such file or directory`): // runsc
 		return 127, errs.NotFound
 	case matches(text,
-		`exec.*(permission denied|not permitted|is a directory|exec format error|not executable)`, // crun: EPERM for a folder
+		`exec.*(permission denied|is a directory|exec format error|not executable)`, `not to be executed`,
 		`(failed to load|error loading).*(permission denied|exec format error|invalid|is a directory|not executable)`):
 		return 126, errs.Invalid
 	}
