@@ -36,8 +36,9 @@ const (
 
 // modules are loaded by every guest where they are not built in.
 var modules = []string{
-	"virtio_pci", "virtio_blk", "overlay", "veth", "bridge", "tun", "erofs", "loop",
-	"nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_reject_inet", "nft_fib_inet", "nft_numgen",
+	"virtio_pci", "virtio_blk", "overlay", "bfq", "veth", "bridge", "tun", "erofs", "loop",
+	"nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
+	"nft_fib", "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_numgen", "nf_conntrack_netlink", "br_netfilter",
 }
 
 const guestInit = `#!/bin/busybox sh
@@ -47,6 +48,7 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 /bin/busybox mount -t tmpfs tmpfs /run
 /bin/busybox mount -t tmpfs tmpfs /tmp
 /bin/busybox mkdir -p /dev/pts /dev/shm
+/bin/busybox mount -t mqueue mqueue /dev/mqueue 2>/dev/null
 /bin/busybox mount -t devpts devpts /dev/pts
 /bin/busybox mount -t tmpfs shm /dev/shm
 /bin/busybox mount -t cgroup2 cgroup /sys/fs/cgroup
@@ -78,9 +80,9 @@ type Disk struct{ path string }
 // test where QEMU or the kernels are missing.
 func NewDisk(t *testing.T, megabytes int, script string, files map[string]string) *Disk {
 	t.Helper()
-	for _, program := range []string{"qemu-system-x86_64", "mkfs.ext4", "cpio", "busybox"} {
+	for _, program := range []string{"qemu-system-x86_64", "mkfs.ext4", "debugfs", "cpio", "busybox"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("%s is missing: run `make setup`", program)
+			missing(t, program)
 		}
 	}
 	root := t.TempDir()
@@ -103,8 +105,10 @@ func NewDisk(t *testing.T, megabytes int, script string, files map[string]string
 
 // Guest is a running machine.
 type Guest struct {
-	cmd    *exec.Cmd
-	copied sync.WaitGroup
+	cmd     *exec.Cmd
+	console io.Writer
+	asked   int // scripts that Try has sent
+	copied  sync.WaitGroup
 
 	mu   sync.Mutex
 	more *sync.Cond
@@ -118,17 +122,19 @@ func Boot(t *testing.T, kernel Kernel, disk *Disk, arguments string) *Guest {
 	cache := cacheDir(t)
 	vmlinuz := filepath.Join(cache, string(kernel), "vmlinuz")
 	if _, err := os.Stat(vmlinuz); err != nil {
-		t.Skipf("no %s kernel: run test/vm/setup.sh", kernel)
+		missing(t, "the "+string(kernel)+" kernel")
 	}
 	placeModules(t, disk, kernel)
 	g := &Guest{cmd: exec.CommandContext(context.WithoutCancel(t.Context()), "qemu-system-x86_64", //nolint:gosec // a test's own command
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-M", "q35", "-m", "1024", "-nographic", "-no-reboot",
-		"-net", "none",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-M", "q35", "-m", "1024", "-no-reboot",
+		"-display", "none", "-monitor", "none", "-serial", "stdio", "-net", "none",
 		"-drive", "file="+disk.path+",if=virtio,format=raw,cache=writethrough",
 		"-kernel", vmlinuz, "-initrd", initrd(t, kernel),
 		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init "+arguments)}
 	g.more = sync.NewCond(&g.mu)
 	stdout, err := g.cmd.StdoutPipe()
+	must(t, err)
+	g.console, err = g.cmd.StdinPipe()
 	must(t, err)
 	g.cmd.Stderr = g.cmd.Stdout
 	must(t, g.cmd.Start())
@@ -283,6 +289,15 @@ func install(t *testing.T, root, guest, host string) {
 			}
 		}
 	}
+}
+
+// missing skips a test for lack of something; in CI nothing may be lacking.
+func missing(t *testing.T, what string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s is missing, and CI has to have it: run `make setup`", what)
+	}
+	t.Skipf("%s is missing: run `make setup`", what)
 }
 
 func cacheDir(t *testing.T) string {
