@@ -104,6 +104,10 @@ func (c *change) expose(rest string) error {
 	if err != nil {
 		return err
 	}
+	known := map[spec.Exposed]bool{}
+	for _, exposed := range c.ExposedPorts {
+		known[exposed] = true
+	}
 	for _, word := range words {
 		port, protocol, found := strings.Cut(word, "/")
 		if !found {
@@ -120,7 +124,8 @@ func (c *change) expose(rest string) error {
 		}
 		for p := from; p <= to; p++ {
 			exposed := spec.Exposed(strconv.FormatUint(p, 10) + "/" + protocol)
-			if !slices.Contains(c.ExposedPorts, exposed) {
+			if !known[exposed] {
+				known[exposed] = true
 				c.ExposedPorts = append(c.ExposedPorts, exposed)
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/base/errs"
+	"berth/base/span"
 	"berth/image/blob"
 	"berth/image/manifest"
 	"berth/image/reference"
@@ -101,6 +102,8 @@ func createdBy(config spec.ImageConfig) string {
 // commitLayer writes the changes of active as a blob and unpacks them as the
 // next layer, in one pass.
 func (s *Set) commitLayer(ctx context.Context, below []layer, active snapshot.Key) (top layer, err error) {
+	ctx, end := span.Start(ctx, "write layer", "snapshot", string(active))
+	defer func() { end(err) }()
 	w, err := s.Blobs.Writer(ctx, "", blob.UnknownSize)
 	if err != nil {
 		return layer{}, err

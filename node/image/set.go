@@ -30,6 +30,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/base/kv"
+	"berth/base/span"
 	"berth/image/blob"
 	"berth/image/catalog"
 	"berth/image/pull"
@@ -158,7 +159,9 @@ func (s *Set) usersOf(id string) []string {
 
 // keep makes rec an image of this node, called by names. A name that stood for
 // another image moves.
-func (s *Set) keep(ctx context.Context, rec *record, names []string) (spec.Image, error) {
+func (s *Set) keep(ctx context.Context, rec *record, names []string) (_ spec.Image, err error) {
+	ctx, end := span.Start(ctx, "record image", "image", rec.Image.ID)
+	defer func() { end(err) }()
 	s.write.Lock()
 	defer s.write.Unlock()
 	id := rec.Image.ID
