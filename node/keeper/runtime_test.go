@@ -211,4 +211,3 @@ func TestContainerFails(t *testing.T) {
 		t.Log(err)
 	})
 }
-
