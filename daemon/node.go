@@ -131,6 +131,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	g := group.New(ctx)
 	g.Go("keeper", n.keeper.Run)
+	g.Go("upgrade", n.upgradeKeeper)
 	g.Go("network", n.networks.Run)
 	g.Go("collect", n.collect)
 	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
@@ -187,6 +188,21 @@ func (n *node) openKeeper(ctx context.Context) error {
 	}
 	n.onClose("keeper", n.keeper.Close)
 	return nil
+}
+
+// upgradeKeeper lets a keeper of an older program go on as this one. It keeps
+// everything it holds.
+func (n *node) upgradeKeeper(ctx context.Context) error {
+	outdated, err := n.keeper.Outdated()
+	if err == nil && outdated {
+		err = n.keeper.Upgrade(ctx)
+		n.log.InfoContext(ctx, "upgraded the keeper to this program", "pid", n.keeper.Pid())
+	}
+	if err != nil {
+		n.log.WarnContext(ctx, "the keeper stays as it is", "err", err)
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (n *node) openSnapshots(ctx context.Context) (err error) {
