@@ -120,21 +120,21 @@ func (v *cpVerb) copy(ctx context.Context, source, target string) error {
 
 // out copies from a container to here.
 func (v *cpVerb) out(ctx context.Context, from, to place) (int64, error) {
-	if v.followLink {
-		resolved, err := v.resolve(ctx, from.container, from.path)
-		if err != nil {
+	source := from.path // what a link is called stays its name
+	if v.followLink || from.folder || from.inside {
+		var err error
+		if source, err = v.resolve(ctx, from.container, from.path); err != nil {
 			return 0, err
 		}
-		from.path = resolved
 	}
 	if to.stream {
 		if terminal.Is(v.stdout) {
 			return 0, errs.New(errs.Invalid, "a tar would only garble the terminal: use > FILE")
 		}
-		_, err := v.node().ContainerCopyFrom(ctx, from.container, from.path, v.stdout)
+		_, err := v.node().ContainerCopyFrom(ctx, from.container, source, v.stdout)
 		return 0, err
 	}
-	stat, err := v.node().ContainerStatPath(ctx, from.container, from.path)
+	stat, err := v.node().ContainerStatPath(ctx, from.container, source)
 	if err != nil {
 		return 0, err
 	}
@@ -145,7 +145,7 @@ func (v *cpVerb) out(ctx context.Context, from, to place) (int64, error) {
 	tarOut, tarIn := io.Pipe()
 	var fetching sync.WaitGroup
 	fetching.Go(func() {
-		_, err := v.node().ContainerCopyFrom(ctx, from.container, from.path, tarIn)
+		_, err := v.node().ContainerCopyFrom(ctx, from.container, source, tarIn)
 		tarIn.CloseWithError(err)
 	})
 	copied, err := unpack(tarOut, target, v.archive)
@@ -206,25 +206,20 @@ func (v *cpVerb) in(ctx context.Context, from, to place) (int64, error) {
 		err := v.node().ContainerCopyTo(ctx, to.container, to.path, counted, false)
 		return counted.n, err
 	}
-	if v.followLink {
-		if from.path, err = filepath.EvalSymlinks(from.path); err != nil {
-			return 0, errs.New(errs.Invalid, "%w", err)
-		}
+	look := os.Lstat
+	follow := v.followLink || from.folder || from.inside // link/ is what it points to
+	if follow {
+		look = os.Stat
 	}
-	info, err := os.Lstat(from.path)
+	info, err := look(from.path)
 	if err != nil {
 		return 0, errs.New(errs.Invalid, "%w", err)
-	}
-	if (from.folder || from.inside) && info.Mode()&fs.ModeSymlink != 0 { // link/ is what it points to
-		if info, err = os.Stat(from.path); err != nil {
-			return 0, errs.New(errs.Invalid, "%w", err)
-		}
 	}
 	folder, name, err := containerTarget(from, to, info.IsDir(), intoFolder, missing)
 	if err != nil {
 		return 0, err
 	}
-	return v.send(ctx, from, to.container, folder, name)
+	return v.send(ctx, from.path, follow, to.container, folder, name)
 }
 
 // containerTarget is the folder in the container to unpack into, and the name
@@ -248,13 +243,13 @@ func containerTarget(from, to place, isDir, intoFolder, missing bool) (folder, n
 }
 
 // send packs the source and has it unpacked at the other end.
-func (v *cpVerb) send(ctx context.Context, from place, container, folder, name string) (int64, error) {
+func (v *cpVerb) send(ctx context.Context, source string, follow bool, container, folder, name string) (int64, error) {
 	tarOut, tarIn := io.Pipe()
 	var packing sync.WaitGroup
 	var copied int64
 	var packErr error
 	packing.Go(func() {
-		copied, packErr = pack(tarIn, from.path, name, from.inside || from.folder, v.archive)
+		copied, packErr = pack(tarIn, source, name, follow, v.archive)
 		tarIn.CloseWithError(packErr)
 	})
 	err := v.node().ContainerCopyTo(ctx, container, folder, tarOut, false)

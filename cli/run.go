@@ -126,6 +126,9 @@ func (r *runVerb) container(ctx context.Context, config spec.ContainerConfig) er
 		fmt.Fprintln(r.stdout, made.ID)
 		return nil
 	}
+	if !s.stdout && !s.stderr { // or nobody would know what to look for
+		fmt.Fprintln(r.stdout, made.ID)
+	}
 	return r.follow(ctx, made, s)
 }
 
