@@ -1,9 +1,8 @@
 package bundle
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/moby/sys/user"
@@ -33,11 +32,9 @@ func lookUp(r root, name string, groups []string) (specs.User, string, error) {
 	}
 	group, err := r.accounts("/etc/group")
 	if err != nil {
-		return specs.User{}, "", fmt.Errorf("look up user: %w", errors.Join(err, closeAll(passwd)))
+		return specs.User{}, "", fmt.Errorf("look up user: %w", err)
 	}
-	defer closeAll(passwd, group)
-
-	found, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, reader(passwd), reader(group))
+	found, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, bytes.NewReader(passwd), bytes.NewReader(group))
 	if err != nil {
 		return specs.User{}, "", errs.New(errs.Invalid, "user %q: %w", name, err)
 	}
@@ -47,12 +44,7 @@ func lookUp(r root, name string, groups []string) (specs.User, string, error) {
 		u.AdditionalGids = append(u.AdditionalGids, uint32(id))
 	}
 	if len(groups) > 0 {
-		again, err := r.accounts("/etc/group")
-		if err != nil {
-			return specs.User{}, "", fmt.Errorf("look up groups: %w", err)
-		}
-		defer closeAll(again)
-		ids, err := user.GetAdditionalGroups(groups, reader(again))
+		ids, err := user.GetAdditionalGroups(groups, bytes.NewReader(group))
 		if err != nil {
 			return specs.User{}, "", errs.New(errs.Invalid, "groups %q: %w", groups, err)
 		}
@@ -62,29 +54,7 @@ func lookUp(r root, name string, groups []string) (specs.User, string, error) {
 		}
 	}
 	u.AdditionalGids = unique(u.AdditionalGids)
-	home := found.Home
-	if home == "" {
-		home = "/"
-	}
-	return u, home, nil
-}
-
-// reader keeps a missing file a nil interface, as moby/sys/user wants it.
-func reader(f io.ReadCloser) io.Reader {
-	if f == nil {
-		return nil
-	}
-	return f
-}
-
-func closeAll(files ...io.Closer) error {
-	var all error
-	for _, f := range files {
-		if f != nil {
-			all = errors.Join(all, f.Close())
-		}
-	}
-	return all
+	return u, firstOf(found.Home, "/"), nil
 }
 
 // unique drops what came before, and keeps the order.

@@ -51,22 +51,21 @@ func (r root) open(name string, flags int) (*os.File, error) {
 // maxAccounts bounds what is read of /etc/passwd and /etc/group.
 const maxAccounts = 16 << 20
 
-// accounts reads /etc/passwd or /etc/group; nil where there is none.
-func (r root) accounts(name string) (io.ReadCloser, error) {
+// accounts reads /etc/passwd or /etc/group; nil where there is none. A pipe
+// or a device there is as good as nothing.
+func (r root) accounts(name string) ([]byte, error) {
 	f, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, f.Close()) // a pipe or a device there is as good as nothing
+		return nil, err
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.LimitReader(f, maxAccounts), f}, nil
+	return io.ReadAll(io.LimitReader(f, maxAccounts))
 }
 
 // mkdirAll makes a folder of the container and those above it.
