@@ -62,10 +62,10 @@ func (n *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	n.mu.Unlock()
 	answer, known := n.answers[key]
 	status, failed := answer.(int)
-	switch text, plain := answer.(string); {
-	case !known:
+	if !known {
 		status, failed = http.StatusNotFound, true
-		fallthrough
+	}
+	switch text, plain := answer.(string); {
 	case failed:
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(status)
