@@ -21,14 +21,15 @@ const xattrPrefix = "SCHILY.xattr."
 // archiver writes a tree as a tar. Folders are opened one below the other, so
 // that a container that moves things about leads it nowhere else.
 type archiver struct {
-	ctx   context.Context //nolint:containedctx // it lives for one call
-	out   *tar.Writer
+	ctx context.Context //nolint:containedctx // it lives for one call
+	out *tar.Writer
+	owners
 	links map[[2]uint64]string // device and inode to the name written first
 }
 
 // archive writes the path inside, under the name as, and what is below it.
 func (t tree) archive(ctx context.Context, inside, as string, w io.Writer) error {
-	a := archiver{ctx: ctx, out: tar.NewWriter(w), links: map[[2]uint64]string{}}
+	a := archiver{ctx: ctx, out: tar.NewWriter(w), owners: t.owners, links: map[[2]uint64]string{}}
 	f, st, err := t.lstat(inside)
 	if err != nil {
 		return err
@@ -63,11 +64,12 @@ func (a *archiver) add(f *os.File, st unix.Stat_t, name string) error {
 
 // header describes a file; nil for one that no archive can hold.
 func (a *archiver) header(f *os.File, st unix.Stat_t, name string) (*tar.Header, error) {
+	uid, gid := a.inside(int(st.Uid), int(st.Gid))
 	h := &tar.Header{
 		Name:    name,
 		Mode:    int64(st.Mode & 0o7777),
-		Uid:     int(st.Uid),
-		Gid:     int(st.Gid),
+		Uid:     uid,
+		Gid:     gid,
 		ModTime: time.Unix(st.Mtim.Unix()),
 		Format:  tar.FormatPAX,
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,7 +67,7 @@ func (s *Set) CopyTo(ctx context.Context, ref, name string, archive io.Reader, o
 			return err
 		}
 		defer dir.Close()
-		return t.unpack(ctx, inside, archive, overwrite)
+		return t.act(func() error { return t.unpack(ctx, inside, archive, overwrite) })
 	})
 	if err != nil {
 		return fmt.Errorf("copy to %s in container %s: %w", name, c.name(), err)
@@ -78,7 +79,7 @@ func (s *Set) CopyTo(ctx context.Context, ref, name string, archive io.Reader, o
 // writable refuses what the container itself could not write.
 func writable(c *spec.Container, name string) error {
 	for i := len(c.Mounts) - 1; i >= 0; i-- {
-		if m := c.Mounts[i]; path.Clean("/"+name) == m.Target || len(path.Clean("/"+name)) > len(m.Target) && path.Clean("/" + name)[:len(m.Target)+1] == m.Target+"/" {
+		if m := c.Mounts[i]; strings.HasPrefix(path.Clean("/"+name)+"/", m.Target+"/") {
 			if m.ReadOnly {
 				return errs.New(errs.Denied, "%s is mounted read-only", m.Target)
 			}

@@ -104,10 +104,19 @@ func (s *Set) StartExec(ctx context.Context, id string) (*ExecSession, error) {
 // runExec starts the process. The lock is not held meanwhile: a container
 // that ends takes its execs along.
 func (s *Set) runExec(ctx context.Context, e *execution) (*Process, error) {
+	before := e.container.current()
 	view := e.container.get()
 	if err := running(view); err != nil {
 		return nil, err
 	}
+	p, err := s.launchExec(ctx, e, view)
+	if err != nil && (before == nil || before.over.Load() || e.container.current() != before) {
+		return nil, errs.New(errs.Conflict, "container %s has ended: %w", view.Name, err)
+	}
+	return p, err
+}
+
+func (s *Set) launchExec(ctx context.Context, e *execution, view *spec.Container) (*Process, error) {
 	r, err := s.runtime(view)
 	if err != nil {
 		return nil, err

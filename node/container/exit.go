@@ -57,6 +57,7 @@ func (s *Set) exited(e Exit) {
 // policy wants. op is held.
 func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 	c.quiet()
+	c.current().over.Store(true)
 	oom := s.oomKilled(c.get())
 	if err := s.putAway(ctx, c, true); err != nil {
 		s.Log.Warn("cannot clean up after a container", "container", c.id, "error", err)

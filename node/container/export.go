@@ -59,7 +59,7 @@ func (s *Set) Export(ctx context.Context, ref string, w io.Writer) error {
 			return err
 		}
 		defer root.Close()
-		return tree{root}.archive(ctx, "/", ".", w)
+		return tree{root, s.owners(c.get())}.archive(ctx, "/", ".", w)
 	})
 	if err != nil {
 		return fmt.Errorf("export container %s: %w", c.name(), err)

@@ -16,7 +16,10 @@ import (
 
 // tree is a container's file system, as seen from its root. Every lookup is
 // held inside by the kernel, whatever links the container has put in the way.
-type tree struct{ root *os.File }
+type tree struct {
+	root *os.File
+	owners
+}
 
 // withTree opens the file system of a container: that which its processes see
 // where it runs, and else its root with what volumes and binds would be on it.
@@ -26,7 +29,7 @@ func (s *Set) withTree(ctx context.Context, c *container, name string, fn func(t
 		root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", view.State.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			defer root.Close()
-			return fn(tree{root}, absolute(name))
+			return fn(tree{root, s.owners(view)}, absolute(name))
 		}
 		if !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -39,9 +42,11 @@ func (s *Set) withTree(ctx context.Context, c *container, name string, fn func(t
 			return err
 		}
 		defer root.Close()
-		return fn(tree{root}, name)
+		return fn(tree{root, s.owners(view)}, name)
 	})
 }
+
+func (s *Set) owners(c *spec.Container) owners { return owners{s.idmap(c)} }
 
 // behindMount leads a path on a volume or bind of a stopped container to the
 // host's folder for it.

@@ -11,7 +11,11 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -46,7 +50,8 @@ type Config struct {
 	Idmap *bundle.Idmap
 	Remap bool
 
-	Log *slog.Logger
+	Tracer trace.Tracer // told of the steps of a start; none where nil
+	Log    *slog.Logger
 }
 
 // Images are the images of this node.
@@ -150,6 +155,9 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 	}
 	if config.Idmap != nil && len(config.Idmap.UIDs) == 0 {
 		s.Idmap = nil
+	}
+	if config.Tracer == nil {
+		s.Tracer = noop.Tracer{}
 	}
 	s.life, s.end = context.WithCancel(ctx)
 	s.forget.init(s)
@@ -282,6 +290,17 @@ func (s *Set) runtime(c *spec.Container) (Runtime, error) {
 
 func cgroupOf(c *spec.Container) string { return bundle.CgroupPath(c.Config.CgroupParent, c.ID) }
 
+// step is one step of something long, as a span; done ends it.
+func (s *Set) step(ctx context.Context, name, id string) (_ context.Context, done func(error)) {
+	ctx, span := s.Tracer.Start(ctx, name, trace.WithAttributes(attribute.String("container", id)))
+	return ctx, func(err error) {
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
+	}
+}
+
 // publish tells of something that happened to a container.
 func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
 	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+2)
@@ -293,90 +312,4 @@ func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
 		all[attrs[i]] = attrs[i+1]
 	}
 	s.Events.Publish("container", action, c.ID, all)
-}
-
-// forgetter drops ended processes from their owner some time after their end:
-// only then is the record of the end sure to be durable.
-type forgetter struct {
-	set   *Set
-	mu    sync.Mutex
-	ids   map[string]bool
-	timer *time.Timer
-}
-
-// forgetDelay is longer than kv.Later may take.
-const forgetDelay = time.Second
-
-func (f *forgetter) init(s *Set) { f.set, f.ids = s, map[string]bool{} }
-
-func (f *forgetter) later(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ids[id] = true
-	if f.timer == nil && f.set.life.Err() == nil {
-		f.timer = time.AfterFunc(forgetDelay, func() { f.set.tasks.run(f.flush) })
-	}
-}
-
-// takes says whether id waits to be dropped; it does not any more.
-func (f *forgetter) takes(id string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	waits := f.ids[id]
-	delete(f.ids, id)
-	return waits
-}
-
-// now drops id at once, if it waits to be dropped.
-func (f *forgetter) now(ctx context.Context, id string) error {
-	if !f.takes(id) {
-		return nil
-	}
-	err := f.set.Processes.Forget(ctx, id)
-	if err != nil {
-		f.later(id)
-	}
-	return err
-}
-
-func (f *forgetter) flush() {
-	f.mu.Lock()
-	ids := f.ids
-	f.ids, f.timer = map[string]bool{}, nil
-	f.mu.Unlock()
-	for id := range ids {
-		f.set.drop(id)
-	}
-}
-
-// drop makes the owner of the processes forget one, come what may.
-func (s *Set) drop(id string) {
-	if err := s.Processes.Forget(context.WithoutCancel(s.life), id); err != nil {
-		s.Log.Warn("cannot forget an ended process; will try again", "id", id, "error", err)
-		s.forget.later(id)
-	}
-}
-
-// tasks are the goroutines of a Set.
-type tasks struct {
-	mu     sync.Mutex
-	closed bool
-	wg     sync.WaitGroup
-}
-
-// run starts fn, or says no once the tasks are closed.
-func (t *tasks) run(fn func()) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.closed {
-		t.wg.Go(fn)
-	}
-	return !t.closed
-}
-
-func (t *tasks) close() {
-	t.mu.Lock()
-	t.closed = true
-	t.mu.Unlock()
-	t.wg.Wait()
 }

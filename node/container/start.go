@@ -16,7 +16,6 @@ import (
 	"berth/base/span"
 	"berth/base/undo"
 	"berth/node/bundle"
-	"berth/node/network"
 	"berth/spec"
 )
 
@@ -67,6 +66,8 @@ func (s *Set) start(ctx context.Context, c *container) error {
 // launch makes all that the process needs, and the process. On failure
 // nothing of it is left.
 func (s *Set) launch(ctx context.Context, c *container) (err error) {
+	ctx, done := s.step(ctx, "start container", c.id)
+	defer func() { done(err) }()
 	ctx, end := span.Start(ctx, "start container", "container", c.id)
 	defer func() { end(err) }()
 	want := c.get()
@@ -106,6 +107,18 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 		return fmt.Errorf("record the start: %w", err)
 	}
 	return nil
+}
+
+func (s *Set) runProcess(ctx context.Context, r Runtime, c *spec.Container) (p *Process, err error) {
+	ctx, done := s.step(ctx, "run the process", c.ID)
+	defer func() { done(err) }()
+	return r.Run(ctx, Launch{
+		ID:     c.ID,
+		Bundle: s.bundleDir(c.ID),
+		TTY:    c.Config.TTY,
+		Stdin:  c.Config.OpenStdin,
+		Log:    logFile(c),
+	})
 }
 
 // cleared makes sure that nothing of an earlier run is left in the way.
@@ -308,65 +321,6 @@ func (s *Set) returnShm(id string) error {
 	return err
 }
 
-// wiring is how a container is joined to networks.
-type wiring struct {
-	network.Attachment
-	namespace string // as bundle.Input.NetNS
-}
-
-// own says whether a container has a network namespace that we make.
-func ownNetwork(c *spec.Container) bool {
-	mode := c.Config.Network.Mode
-	return mode != network.Host && mode != network.None && !strings.HasPrefix(mode, sharedPrefix)
-}
-
-// wire joins the container to its networks.
-func (s *Set) wire(ctx context.Context, c *spec.Container) (w wiring, err error) {
-	if !ownNetwork(c) {
-		if c.Config.Network.Mode == network.None {
-			return wiring{}, nil // the runtime makes an empty namespace
-		}
-		ns, err := s.namespace(c.Config.Network.Mode, "net")
-		return wiring{namespace: ns}, err
-	}
-	var u undo.Stack
-	defer func() {
-		if err != nil {
-			u.Run(ctx, &err)
-		}
-	}()
-	ns, err := s.Networks.NewNamespace(ctx, c.ID)
-	if err != nil {
-		return w, fmt.Errorf("make a network namespace: %w", err)
-	}
-	u.Add("remove the network namespace", func(ctx context.Context) error { return s.Networks.RemoveNamespace(ctx, c.ID) })
-	attached, err := s.Networks.Attach(ctx, attachRequest(c, ns))
-	if err != nil {
-		return w, fmt.Errorf("join the network: %w", err)
-	}
-	return wiring{Attachment: attached, namespace: ns}, nil
-}
-
-// unwire takes the container off its networks. It may be called again. One
-// with no network may have been on some before they were disconnected.
-func (s *Set) unwire(ctx context.Context, c *spec.Container) error {
-	if !ownNetwork(c) && c.Config.Network.Mode != network.None {
-		return nil
-	}
-	return errors.Join(s.Networks.Detach(ctx, c.ID), s.Networks.RemoveNamespace(ctx, c.ID))
-}
-
-func attachRequest(c *spec.Container, namespace string) network.AttachRequest {
-	return network.AttachRequest{
-		Container: c.ID,
-		Name:      c.Name,
-		Hostname:  c.Config.Hostname,
-		Namespace: namespace,
-		Choice:    c.Config.Network,
-		Exposed:   c.Exposed,
-	}
-}
-
 // logFile is where the container's output goes, with the usual bounds.
 func logFile(c *spec.Container) LogFile {
 	l := LogFile{Path: c.LogPath, MaxSize: c.Config.Log.MaxSize, MaxFiles: c.Config.Log.MaxFiles}
@@ -377,29 +331,6 @@ func logFile(c *spec.Container) LogFile {
 		l.MaxFiles = 3
 	}
 	return l
-}
-
-// finish runs fn to its end even if the caller goes away; the caller is then
-// told so. A Set that is closed lets fn see a ctx that is done.
-func (s *Set) finish(ctx context.Context, fn func(context.Context) error) error {
-	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(s.life, cancel)
-	done := make(chan error, 1)
-	work := func() {
-		defer cancel()
-		defer stop()
-		done <- fn(life)
-	}
-	if !s.tasks.run(work) {
-		cancel()
-		work()
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // save makes the container's record durable where something hangs on it, and

@@ -45,6 +45,7 @@ type container struct {
 type run struct {
 	process *Process
 	since   time.Time
+	over    atomic.Bool // it has ended, and what it needed is being put away
 }
 
 // ending is how a run ends.

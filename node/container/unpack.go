@@ -95,7 +95,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	if err != nil {
 		return pathError(name, err)
 	}
-	return settle(parent, base, h)
+	return u.settle(parent, base, h)
 }
 
 // parent opens the folder that an entry goes into, and makes it if need be.
@@ -160,7 +160,7 @@ func (u *unpacker) file(parent *os.File, base string, h *tar.Header, content io.
 		}
 		return err
 	}
-	return settle(parent, base, h)
+	return u.settle(parent, base, h)
 }
 
 // link makes a hard link to an entry unpacked before.
@@ -194,14 +194,18 @@ func (u *unpacker) finish() error {
 }
 
 // settle gives an entry its owner, mode, attributes and time.
-func settle(parent *os.File, base string, h *tar.Header) error {
+func (u *unpacker) settle(parent *os.File, base string, h *tar.Header) error {
 	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return pathError(h.Name, err)
 	}
 	f := os.NewFile(uintptr(fd), base)
 	defer f.Close()
-	if err := unix.Fchownat(fd, "", h.Uid, h.Gid, unix.AT_EMPTY_PATH); err != nil {
+	uid, gid, err := u.tree.host(h.Uid, h.Gid)
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
 		return pathError(h.Name, err)
 	}
 	if h.Typeflag != tar.TypeSymlink {

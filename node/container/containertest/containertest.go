@@ -108,7 +108,7 @@ func (b *bench) launch(id string, terminal bool, args ...string) container.Launc
 	b.t.Helper()
 	id = "ct-" + strings.ToLower(strings.ReplaceAll(b.t.Name()[strings.LastIndexByte(b.t.Name(), '/')+1:], "_", "-")) + "-" + id
 	b.t.Cleanup(func() {
-		if err := b.Runtime.Delete(context.Background(), id); err != nil {
+		if err := b.Runtime.Delete(context.WithoutCancel(b.t.Context()), id); err != nil {
 			b.t.Errorf("clean up: %v", err)
 		}
 	})
