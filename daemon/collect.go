@@ -9,8 +9,9 @@ import (
 	"berth/node/collect"
 )
 
-// collect removes what a crash of an earlier node left and nobody claims.
-// The door is open meanwhile.
+// collect removes what a crash of an earlier node left and nobody claims,
+// with the door open meanwhile. Then, whenever a container has gone, it takes
+// away the layers that only that one stood on.
 func (n *node) collect(ctx context.Context) error {
 	rooms := []collect.Room{}
 	for name, runtime := range n.runtimes.byName { // first: this ends processes
@@ -32,8 +33,23 @@ func (n *node) collect(ctx context.Context) error {
 	if err != nil {
 		n.log.WarnContext(ctx, "some leftovers of a crash stay", "err", err)
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	for {
+		select {
+		case <-n.freed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if _, err := n.images.Collect(ctx); err != nil {
+			n.log.WarnContext(ctx, "not all unused layers were collected", "err", err)
+		}
+	}
+}
+
+func (n *node) wakeCollector() {
+	select {
+	case n.freed <- struct{}{}:
+	default: // it has yet to look
+	}
 }
 
 // runtimeState is where runtime programs keep their records, each in a folder

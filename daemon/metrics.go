@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 
@@ -51,12 +52,17 @@ func (m *metrics) handler() http.Handler {
 // publisher passes events on and counts them.
 type publisher struct {
 	container.Events
-	count *prometheus.CounterVec
+	count   *prometheus.CounterVec
+	removed func() // called when a container is gone; must not wait
 }
 
 func (p publisher) Publish(kind, action, id string, attrs map[string]string) {
-	p.count.WithLabelValues(kind, action).Inc()
+	name, _, _ := strings.Cut(action, ":") // exec_create: the command
+	p.count.WithLabelValues(kind, name).Inc()
 	p.Events.Publish(kind, action, id, attrs)
+	if kind == "container" && action == "destroy" {
+		p.removed()
+	}
 }
 
 // timed is a runtime whose operations are measured.

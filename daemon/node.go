@@ -46,7 +46,7 @@ func RunNode(ctx context.Context, config NodeConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	n := &node{config: c, log: log, started: time.Now()}
+	n := &node{config: c, log: log, started: time.Now(), freed: make(chan struct{}, 1)}
 	defer func() { err = errors.Join(err, n.close()) }()
 	return n.run(ctx)
 }
@@ -57,6 +57,7 @@ type node struct {
 	log     *slog.Logger
 	started time.Time
 	closers []func() error // in the order of opening
+	freed   chan struct{}  // holds a token when a container has gone, and may have freed an image
 
 	id         string // made up on the first start
 	host       bundle.Host
@@ -115,7 +116,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	n.metrics = newMetrics(n.config.Version)
 	n.bus = event.New(rememberedEvents)
-	n.events = publisher{n.bus, n.metrics.events}
+	n.events = publisher{n.bus, n.metrics.events, n.wakeCollector}
 
 	for _, open := range []func(context.Context) error{
 		n.openKeeper, n.openSnapshots, n.openImages, n.openNetworks, n.openVolumes, n.openRuntimes, n.openContainers,
@@ -222,6 +223,7 @@ func (n *node) openImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.onClose("blobs", blobs.Close)
 	n.images, err = image.Open(ctx, image.Config{
 		DB: n.db, Blobs: blobs, Snapshots: n.snapshots,
 		Parallel: n.config.Registry.Parallel, MaxLayer: n.config.Registry.MaxLayerBytes,
@@ -291,6 +293,9 @@ func (n *node) openContainers(ctx context.Context) error {
 	}
 	n.onClose("containers", n.containers.Close)
 	n.images.SetUsers(n.containers.Users)
+	if err := n.images.Repair(ctx); err != nil {
+		n.log.WarnContext(ctx, "some images are not whole: pull them again", "err", err)
+	}
 	survivors, err := n.survivors()
 	if err != nil {
 		return err

@@ -126,14 +126,14 @@ func (n *node) DiskUsage(ctx context.Context) (spec.DiskUsage, error) {
 		live := c.State.Pid != 0
 		add(&usage.Containers, live, sizes.RW)
 	}
-	volumes, err := n.volumes.List(ctx, spec.Filter{"size": {"true"}})
+	volumes, err := n.volumes.List(ctx, nil)
 	if err != nil {
 		return usage, err
 	}
 	for _, v := range volumes {
-		var size int64
-		if v.Size != nil {
-			size = *v.Size
+		size, err := n.volumes.Size(ctx, v.Name)
+		if err != nil {
+			continue // removed meanwhile
 		}
 		add(&usage.Volumes, len(v.UsedBy) > 0, size)
 	}

@@ -23,7 +23,7 @@ func RunUp(ctx context.Context, c UpConfig) error {
   runtime         %s
   keeper          pid %d, parent of all containers: they go on when Berth is restarted
 
-Nothing was written outside these folders. Try next, in another terminal:
+No file was written outside these folders. Try next, in another terminal:
   berth pull alpine
   berth run -it --rm alpine
   berth info
