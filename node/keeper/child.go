@@ -21,7 +21,8 @@ type child struct {
 	sink    *sink        // nil unless Output is ToLog
 	streams []*stream
 	told    chan struct{} // closed when node knows the process, and may hear of its end
-	pidfd   *os.File      // only of an adopted process: its end is seen there
+	pidfd   *os.File      // of a process that is not our child, or not yet: its end is seen there
+	awaited bool          // reap may meet its end; guarded by server.mu
 }
 
 // passed is the order in which descriptors are passed on.

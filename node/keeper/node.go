@@ -110,12 +110,12 @@ func (k *Keeper) follow(ctx context.Context) error {
 			<-ctx.Done()
 			return ctx.Err()
 		}
-		k.config.Log.Warn("keeper lost; starting another", slog.Any("err", err))
+		k.config.Log.WarnContext(ctx, "keeper lost; starting another", slog.Any("err", err))
 		for pause := 10 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 			if err = k.connect(ctx); err == nil {
 				break
 			}
-			k.config.Log.Error("no keeper", slog.Any("err", err))
+			k.config.Log.ErrorContext(ctx, "no keeper", slog.Any("err", err))
 			select {
 			case <-ctx.Done():
 				return ctx.Err()

@@ -80,7 +80,7 @@ func (s *server) adopt(c *child) {
 		s.work.Go(func() { s.finish(c, Exit{Code: exitCode(e.status), Known: true, At: e.at}) })
 		return
 	}
-	s.children[c.Pid] = c
+	s.children[c.Pid], c.awaited = c, true
 	fd, err := unix.PidfdOpen(c.Pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) { // not even a zombie: some other's child
@@ -90,14 +90,21 @@ func (s *server) adopt(c *child) {
 		return
 	}
 	c.fds[rolePidfd] = fd
-	if err := unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); errors.Is(err, unix.ECHILD) {
-		delete(s.children, c.Pid)
+	// A runtime may return before the process that forked ours is gone: ours is
+	// not our child yet, but most likely will be, so it stays among them.
+	if !isChild(fd) {
 		s.watch(c)
 	}
 }
 
-// watch waits for the end of a process that is not our child. Call it with
-// s.mu held.
+// isChild reports whether we are the one who may wait for a process.
+func isChild(pidfd int) bool {
+	err := unix.Waitid(unix.P_PIDFD, pidfd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return !errors.Is(err, unix.ECHILD)
+}
+
+// watch waits for the end of a process that is not our child, or not yet.
+// Call it with s.mu held.
 func (s *server) watch(c *child) {
 	c.pidfd = os.NewFile(uintptr(c.fds[rolePidfd]), "pidfd")
 	fd := c.fds[rolePidfd]
@@ -110,9 +117,32 @@ func (s *server) watch(c *child) {
 		if raw.Read(func(uintptr) bool { return readable(fd, 0) }) != nil {
 			return // forgotten
 		}
+		if s.becameChild(c) {
+			s.reap()
+			return
+		}
 		code, known := fate(fd, c.Pid)
 		s.finish(c, Exit{Code: code, Known: known, At: time.Now()})
 	})
+}
+
+// becameChild reports whether an ended process that we watched has meanwhile
+// fallen to us, so that reap tells its end or has done so. If not, it is
+// nobody that reap will meet.
+func (s *server) becameChild(c *child) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !c.awaited {
+		return false // handed over by an earlier keeper
+	}
+	if s.children[c.Pid] != c {
+		return true // reaped
+	}
+	if isChild(c.fds[rolePidfd]) {
+		return true
+	}
+	delete(s.children, c.Pid)
+	return false
 }
 
 // finish records an end, once its output is in the log, and tells node.

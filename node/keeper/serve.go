@@ -177,7 +177,7 @@ func (s *server) serve(ctx context.Context, node *conn) error {
 		var err error
 		if node, err = s.accept(); errors.Is(err, os.ErrDeadlineExceeded) {
 			if unneeded {
-				s.log.Info("no process and no node: leaving")
+				s.log.InfoContext(ctx, "no process and no node: leaving")
 				return nil
 			}
 		} else if err != nil {
@@ -223,7 +223,7 @@ func (s *server) attend(ctx context.Context, node *conn) (done bool) {
 		m, fds, err := node.receive()
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
-				s.log.Warn("node lost", slog.Any("err", err))
+				s.log.WarnContext(ctx, "node lost", slog.Any("err", err))
 			}
 			return false
 		}

@@ -92,8 +92,7 @@ type failure struct {
 }
 
 func failed(err error) *failure {
-	var le *LaunchError
-	if errors.As(err, &le) {
+	if le, ok := errors.AsType[*LaunchError](err); ok {
 		return &failure{Text: le.Text, Argv0: le.Argv0, Code: le.Code}
 	}
 	return &failure{Kind: errs.KindOf(err), Text: err.Error()}
