@@ -111,6 +111,7 @@ func (c containers) List(_ context.Context, all bool, filter spec.Filter) ([]spe
 func (c containers) Sizes(_ context.Context, ref string) (spec.ContainerSizes, error) {
 	return spec.ContainerSizes{RootFS: 2, RW: 1}, c.note("sizes %s", ref)
 }
+
 func (c containers) Rename(_ context.Context, ref, name string) error {
 	return c.note("rename %s %s", ref, name)
 }
@@ -140,6 +141,7 @@ func (c containers) Restart(_ context.Context, ref string, timeout *int, signal 
 }
 func (c containers) Pause(_ context.Context, ref string) error   { return c.note("pause %s", ref) }
 func (c containers) Unpause(_ context.Context, ref string) error { return c.note("unpause %s", ref) }
+
 func (c containers) Wait(ctx context.Context, ref, condition string) (spec.Exit, error) {
 	if err := c.note("wait %s %s", ref, condition); err != nil {
 		return spec.Exit{}, err
@@ -399,9 +401,11 @@ func (n networks) Get(ref string) (spec.Network, error) {
 }
 
 func (n networks) List(f spec.Filter) ([]spec.Network, error) { return nil, n.note("networks %v", f) }
+
 func (n networks) Remove(_ context.Context, ref string) error {
 	return n.note("remove network %s", ref)
 }
+
 func (n networks) Prune(_ context.Context, f spec.Filter) (spec.Pruned, error) {
 	return spec.Pruned{}, n.note("prune networks %v", f)
 }

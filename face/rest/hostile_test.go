@@ -2,6 +2,7 @@ package rest_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -48,7 +49,7 @@ func FuzzRequests(f *testing.F) {
 		w := httptest.NewRecorder()
 		func() {
 			defer func() {
-				if v := recover(); v != nil && v != http.ErrAbortHandler {
+				if v := recover(); v != nil && !errors.Is(http.ErrAbortHandler, v) {
 					panic(v)
 				}
 			}()

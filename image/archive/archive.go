@@ -72,7 +72,7 @@ func Load(ctx context.Context, r io.Reader, store *blob.Store, o LoadOptions) (_
 	if err != nil {
 		return nil, fmt.Errorf("load archive: %w", err)
 	}
-	defer plain.Close() //nolint:errcheck // never fails
+	defer plain.Close()
 	l := &loader{
 		store: store, o: o, left: o.Limit, docs: map[string][]byte{}, links: map[string]string{},
 		files: map[string]*part{}, parts: map[digest.Digest]*part{}, needed: map[digest.Digest]bool{},

@@ -267,7 +267,7 @@ func (l *loader) layerType(ctx context.Context, p *part) (string, error) {
 		if openErr != nil {
 			return "", openErr
 		}
-		defer f.Close() //nolint:errcheck // opened for reading
+		defer f.Close()
 		_, err = f.ReadAt(head, 0)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {

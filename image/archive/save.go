@@ -237,7 +237,7 @@ func (s *saver) blob(ctx context.Context, p string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
 		return err

@@ -368,7 +368,7 @@ func (st *Stream) leave() {
 		f.cancel()
 	}
 	if f.inherited {
-		f.file.Close() //nolint:errcheck // synced before, and only read since
+		f.file.Close()
 		f.file = nil
 	}
 }

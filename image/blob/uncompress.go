@@ -60,7 +60,7 @@ func Uncompress(r io.Reader, limit int64) (io.ReadCloser, Compression, error) {
 		if err != nil {
 			return nil, "", u.explain(err)
 		}
-		u.r, u.compression, u.close = z, Gzip, func() { z.Close() } //nolint:errcheck // has nothing to say
+		u.r, u.compression, u.close = z, Gzip, func() { z.Close() }
 	case Zstd:
 		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {

@@ -6,6 +6,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -177,9 +178,7 @@ func store(tx *kv.Tx, set []Record, ch Change) error {
 func clone(r Record) Record {
 	if r.Labels != nil {
 		labels := make(map[string]string, len(r.Labels))
-		for k, v := range r.Labels {
-			labels[k] = v
-		}
+		maps.Copy(labels, r.Labels)
 		r.Labels = labels
 	}
 	return r

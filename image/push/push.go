@@ -178,7 +178,7 @@ func (j *job) content(b ocispec.Descriptor) remote.Content {
 			return nil, err
 		}
 		if _, err := f.Seek(offset, io.SeekStart); err != nil {
-			f.Close() //nolint:errcheck // opened for reading
+			f.Close()
 			return nil, err
 		}
 		c := &counter{File: f, job: j, event: spec.Progress{Phase: spec.Pushing, Item: b.Digest.String(), Total: b.Size}, last: time.Now()}

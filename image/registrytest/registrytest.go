@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -117,8 +118,8 @@ func (r *Registry) note(req *http.Request) *Fault {
 		Method: req.Method, Path: req.URL.Path, Query: req.URL.RawQuery, Range: req.Header.Get("Range"),
 		Authorization: req.Header.Get("Authorization"), Namespace: req.URL.Query().Get("ns"),
 	})
-	for i := len(r.faults) - 1; i >= 0; i-- {
-		f := r.faults[i]
+	for _, f := range slices.Backward(r.faults) {
+
 		if f.Match != nil && !f.Match(req) || f.Times > 0 && f.done >= f.Times {
 			continue
 		}
@@ -208,8 +209,8 @@ func (c *cutter) Write(p []byte) (int, error) {
 		c.left -= len(p)
 		return c.ResponseWriter.Write(p)
 	}
-	c.ResponseWriter.Write(p[:c.left])                   //nolint:errcheck // the client may have gone
-	http.NewResponseController(c.ResponseWriter).Flush() //nolint:errcheck // likewise
+	c.ResponseWriter.Write(p[:c.left]) //nolint:errcheck // the client may have gone
+	http.NewResponseController(c.ResponseWriter).Flush()
 	c.then()
 	return 0, io.ErrClosedPipe
 }

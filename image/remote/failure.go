@@ -78,10 +78,10 @@ func (r *Repository) unknown(h docker.RegistryHost, said string, why error) erro
 // tokenFailure explains why no token was to be had.
 func (r *Repository) tokenFailure(ctx context.Context, h docker.RegistryHost, err error) error {
 	if s, ok := errors.AsType[remoteerrors.ErrUnexpectedStatus](err); ok {
-		switch {
-		case s.StatusCode == http.StatusUnauthorized || s.StatusCode == http.StatusForbidden || s.StatusCode == http.StatusBadRequest:
+		switch s.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden, http.StatusBadRequest:
 			return r.unknown(h, "", nil)
-		case s.StatusCode == http.StatusTooManyRequests:
+		case http.StatusTooManyRequests:
 			return &failure{again: true, status: s.StatusCode, err: errs.New(errs.Exhausted, "the token server of registry %s limits how much may be asked of it: try again later", h.Host)}
 		}
 		return &failure{again: s.StatusCode >= 500, status: s.StatusCode, err: errs.New(errs.Unavailable, "the token server of registry %s failed (%s)", h.Host, s.Status)}

@@ -32,7 +32,7 @@ func (r *Repository) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	if err != nil {
 		return ocispec.Descriptor{}, r.resolving(err)
 	}
-	resp.Body.Close() //nolint:errcheck // a HEAD has none
+	resp.Body.Close()
 	desc := ocispec.Descriptor{
 		MediaType: mediaType(resp),
 		Digest:    digest.Digest(resp.Header.Get("Docker-Content-Digest")),
@@ -132,7 +132,7 @@ func (b *blob) open() error {
 		return err
 	}
 	if err := b.position(resp); err != nil {
-		resp.Body.Close() //nolint:errcheck // not what was asked for
+		resp.Body.Close()
 		return fmt.Errorf("registry %s: %w", h.Host, err)
 	}
 	b.body = resp.Body
@@ -191,7 +191,7 @@ func (b *blob) takeUp(why error) error {
 	if b.cuts++; b.cuts >= b.repo.cfg.Attempts {
 		return why
 	}
-	b.body.Close() //nolint:errcheck // it is broken
+	b.body.Close()
 	if err := b.repo.pause(b.ctx, why, b.cuts, 0); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -168,9 +169,7 @@ func (r *Repository) build(ctx context.Context, w *watcher, h docker.RegistryHos
 			u.Path += "/"
 		}
 		query := url.Values{}
-		for k, v := range q.query {
-			query[k] = v
-		}
+		maps.Copy(query, q.query)
 		if h.Host != r.upstream() && h.Host != r.name.Domain() {
 			query.Set("ns", r.name.Domain()) // a mirror must know whose repository is meant
 		}
@@ -205,7 +204,7 @@ func (r *Repository) build(ctx context.Context, w *watcher, h docker.RegistryHos
 // drain reads the little that an error answer says and closes it.
 func drain(resp *http.Response) string {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, 8<<10)) // a cut answer still says something
-	resp.Body.Close()                                    //nolint:errcheck // nothing more is wanted
+	resp.Body.Close()
 	return string(b)
 }
 

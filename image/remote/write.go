@@ -48,7 +48,7 @@ func (r *Repository) Mount(ctx context.Context, desc ocispec.Descriptor, from st
 	}
 	q := request{method: http.MethodDelete, url: s.at, ok: []int{http.StatusNoContent, http.StatusOK, http.StatusAccepted, http.StatusNotFound, http.StatusMethodNotAllowed}}
 	if resp, err := r.persist(r.scoped(ctx), s.host, q, 1); err == nil {
-		resp.Body.Close() //nolint:errcheck // the session would also end by itself
+		resp.Body.Close()
 	}
 	return false, nil
 }
@@ -67,7 +67,7 @@ func (r *Repository) begin(ctx context.Context, query url.Values) (*session, err
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // all is in the headers
+	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusCreated {
 		return nil, nil
 	}
@@ -177,7 +177,7 @@ func (r *Repository) uploaded(ctx context.Context, s *session) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // all is in the headers
+	defer resp.Body.Close()
 	if resp.Header.Get("Location") != "" {
 		if err := s.moveOn(resp); err != nil {
 			return 0, err
@@ -196,7 +196,7 @@ func (r *Repository) tell(ctx context.Context, s *session, q request, attempts i
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // all is in the headers
+	defer resp.Body.Close()
 	if q.method == http.MethodPatch {
 		return s.moveOn(resp)
 	}

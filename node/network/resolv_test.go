@@ -51,8 +51,14 @@ func TestCheckChoice(t *testing.T) {
 	for _, bad := range []spec.NetworkChoice{
 		port(spec.PortMapping{}), port(spec.PortMapping{ContainerPort: 1, Protocol: "icmp"}), port(spec.PortMapping{ContainerPort: 1, HostIP: "nowhere"}),
 		port(spec.PortMapping{ContainerPort: 1, HostIP: "fe80::1%eth0"}), port(spec.PortMapping{ContainerPort: 65535, Range: 2}), port(spec.PortMapping{ContainerPort: 1, HostPort: 65535, Range: 2}),
-		{DNS: []string{"one.one"}}, {DNSSearch: []string{"a b"}}, {DNSOptions: []string{"a\nnameserver 6.6.6.6"}}, {ExtraHosts: []string{"a"}}, {ExtraHosts: []string{"a:b"}},
-		{Endpoints: []spec.EndpointConfig{{IPv4: "::1"}}}, {Endpoints: []spec.EndpointConfig{{IPv6: "1.2.3.4"}}}, {Endpoints: []spec.EndpointConfig{{MAC: "x"}}},
+		{DNS: []string{"one.one"}},
+		{DNSSearch: []string{"a b"}},
+		{DNSOptions: []string{"a\nnameserver 6.6.6.6"}},
+		{ExtraHosts: []string{"a"}},
+		{ExtraHosts: []string{"a:b"}},
+		{Endpoints: []spec.EndpointConfig{{IPv4: "::1"}}},
+		{Endpoints: []spec.EndpointConfig{{IPv6: "1.2.3.4"}}},
+		{Endpoints: []spec.EndpointConfig{{MAC: "x"}}},
 	} {
 		if err := CheckChoice(bad); errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%+v: %v", bad, err)

@@ -71,7 +71,7 @@ func (s *Set) forwardQuestion(who asker, question *dns.Msg, protocol string) (*d
 	ctx, cancel := context.WithTimeout(s.life, upstreamTotal)
 	defer cancel()
 	var failed *dns.Msg
-	var lastErr error = errs.New(errs.Unavailable, "no name servers")
+	lastErr := errs.New(errs.Unavailable, "no name servers")
 	for _, server := range slices.Concat(servers, servers) {
 		reply, err := s.ask(ctx, server, question, protocol)
 		switch {
