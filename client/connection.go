@@ -45,7 +45,7 @@ func (a *attachment) connection(ctx context.Context, alive func()) (spec.Exit, e
 func (a *attachment) dial(ctx context.Context) (*websocket.Conn, error) {
 	path, q := a.path()
 	address := "ws://berth" + prefix + path + "?" + q.values().Encode()
-	conn, resp, err := websocket.Dial(ctx, address, &websocket.DialOptions{HTTPClient: a.client.http})
+	conn, resp, err := websocket.Dial(ctx, address, &websocket.DialOptions{HTTPClient: a.client.http}) //nolint:bodyclose // problemOf closes it; an upgraded connection has none
 	if err == nil {
 		conn.SetReadLimit(1 << 20)
 		return conn, nil

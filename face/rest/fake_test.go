@@ -41,7 +41,6 @@ type node struct {
 	stdin   bytes.Buffer
 	stdinAt chan struct{} // closed when stdin is closed
 	closing sync.Once
-	sizes   []spec.Size
 	exec    func() *container.ExecSession
 	execEnd chan struct{}
 	upload  func(io.Reader) error

@@ -6,7 +6,7 @@ import (
 	"berth/spec"
 )
 
-// Membership, embedded in an input, is a container on a network.
+// Membership is, embedded in an input, a container on a network.
 type Membership struct {
 	Named
 	Container string `path:"container" doc:"name, id, or the beginning of an id"`

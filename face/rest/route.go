@@ -123,12 +123,12 @@ func some[T any](list []T, err error) ([]T, error) {
 	return list, err
 }
 
-// Named, embedded in an input, finds one thing.
+// Named finds, embedded in an input, one thing.
 type Named struct {
 	Ref string `path:"ref" minLength:"1" maxLength:"1024" doc:"name, id, or the beginning of an id that only one has"`
 }
 
-// Chosen, embedded in an input, chooses from a list.
+// Chosen chooses, embedded in an input, from a list.
 type Chosen struct {
 	Filter []string `query:"filter,explode" doc:"key=value; of several with one key any may fit"`
 }

@@ -112,7 +112,7 @@ func Index(t testing.TB, images ...Image) (ocispec.Descriptor, []byte) {
 	return ocispec.Descriptor{MediaType: x.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, b
 }
 
-// Plain, Gzip and Zstd make layers of a tar.
+// Plain makes a layer of a tar, as Gzip and Zstd do.
 func Plain(t testing.TB, tarball []byte) Layer {
 	t.Helper()
 	return layer(ocispec.MediaTypeImageLayer, tarball, tarball)
@@ -229,8 +229,8 @@ func (r *Registry) PushIndex(t testing.TB, repository, tag string, images ...Ima
 // PutBlob uploads a blob.
 func (r *Registry) PutBlob(t testing.TB, repository string, d digest.Digest, b []byte) {
 	t.Helper()
-	resp := r.do(t, http.MethodPost, "/v2/"+repository+"/blobs/uploads/", "", nil, http.StatusAccepted)
-	at := resp.Header.Get("Location") + "&digest=" + d.String()
+	answer := r.do(t, http.MethodPost, "/v2/"+repository+"/blobs/uploads/", "", nil, http.StatusAccepted)
+	at := answer.Get("Location") + "&digest=" + d.String()
 	r.do(t, http.MethodPut, at, "application/octet-stream", b, http.StatusCreated)
 }
 
@@ -240,7 +240,7 @@ func (r *Registry) PutManifest(t testing.TB, repository, tag, mediaType string, 
 	r.do(t, http.MethodPut, "/v2/"+repository+"/manifests/"+tag, mediaType, b, http.StatusCreated)
 }
 
-func (r *Registry) do(t testing.TB, method, url, contentType string, body []byte, want int) *http.Response {
+func (r *Registry) do(t testing.TB, method, url, contentType string, body []byte, want int) http.Header {
 	t.Helper()
 	if url[0] == '/' {
 		url = r.URL + url
@@ -260,5 +260,5 @@ func (r *Registry) do(t testing.TB, method, url, contentType string, body []byte
 		said.ReadFrom(resp.Body) //nolint:errcheck // for the message only
 		t.Fatalf("%s %s: %s %s", method, url, resp.Status, said.String())
 	}
-	return resp
+	return resp.Header
 }

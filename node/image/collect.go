@@ -56,7 +56,7 @@ func (k *keeping) exclude(fn func() error) error {
 func (s *Set) endKeeping(ctx context.Context) {
 	if s.keeping.end() {
 		if _, err := s.Collect(context.WithoutCancel(ctx)); err != nil {
-			s.Log.Warn("not all unused layers were collected", "error", err)
+			s.Log.WarnContext(ctx, "not all unused layers were collected", "error", err)
 		}
 	}
 }

@@ -244,7 +244,7 @@ func (s *Set) Repair(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			s.Log.Error("layers of an image are lost: pull it again", "image", rec.Image.ID, "error", err)
+			s.Log.ErrorContext(ctx, "layers of an image are lost: pull it again", "image", rec.Image.ID, "error", err)
 		}
 	}
 	return nil

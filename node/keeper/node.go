@@ -42,7 +42,6 @@ type Keeper struct {
 // answer is what came for a request; err is that of a lost connection.
 type answer struct {
 	message
-	fds []int
 	err error
 }
 

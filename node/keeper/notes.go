@@ -53,8 +53,6 @@ func openNotes(path string) (*notes, error) {
 	return n, nil
 }
 
-func (n *notes) close() error { return unix.Munmap(n.raw) }
-
 // take returns a free slot.
 func (n *notes) take() (int, error) {
 	n.mu.Lock()

@@ -308,7 +308,7 @@ func (s *server) goLaunch(ctx context.Context, t ticket, l Launch) {
 	s.work.Go(func() {
 		defer cancel()
 		var c *child
-		err := error(errs.New(errs.Exists, "process %s exists", l.ID))
+		err := errs.New(errs.Exists, "process %s exists", l.ID)
 		if !exists {
 			c, err = s.launch(ctx, &l)
 		}

@@ -285,12 +285,3 @@ func (s *workspaces) giveBack(w *workspace) {
 	s.mu.Unlock()
 	s.free.Signal()
 }
-
-func (s *workspaces) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range s.idle {
-		closeAll([]int{w.scratchOut, w.scratchIn})
-	}
-	s.idle = nil
-}

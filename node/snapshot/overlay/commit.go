@@ -102,7 +102,7 @@ func (s *Store) syncLoop(ctx context.Context) {
 			return
 		}
 		if err := s.Sync(ctx); err != nil && ctx.Err() == nil {
-			s.log.Error("layers are not safe from a loss of power yet", "error", err)
+			s.log.ErrorContext(ctx, "layers are not safe from a loss of power yet", "error", err)
 		}
 	}
 }

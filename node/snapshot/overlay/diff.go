@@ -289,7 +289,7 @@ func (d *differ) file(ctx context.Context, e *entry, h *tar.Header) error {
 		}
 		p := d.buf[:min(left, int64(len(d.buf)))]
 		n, err := io.ReadFull(f, p)
-		if err == io.EOF || err == io.ErrUnexpectedEOF { //nolint:errorlint // ReadFull returns them bare
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			clear(p[n:]) // somebody cut it short: the header's promise is kept
 		} else if err != nil {
 			return fmt.Errorf("read %s: %w", e.path, err)

@@ -38,7 +38,7 @@ func (s *Store) Ingest(ctx context.Context, layer io.Reader) (snapshot.Ingest, e
 	in, err := s.unpack(ctx, id, layer)
 	if err != nil {
 		if e := s.delete(context.WithoutCancel(ctx), id); e != nil {
-			s.log.Error("layer is kept for the next start to delete", "layer", id, "error", e)
+			s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", e)
 		}
 		return nil, fmt.Errorf("unpack layer: %w", full(err))
 	}

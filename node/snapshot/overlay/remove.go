@@ -48,13 +48,13 @@ func (s *Store) sweep(ctx context.Context) {
 		}
 		if err := s.db.Update(ctx, func(*kv.Tx) error { return nil }); err != nil {
 			if ctx.Err() == nil {
-				s.log.Error("layers are kept for the next start to delete", "layers", len(ids), "error", err)
+				s.log.ErrorContext(ctx, "layers are kept for the next start to delete", "layers", len(ids), "error", err)
 			}
 			continue
 		}
 		for _, id := range ids {
 			if err := s.delete(ctx, id); err != nil && ctx.Err() == nil {
-				s.log.Error("layer is kept for the next start to delete", "layer", id, "error", err)
+				s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", err)
 			}
 		}
 	}

@@ -94,15 +94,14 @@ func (u *unpacker) run(ctx context.Context, layer io.Reader) error {
 	archive := tar.NewReader(in)
 	for {
 		header, err := archive.Next()
-		if err == io.EOF { //nolint:errorlint // the reader promises io.EOF itself
+		if err == io.EOF {
 			break
 		}
 		if err != nil {
 			return src.blame(err)
 		}
 		if err := u.entry(header, archive); err != nil {
-			var cut *bodyError
-			if errors.As(err, &cut) {
+			if cut, ok := errors.AsType[*bodyError](err); ok {
 				err = src.blame(cut.err)
 			}
 			return fmt.Errorf("%s: %w", brief(header.Name), err)

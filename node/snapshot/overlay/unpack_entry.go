@@ -79,7 +79,7 @@ func (u *unpacker) directory(dir *folder, base string, h *tar.Header) error {
 	}
 	f := &folder{path: name, fd: -1, header: h}
 	err := unix.Mkdirat(dir.fd, base, 0o755)
-	if err == unix.EEXIST { //nolint:errorlint // a bare errno
+	if err == unix.EEXIST {
 		var st unix.Stat_t
 		if err := unix.Fstatat(dir.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
@@ -117,7 +117,7 @@ func (u *unpacker) whiteout(dir *folder, base string) error {
 		return nil
 	}
 	err := unix.Mknodat(dir.fd, hidden, unix.S_IFCHR, 0)
-	if err == unix.EEXIST { //nolint:errorlint // a bare errno
+	if err == unix.EEXIST {
 		return nil
 	}
 	if err != nil {
@@ -171,7 +171,7 @@ func (u *unpacker) fill(fd int, h *tar.Header, body io.Reader) error {
 		}
 		n := int(min(int64(len(u.buf)), h.Size-offset))
 		if _, err := io.ReadFull(body, u.buf[:n]); err != nil {
-			if err == io.EOF { //nolint:errorlint // ReadFull returns it itself
+			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
 			return &bodyError{err}
@@ -217,7 +217,7 @@ func (u *unpacker) writeRun(fd int, p []byte, offset int64) error {
 func writeAll(fd int, p []byte, offset int64) error {
 	for len(p) > 0 {
 		n, err := unix.Pwrite(fd, p, offset)
-		if err == unix.EINTR { //nolint:errorlint // a bare errno
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {

@@ -49,7 +49,7 @@ func listXattrs(path string) ([]string, error) {
 		buf := make([]byte, size)
 		n, err := unix.Llistxattr(path, buf)
 		switch {
-		case err == unix.ERANGE && size < 1<<20: //nolint:errorlint // a bare errno
+		case err == unix.ERANGE && size < 1<<20:
 			continue
 		case isAny(err, unix.ENOTSUP):
 			return nil, nil
@@ -71,7 +71,7 @@ func getXattr(path, name string) ([]byte, error) {
 	for size := 256; ; size *= 4 {
 		buf := make([]byte, size)
 		n, err := unix.Lgetxattr(path, name, buf)
-		if err == unix.ERANGE && size < 1<<20 { //nolint:errorlint // a bare errno
+		if err == unix.ERANGE && size < 1<<20 {
 			continue
 		}
 		if err != nil {

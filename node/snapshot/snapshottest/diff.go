@@ -112,11 +112,24 @@ func diffOfLayer(e *env) {
 func changes(e *env) {
 	e.scene()
 	want := []spec.Change{
-		{Kind: "C", Path: "/etc"}, {Kind: "C", Path: "/etc/deep"}, {Kind: "C", Path: "/etc/deep/x"},
-		{Kind: "D", Path: "/etc/hosts"}, {Kind: "C", Path: "/etc/passwd"}, {Kind: "C", Path: "/kind"}, {Kind: "C", Path: "/mode"},
-		{Kind: "A", Path: "/new"}, {Kind: "A", Path: "/new/dir"}, {Kind: "A", Path: "/new/f"}, {Kind: "A", Path: "/new/fifo"},
-		{Kind: "A", Path: "/new/hard"}, {Kind: "A", Path: "/new/null"}, {Kind: "A", Path: "/new/soft"},
-		{Kind: "D", Path: "/old"}, {Kind: "C", Path: "/swap"}, {Kind: "A", Path: "/swap/new"}, {Kind: "D", Path: "/swap/x"},
+		{Kind: "C", Path: "/etc"},
+		{Kind: "C", Path: "/etc/deep"},
+		{Kind: "C", Path: "/etc/deep/x"},
+		{Kind: "D", Path: "/etc/hosts"},
+		{Kind: "C", Path: "/etc/passwd"},
+		{Kind: "C", Path: "/kind"},
+		{Kind: "C", Path: "/mode"},
+		{Kind: "A", Path: "/new"},
+		{Kind: "A", Path: "/new/dir"},
+		{Kind: "A", Path: "/new/f"},
+		{Kind: "A", Path: "/new/fifo"},
+		{Kind: "A", Path: "/new/hard"},
+		{Kind: "A", Path: "/new/null"},
+		{Kind: "A", Path: "/new/soft"},
+		{Kind: "D", Path: "/old"},
+		{Kind: "C", Path: "/swap"},
+		{Kind: "A", Path: "/swap/new"},
+		{Kind: "D", Path: "/swap/x"},
 	}
 	check := func(key snapshot.Key) {
 		e.Helper()

@@ -93,7 +93,7 @@ func (e *env) mount(key snapshot.Key) (target string, unmount func()) {
 	unmount = func() {
 		if !done {
 			done = true
-			if err := e.store.Unmount(context.Background(), target); err != nil {
+			if err := e.store.Unmount(context.WithoutCancel(e.Context()), target); err != nil {
 				e.Errorf("unmount: %v", err)
 			}
 		}
