@@ -2,7 +2,10 @@ package container
 
 import (
 	"context"
+	"errors"
 	"io"
+	"os"
+	"time"
 
 	"berth/base/errs"
 	"berth/spec"
@@ -35,13 +38,38 @@ func (w *stdin) Write(p []byte) (int, error) {
 	if err := w.await(); err != nil {
 		return 0, err
 	}
-	if w.run.process.Console != nil {
-		return w.run.process.Console.Write(p)
+	switch process := w.run.process; {
+	case process.Console != nil:
+		return w.write(process.Console, p)
+	case process.Stdin != nil:
+		return w.write(process.Stdin, p)
 	}
-	if w.run.process.Stdin == nil {
-		return 0, io.ErrClosedPipe
+	return 0, io.ErrClosedPipe
+}
+
+// write gives up with ctx, also in the middle of a write to a process that
+// does not read. Other writers on the same file then try again.
+func (w *stdin) write(to io.Writer, p []byte) (written int, err error) {
+	timed, ok := to.(interface{ SetWriteDeadline(t time.Time) error })
+	if !ok {
+		return to.Write(p)
 	}
-	return w.run.process.Stdin.Write(p)
+	stop := context.AfterFunc(w.ctx, func() { _ = timed.SetWriteDeadline(time.Unix(1, 0)) }) // no pipe: it waits
+	defer func() {
+		if !stop() {
+			_ = timed.SetWriteDeadline(time.Time{})
+		}
+	}()
+	for {
+		n, err := to.Write(p[written:])
+		written += n
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return written, err
+		}
+		if w.ctx.Err() != nil {
+			return written, w.ctx.Err()
+		}
+	}
 }
 
 // Close ends the process's stdin, if it was made to be fed once.

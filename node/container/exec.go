@@ -173,26 +173,11 @@ func (s *Set) session(e *execution, p *Process) *ExecSession {
 
 // closeExec closes our descriptors of the process.
 func (s *Set) closeExec(e *execution, p *Process) error {
-	var failed error
-	for _, f := range []io.Closer{p.Stdin, p.Stdout, p.Stderr} {
-		if f != nil {
-			failed = errors.Join(failed, ignoreClosed(f.Close()))
-		}
-	}
 	e.mu.Lock()
 	e.console = nil
 	e.mu.Unlock()
-	if p.Console != nil {
-		failed = errors.Join(failed, ignoreClosed(p.Console.Close()))
-	}
+	err := p.Close()
 	s.letGo(e)
-	return failed
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
 	return err
 }
 

@@ -57,12 +57,16 @@ func (s *Set) exited(e Exit) {
 // policy wants. op is held.
 func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 	c.quiet()
-	c.current().over.Store(true)
+	r := c.current()
+	r.over.Store(true)
 	oom := s.oomKilled(c.get())
 	if err := s.putAway(ctx, c, true); err != nil {
 		s.Log.Warn("cannot clean up after a container", "container", c.id, "error", err)
 	}
 	again, wait := s.noteEnd(c, e, oom)
+	if err := r.process.Close(); err != nil {
+		s.Log.Warn("cannot close the streams of a container", "container", c.id, "error", err)
+	}
 	if err := s.save(ctx, c); err != nil {
 		s.Log.Error("cannot record the end of a container", "container", c.id, "error", err)
 	}

@@ -93,6 +93,27 @@ type Process struct {
 	CloseStdin func(ctx context.Context) error
 }
 
+// Close lets go of the files.
+func (p *Process) Close() error {
+	var failed error
+	for _, f := range []io.Closer{p.Stdin, p.Stdout, p.Stderr} {
+		if f != nil {
+			failed = errors.Join(failed, ignoreClosed(f.Close()))
+		}
+	}
+	if p.Console != nil {
+		failed = errors.Join(failed, ignoreClosed(p.Console.Close()))
+	}
+	return failed
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
 // StartError says that a process could not be started, and the exit code that
 // people know for it: 127 for a command that is not there, 126 for one that
 // cannot be run, 128 for everything else.

@@ -3,6 +3,7 @@ package container
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -181,7 +182,13 @@ func (s *Set) Close() error {
 	s.eachContainer((*container).quiet)
 	s.tasks.close()
 	s.forget.flush()
-	return nil
+	var failed error
+	s.eachContainer(func(c *container) {
+		if r := c.current(); r != nil {
+			failed = errors.Join(failed, r.process.Close())
+		}
+	})
+	return failed
 }
 
 // Users are the ids of the containers made from an image.
