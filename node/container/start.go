@@ -234,19 +234,28 @@ func (s *Set) writeBundle(c spec.Container, image spec.ImageConfig, root string,
 func (s *Set) writeFiles(in *bundle.Input) error {
 	c := &in.Container
 	dir := s.bundleDir(c.ID)
-	if other, shared := strings.CutPrefix(c.Config.Network.Mode, sharedPrefix); shared {
+	other, shared := strings.CutPrefix(c.Config.Network.Mode, sharedPrefix)
+	if shared {
 		dir = s.bundleDir(other)
 	}
 	in.Hosts, in.ResolvConf, in.HostnameFile = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
-	if strings.HasPrefix(c.Config.Network.Mode, sharedPrefix) {
+	if shared {
+		owner, err := s.find(other)
+		if err != nil {
+			return err
+		}
+		c.Config.Hostname = bundle.Hostname(*owner.get())
 		return nil
 	}
 	if err := s.writeNames(c); err != nil {
 		return err
 	}
 	hostname := c.Config.Hostname
-	if hostname == "" {
-		hostname, _ = os.Hostname()
+	if hostname == "" { // it has the host's
+		var err error
+		if hostname, err = os.Hostname(); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(in.HostnameFile, []byte(hostname+"\n"), 0o644) //nolint:gosec // the container's users read it
 }
