@@ -47,7 +47,7 @@ func Sweep(ctx context.Context, claims func(id string) bool, log *slog.Logger, r
 				failed = errors.Join(failed, fmt.Errorf("%s of %s: %w", room.Name, id, err))
 				continue
 			}
-			log.Info("swept away what a crash had left", "kind", room.Name, "id", id)
+			log.InfoContext(ctx, "swept away what a crash had left", "kind", room.Name, "id", id)
 			swept++
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,8 +79,8 @@ func (s *Set) CopyTo(ctx context.Context, ref, name string, archive io.Reader, o
 
 // writable refuses what the container itself could not write.
 func writable(c *spec.Container, name string) error {
-	for i := len(c.Mounts) - 1; i >= 0; i-- {
-		if m := c.Mounts[i]; strings.HasPrefix(path.Clean("/"+name)+"/", m.Target+"/") {
+	for _, m := range slices.Backward(c.Mounts) {
+		if strings.HasPrefix(path.Clean("/"+name)+"/", m.Target+"/") {
 			if m.ReadOnly {
 				return errs.New(errs.Denied, "%s is mounted read-only", m.Target)
 			}

@@ -61,14 +61,14 @@ func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 	r.over.Store(true)
 	oom := s.oomKilled(c.get())
 	if err := s.putAway(ctx, c, true); err != nil {
-		s.Log.Warn("cannot clean up after a container", "container", c.id, "error", err)
+		s.Log.WarnContext(ctx, "cannot clean up after a container", "container", c.id, "error", err)
 	}
 	again, wait := s.noteEnd(c, e, oom)
 	if err := r.process.Close(); err != nil {
-		s.Log.Warn("cannot close the streams of a container", "container", c.id, "error", err)
+		s.Log.WarnContext(ctx, "cannot close the streams of a container", "container", c.id, "error", err)
 	}
 	if err := s.save(ctx, c); err != nil {
-		s.Log.Error("cannot record the end of a container", "container", c.id, "error", err)
+		s.Log.ErrorContext(ctx, "cannot record the end of a container", "container", c.id, "error", err)
 	}
 	s.forget.later(c.id)
 
@@ -83,7 +83,7 @@ func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 		s.restartIn(c, wait)
 	case view.Config.AutoRemove && !c.kept():
 		if err := s.remove(ctx, c, true); err != nil {
-			s.Log.Error("cannot remove a container that ended", "container", c.id, "error", err)
+			s.Log.ErrorContext(ctx, "cannot remove a container that ended", "container", c.id, "error", err)
 		}
 	}
 }

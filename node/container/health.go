@@ -159,7 +159,7 @@ func (s *Set) run(ctx context.Context, c *container, args []string) (code int, o
 	case <-ctx.Done():
 		err = ctx.Err()
 		if killErr := s.Processes.Signal(e.id, syscall.SIGKILL); killErr != nil && !errors.Is(killErr, errs.NotFound) {
-			s.Log.Warn("cannot end a health check", "container", c.id, "error", killErr)
+			s.Log.WarnContext(ctx, "cannot end a health check", "container", c.id, "error", killErr)
 		}
 	}
 	// Somebody in the background may hold its output open; who waits for that

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -51,8 +52,7 @@ func (s *Set) owners(c *spec.Container) owners { return owners{s.idmap(c)} }
 // behindMount leads a path on a volume or bind of a stopped container to the
 // host's folder for it.
 func behindMount(c *spec.Container, root, name string) (dir, rest string) {
-	for i := len(c.Mounts) - 1; i >= 0; i-- { // the innermost is last
-		m := c.Mounts[i]
+	for _, m := range slices.Backward(c.Mounts) { // the innermost is last
 		below, ok := strings.CutPrefix(path.Clean(name)+"/", m.Target+"/")
 		info, err := os.Stat(m.Host)
 		if ok && m.Host != "" && err == nil && info.IsDir() {

@@ -41,7 +41,7 @@ func (s *Set) Recover(ctx context.Context, survivors []Survivor) error {
 		survivor, has := byID[c.id]
 		delete(byID, c.id)
 		if err := s.recoverOne(ctx, c, survivor, has); err != nil {
-			s.Log.Error("cannot recover a container", "container", c.id, "error", err)
+			s.Log.ErrorContext(ctx, "cannot recover a container", "container", c.id, "error", err)
 		}
 	}
 	for _, v := range byID {
@@ -151,7 +151,7 @@ func (s *Set) litterOf(ctx context.Context, c *container) {
 		return
 	}
 	if err := s.putAway(ctx, c, false); err != nil {
-		s.Log.Warn("cannot clean up after a start that was cut off", "container", c.id, "error", err)
+		s.Log.WarnContext(ctx, "cannot clean up after a start that was cut off", "container", c.id, "error", err)
 	}
 }
 

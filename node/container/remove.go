@@ -97,7 +97,7 @@ func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
 	}
 	s.dropFromIndex(c)
 	if err := clearDir(s.logDir(c.id)); err != nil {
-		s.Log.Warn("the log of a removed container is left", "container", c.id, "error", err)
+		s.Log.WarnContext(ctx, "the log of a removed container is left", "container", c.id, "error", err)
 	}
 	s.tasks.run(func() {
 		if s.forget.takes(c.id) {

@@ -32,10 +32,7 @@ func (s *Set) mountRoot(ctx context.Context, c *container) (dir string, err erro
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return "", fmt.Errorf("make the folder for the root: %w", err)
 		}
-		ctx, done := s.step(ctx, "mount the root", c.id)
-		err := s.Snapshots.Mount(ctx, snapshot.Key(c.id), dir)
-		done(err)
-		if err != nil {
+		if err := s.Snapshots.Mount(ctx, snapshot.Key(c.id), dir); err != nil {
 			return "", errors.Join(fmt.Errorf("mount the root: %w", err), s.clearBundle(c.id))
 		}
 	}

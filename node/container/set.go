@@ -7,16 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
-
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -51,8 +47,7 @@ type Config struct {
 	Idmap *bundle.Idmap
 	Remap bool
 
-	Tracer trace.Tracer // told of the steps of a start; none where nil
-	Log    *slog.Logger
+	Log *slog.Logger
 }
 
 // Images are the images of this node.
@@ -156,9 +151,6 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 	}
 	if config.Idmap != nil && len(config.Idmap.UIDs) == 0 {
 		s.Idmap = nil
-	}
-	if config.Tracer == nil {
-		s.Tracer = noop.Tracer{}
 	}
 	s.life, s.end = context.WithCancel(ctx)
 	s.forget.init(s)
@@ -297,23 +289,10 @@ func (s *Set) runtime(c *spec.Container) (Runtime, error) {
 
 func cgroupOf(c *spec.Container) string { return bundle.CgroupPath(c.Config.CgroupParent, c.ID) }
 
-// step is one step of something long, as a span; done ends it.
-func (s *Set) step(ctx context.Context, name, id string) (_ context.Context, done func(error)) {
-	ctx, span := s.Tracer.Start(ctx, name, trace.WithAttributes(attribute.String("container", id)))
-	return ctx, func(err error) {
-		if err != nil {
-			span.SetStatus(codes.Error, err.Error())
-		}
-		span.End()
-	}
-}
-
 // publish tells of something that happened to a container.
 func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
 	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+2)
-	for k, v := range c.Config.Labels {
-		all[k] = v
-	}
+	maps.Copy(all, c.Config.Labels)
 	all["name"], all["image"] = c.Name, c.Image
 	for i := 0; i+1 < len(attrs); i += 2 {
 		all[attrs[i]] = attrs[i+1]

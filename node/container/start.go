@@ -66,8 +66,6 @@ func (s *Set) start(ctx context.Context, c *container) error {
 // launch makes all that the process needs, and the process. On failure
 // nothing of it is left.
 func (s *Set) launch(ctx context.Context, c *container) (err error) {
-	ctx, done := s.step(ctx, "start container", c.id)
-	defer func() { done(err) }()
 	ctx, end := span.Start(ctx, "start container", "container", c.id)
 	defer func() { end(err) }()
 	want := c.get()
@@ -107,18 +105,6 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 		return fmt.Errorf("record the start: %w", err)
 	}
 	return nil
-}
-
-func (s *Set) runProcess(ctx context.Context, r Runtime, c *spec.Container) (p *Process, err error) {
-	ctx, done := s.step(ctx, "run the process", c.ID)
-	defer func() { done(err) }()
-	return r.Run(ctx, Launch{
-		ID:     c.ID,
-		Bundle: s.bundleDir(c.ID),
-		TTY:    c.Config.TTY,
-		Stdin:  c.Config.OpenStdin,
-		Log:    logFile(c),
-	})
 }
 
 // cleared makes sure that nothing of an earlier run is left in the way.

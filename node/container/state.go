@@ -37,7 +37,6 @@ type container struct {
 	// dropVolumes: its removal takes its own volumes along.
 	dropVolumes bool
 	keepers     int     // who wants it to stay when it ends, AutoRemove or not
-	stdins      int     // writers on stdin
 	doctor      *doctor // of the health checks of this run
 }
 

@@ -25,8 +25,6 @@ func ownNetwork(c *spec.Container) bool {
 
 // wire joins the container to its networks.
 func (s *Set) wire(ctx context.Context, c *spec.Container) (w wiring, err error) {
-	ctx, done := s.step(ctx, "join networks", c.ID)
-	defer func() { done(err) }()
 	if !ownNetwork(c) {
 		if c.Config.Network.Mode == network.None {
 			return wiring{}, nil // the runtime makes an empty namespace
