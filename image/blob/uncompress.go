@@ -6,10 +6,10 @@ import (
 	"errors"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"berth/base/errs"
+	"berth/base/inflate"
 )
 
 // Compression of a layer or archive.
@@ -56,11 +56,11 @@ func Uncompress(r io.Reader, limit int64) (io.ReadCloser, Compression, error) {
 	u := &uncompressed{source: in, left: limit, limit: limit, close: func() {}}
 	switch Detect(magic) {
 	case Gzip:
-		z, err := gzip.NewReader(b)
+		z, err := inflate.NewReader(b)
 		if err != nil {
 			return nil, "", u.explain(err)
 		}
-		u.r, u.compression, u.close = z, Gzip, func() { z.Close() }
+		u.r, u.compression = z, Gzip
 	case Zstd:
 		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
