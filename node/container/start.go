@@ -150,6 +150,10 @@ type furniture struct {
 // same time.
 func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made furniture, err error) {
 	want := c.get()
+	// The folder comes first: a start that is cut off is known by it.
+	if err := os.MkdirAll(s.rootDir(c.id), 0o711); err != nil {
+		return made, err
+	}
 	var root string
 	var rootErr, wireErr error
 	var both sync.WaitGroup

@@ -37,6 +37,7 @@ type child struct {
 	keeper.Process
 	output *bytes.Buffer // of a container: what would go to its log
 	ended  chan struct{}
+	read   chan struct{} // closed when nobody can write to output any more
 }
 
 func newLauncher(t testing.TB) *launcher {
@@ -79,7 +80,9 @@ func (l *launcher) Launch(ctx context.Context, launch keeper.Launch) (*keeper.Pr
 	case launch.Output == keeper.ToLog:
 		r := pipe(true)
 		cmd.Stdout, cmd.Stderr = theirs[len(theirs)-1], theirs[len(theirs)-1]
+		c.read = make(chan struct{})
 		l.waiters.Go(func() {
+			defer close(c.read)
 			buf := make([]byte, 4096)
 			for {
 				n, err := r.Read(buf)
@@ -294,6 +297,12 @@ func (l *launcher) exit(id string) (int, string) {
 	case <-c.ended:
 	case <-time.After(20 * time.Second):
 		l.t.Fatalf("process %s (%d) does not end", id, c.Pid)
+	}
+	if c.read != nil {
+		select {
+		case <-c.read:
+		case <-time.After(time.Second): // something that it left behind holds the pipe
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
