@@ -25,7 +25,9 @@ while read -r line; do
 		sh /run/script </dev/null 2>&1
 		echo "
 guest: end ${line#run } $?" ;;
-	off) exit 0 ;;
+	off) # as an init does
+		kill -TERM -1; sleep 1; kill -KILL -1
+		exit 0 ;;
 	*) echo "$line" >> /run/next ;;
 	esac
 done

@@ -47,7 +47,11 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t tmpfs tmpfs /run
 /bin/busybox mount -t tmpfs tmpfs /tmp
-/bin/busybox mkdir -p /dev/pts /dev/shm
+/bin/busybox mkdir -p /dev/pts /dev/shm /dev/mqueue
+/bin/busybox ln -s /proc/self/fd /dev/fd
+/bin/busybox ln -s fd/0 /dev/stdin
+/bin/busybox ln -s fd/1 /dev/stdout
+/bin/busybox ln -s fd/2 /dev/stderr
 /bin/busybox mount -t mqueue mqueue /dev/mqueue 2>/dev/null
 /bin/busybox mount -t devpts devpts /dev/pts
 /bin/busybox mount -t tmpfs shm /dev/shm
@@ -162,17 +166,28 @@ func (g *Guest) read(console io.Reader) {
 // ends or limit passes before.
 func (g *Guest) Wait(t *testing.T, text string, limit time.Duration) {
 	t.Helper()
+	g.wait(t, 0, text, limit)
+}
+
+func (g *Guest) wait(t *testing.T, from int, text string, limit time.Duration) {
+	t.Helper()
 	late := false
 	timer := time.AfterFunc(limit, func() { g.mu.Lock(); late = true; g.more.Broadcast(); g.mu.Unlock() })
 	defer timer.Stop()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for !strings.Contains(g.out.String(), text) {
+	for !strings.Contains(g.out.String()[from:], text) {
 		if g.gone || late {
 			t.Fatalf("the guest did not print %q within %v (ended: %v):\n%s", text, limit, g.gone, g.out.String())
 		}
 		g.more.Wait()
 	}
+}
+
+// WaitAgain is Wait for text that the guest prints from now on.
+func (g *Guest) WaitAgain(t *testing.T, text string, limit time.Duration) {
+	t.Helper()
+	g.wait(t, len(g.Output()), text, limit)
 }
 
 // WaitEnd waits until the guest has powered off.

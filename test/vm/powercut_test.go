@@ -1,0 +1,198 @@
+package vm_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/spec"
+	"berth/test/vm"
+)
+
+// churn pulls, starts, commits and removes for ever, and says each step on
+// the console once the node has answered that it is done.
+const churn = `
+registry=127.0.0.1:5000
+i=$1
+while :; do
+	i=$((i+1)); k=$((i%4)); image=$registry/i$k:latest
+	echo "churn: pull $image"
+	berth pull -q --insecure $image >/dev/null && echo "churn: pulled $image"
+	berth run -d --name c$i -v v$i:/v $image sleep 100000 >/dev/null && echo "churn: started c$i"
+	berth run --rm --network none $image sha256sum -c -s /sums || echo "churn: damaged $image"
+	berth create --name d$i --network none $image true >/dev/null && echo "churn: created d$i"
+	echo "churn: removing c$((i-1)) d$((i-2))"
+	berth rm -f c$((i-1)) >/dev/null 2>&1 && echo "churn: removed c$((i-1))"
+	berth rm d$((i-2)) >/dev/null 2>&1 && echo "churn: removed d$((i-2))"
+	old=$registry/i$(((i+2)%4)):latest
+	echo "churn: unnaming $old"
+	berth rmi -f $old >/dev/null 2>&1 && echo "churn: unnamed $old"
+	echo "churn: round $i"
+done >/dev/console 2>&1
+`
+
+// A power cut in the middle of pulls, starts and removes: what was answered
+// holds, what was removed stays away, and nothing is half made.
+func TestPowerCut(t *testing.T) {
+	t.Parallel()
+	disk := vm.NodeDisk(t, 1024)
+	g := vm.Boot(t, vm.Linux612, disk, "")
+	g.StartNode(t)
+	g.Run(t, startRegistry+`
+set -e
+berth load -q -i /first.tar
+# Four images of five layers each, the lower two shared; /sums tells them.
+layer() { # layer FROM TO NAME KIB
+	berth run --name make --network none $1 sh -c "dd if=/dev/urandom of=/$3 bs=1k count=$4 2>/dev/null; sha256sum /$3 >> /sums; mkdir -p /$3.d; ln /$3 /$3.d/link"
+	berth commit make $2; berth rm make
+}
+layer busybox base shared 2000
+for k in 0 1 2 3; do
+	layer base one:$k a$k 1500; layer one:$k two:$k b$k 700; layer two:$k 127.0.0.1:5000/i$k:latest c$k 300
+	berth push -q --insecure 127.0.0.1:5000/i$k:latest
+done
+berth rmi -f $(berth images -q)
+[ -z "$(berth images -q)" ]
+berth load -q -i /first.tar
+sync
+cat > /churn.sh <<'END'
+`+churn+`
+END
+`)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("the cuts come after random waits of seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // no secret
+	for cut, marker := range []string{"churn: pull ", "churn: removing ", "churn: started ", "churn: unnaming "} {
+		g.Run(t, fmt.Sprintf("setsid sh /churn.sh %d00 &", cut+1))
+		g.Wait(t, fmt.Sprintf("churn: round %d02\n", cut+1), 2*time.Minute)
+		g.WaitAgain(t, marker, 2*time.Minute)
+		wait := time.Duration(random.Int64N(int64(1200 * time.Millisecond)))
+		<-time.After(wait)
+		g.PowerCut()
+		said := g.Output()
+		t.Logf("cut %d, %v after %q; last words: %s", cut, wait, marker, said[strings.LastIndex(strings.TrimSpace(said), "\n")+1:])
+		g = vm.Boot(t, vm.Linux612, disk, "")
+		g.StartNode(t)
+		consistent(t, g, said)
+	}
+	leaveNothing(t, g)
+	g.Off(t)
+}
+
+const startRegistry = `
+setsid berth registry --addr 127.0.0.1:5000 >/var/log/registry.log 2>&1 &
+n=0; until timeout 2 wget -qO- http://127.0.0.1:5000/v2/ >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 60 ] || exit 1; sleep 0.2; done
+`
+
+// consistent compares what the node knows after the cut with what the guest
+// had said before, and tries all of it.
+func consistent(t *testing.T, g *vm.Guest, said string) {
+	t.Helper()
+	if strings.Contains(said, "churn: damaged") {
+		t.Error("an image was damaged before the cut")
+	}
+	names := strings.Fields(g.Run(t, "berth ps -a --format '{{.Names}}'"))
+	images := strings.Fields(g.Run(t, "berth images --format '{{.Repository}}:{{.Tag}}'"))
+	haveContainers, goneContainers := outcome(said, []string{"started", "created"}, "removing", "removed")
+	haveImages, goneImages := outcome(said, []string{"pulled"}, "unnaming", "unnamed")
+	check := func(what string, there, have, gone []string) {
+		for _, name := range have {
+			if !slices.Contains(there, name) {
+				t.Errorf("%s %s was there before the cut and is lost", what, name)
+			}
+		}
+		for _, name := range gone {
+			if slices.Contains(there, name) {
+				t.Errorf("%s %s was removed before the cut and is back", what, name)
+			}
+		}
+	}
+	check("container", names, haveContainers, goneContainers)
+	check("image", images, haveImages, goneImages)
+	for _, c := range vm.JSON[spec.Container](t, g, "for c in $(berth ps -aq); do berth inspect $c | sed '1d;$d'; done") {
+		if c.State.Status != spec.Created && c.State.Status != spec.Stopped {
+			t.Errorf("after the cut %s is %s", c.Name, c.State.Status)
+		}
+	}
+	g.Run(t, "berth system df")
+	if out, code := g.Try(t, `
+cd /var/lib/berth/blobs/sha256 && for f in *; do
+	[ -e "$f" ] || continue
+	[ "$(sha256sum < $f)" = "$f  -" ] || { echo "blob $f is damaged"; exit 1; }
+done`); code != 0 {
+		t.Errorf("blobs: %s", out)
+	}
+	// Every image runs whole, every container starts, and can be removed.
+	if out, code := g.Try(t, `
+for i in $(berth images --format '{{.Repository}}:{{.Tag}}'); do
+	berth run --rm --network none $i sh -c '[ ! -e /sums ] || sha256sum -c -s /sums' || { echo "image $i"; exit 1; }
+done
+for c in $(berth ps -a --format '{{.Names}}'); do
+	berth start $c || { echo "container $c"; exit 1; }
+done
+berth rm -f $(berth ps -aq)`); code != 0 {
+		t.Errorf("what is left does not run: %s\n%s", out, g.Run(t, "tail -n 20 /var/log/node.log"))
+	}
+	if out, code := g.Try(t, startRegistry+`
+for k in 0 1 2 3; do
+	berth pull -q --insecure 127.0.0.1:5000/i$k:latest && berth run --rm --network none 127.0.0.1:5000/i$k:latest sha256sum -c -s /sums || exit 1
+done`); code != 0 {
+		t.Errorf("pulling again: %s\n%s", out, g.Run(t, "tail -n 20 /var/log/node.log"))
+	}
+}
+
+// outcome reads the console: what was answered to be there, and what to be
+// gone. What a step was cut off at may be either.
+func outcome(said string, made []string, removing, removed string) (have, gone []string) {
+	state := map[string]string{}
+	for line := range strings.Lines(said) {
+		words := strings.Fields(line)
+		if len(words) < 3 || words[0] != "churn:" {
+			continue
+		}
+		for _, name := range words[2:] {
+			switch {
+			case slices.Contains(made, words[1]):
+				state[name] = "have"
+			case words[1] == "pull" && state[name] != "have" || words[1] == removing:
+				state[name] = "open"
+			case words[1] == removed:
+				state[name] = "gone"
+			}
+		}
+	}
+	for name, s := range state {
+		switch s {
+		case "have":
+			have = append(have, name)
+		case "gone":
+			gone = append(gone, name)
+		}
+	}
+	return have, gone
+}
+
+// leaveNothing removes all that the node knows; then nothing may be left that
+// it does not know of.
+func leaveNothing(t *testing.T, g *vm.Guest) {
+	t.Helper()
+	g.Run(t, "berth system prune -a -f --volumes >/dev/null; berth rmi -f $(berth images -aq) 2>/dev/null; [ -z \"$(berth images -q)$(berth ps -aq)$(berth volume ls -q)\" ]")
+	out := g.Run(t, `
+n=0
+left() {
+	cd /var/lib/berth
+	find blobs -type f; find layers -mindepth 1 -maxdepth 1 ! -name empty; find pending logs volumes -mindepth 1 -maxdepth 1 2>/dev/null
+	ls /run/berth/netns /run/berth/containers 2>/dev/null | grep -v ':$'
+	find /sys/fs/cgroup/berth -mindepth 1 -type d ! -name keeper
+	grep -E 'overlay|netns' /proc/mounts
+	ip link | grep veth
+}
+while [ -n "$(left)" ] && [ $n -lt 50 ]; do n=$((n+1)); sleep 0.2; done
+left; true`)
+	if strings.TrimSpace(out) != "" {
+		t.Errorf("after all was removed there is left:\n%s", out)
+	}
+}
