@@ -19,6 +19,7 @@ type place struct{ dir, loop string }
 func (p *place) disk(name ...string) string {
 	return filepath.Join(append([]string{p.dir, "disk"}, name...)...)
 }
+
 func (p *place) run(name ...string) string {
 	return filepath.Join(append([]string{p.dir, "run"}, name...)...)
 }

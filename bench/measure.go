@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,7 +75,7 @@ func prepare(ctx context.Context, s settings, log *slog.Logger) (b *bench, err e
 			continue
 		}
 		b.sides = append(b.sides, side)
-		log.Info("starting", "side", side.column)
+		log.InfoContext(ctx, "starting", "side", side.column)
 		if err := side.open(ctx, s.first); err != nil {
 			return b, fmt.Errorf("%s: %w", side.column, err)
 		}
@@ -136,7 +137,7 @@ func (b *bench) images(ctx context.Context) error {
 		return nil
 	}
 	if _, err := os.Stat(b.big); errors.Is(err, os.ErrNotExist) {
-		b.log.Info("making the image to pull", "file", b.big)
+		b.log.InfoContext(ctx, "making the image to pull", "file", b.big)
 		return writeBig(b.big)
 	}
 	return nil
@@ -154,12 +155,7 @@ func (b *bench) inTurn(round int, sides []named, do func(named) error) error {
 }
 
 func (b *bench) wants(rows ...string) bool {
-	for _, row := range rows {
-		if b.rows.MatchString(row) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(rows, b.rows.MatchString)
 }
 
 func (b *bench) measure(ctx context.Context) error {
@@ -170,7 +166,7 @@ func (b *bench) measure(ctx context.Context) error {
 	}
 	if b.wants("burst", "memory", "list", "stats", "restart", "idle") {
 		for round := range b.bursts {
-			b.log.Info("burst", "round", round+1, "of", b.bursts)
+			b.log.InfoContext(ctx, "burst", "round", round+1, "of", b.bursts)
 			err := b.inTurn(round, b.sides, func(s named) error { return b.measureMany(ctx, s, round) })
 			if err != nil {
 				return err
@@ -185,14 +181,14 @@ func (b *bench) measure(ctx context.Context) error {
 
 func (b *bench) measureOnce(ctx context.Context) error {
 	const block = 10
-	for done := 0; done < b.settings.once; done += block {
-		b.log.Info("create to removed", "done", done, "of", b.settings.once)
+	for done := 0; done < b.once; done += block {
+		b.log.InfoContext(ctx, "create to removed", "done", done, "of", b.once)
 		err := b.inTurn(done/block, b.sides, func(s named) error {
 			before, err := cpu(s.pids()...)
 			if err != nil {
 				return err
 			}
-			n := min(block, b.settings.once-done)
+			n := min(block, b.once-done)
 			times, err := s.once(ctx, n)
 			if err != nil {
 				return err
@@ -236,7 +232,7 @@ func (b *bench) measureMany(ctx context.Context, s named, round int) error {
 		b.results.add("memory-others", s.column, float64(others)/(1<<20))
 	}
 	if b.wants("list", "stats") {
-		list, stats, err := s.lists(ctx, b.settings.lists)
+		list, stats, err := s.lists(ctx, b.lists)
 		if err != nil {
 			return err
 		}
@@ -300,10 +296,10 @@ func (b *bench) measurePulls(ctx context.Context) error {
 			return err
 		}
 		defer plain.close(context.WithoutCancel(ctx))
-		sides = append(sides[:len(sides):len(sides)], named{plain, defaultColumn})
+		sides = append(slices.Clip(sides), named{plain, defaultColumn})
 	}
 	for round := range b.pulls {
-		b.log.Info("pull", "round", round+1, "of", b.pulls)
+		b.log.InfoContext(ctx, "pull", "round", round+1, "of", b.pulls)
 		err := b.inTurn(round, sides, func(s named) error { return b.measurePull(ctx, s, registry) })
 		if err != nil {
 			return err

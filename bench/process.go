@@ -93,7 +93,7 @@ func (d *daemon) poll(ctx context.Context, what string, do func(context.Context)
 			return fmt.Errorf("wait for %s: %w (last: %w); see %s", what, ctx.Err(), err, d.log)
 		case ended := <-d.ended:
 			d.cmd = nil
-			return fmt.Errorf("wait for %s: it has ended: %v\n%s", what, ended, tail(d.log))
+			return fmt.Errorf("wait for %s: it has ended: %w\n%s", what, ended, tail(d.log))
 		case <-tick.C:
 		}
 	}
@@ -192,7 +192,7 @@ func endTree(pid int) {
 	var children []int
 	for _, list := range lists {
 		text, _ := os.ReadFile(list)
-		for _, field := range strings.Fields(string(text)) {
+		for field := range strings.FieldsSeq(string(text)) {
 			child, _ := strconv.Atoi(field)
 			children = append(children, child)
 		}
