@@ -26,6 +26,7 @@ type daemon struct {
 
 	cmd     *exec.Cmd
 	ended   chan error
+	exit    error          // how it ended
 	waiting sync.WaitGroup // for cmd; kill and stop wait until it is over
 }
 
@@ -56,7 +57,7 @@ func (d *daemon) kill() {
 		return
 	}
 	_ = d.cmd.Process.Kill()
-	<-d.ended
+	d.exit = <-d.ended
 	d.cmd = nil
 }
 
@@ -69,7 +70,7 @@ func (d *daemon) stop(ctx context.Context) {
 	patience, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	select {
-	case <-d.ended:
+	case d.exit = <-d.ended:
 		d.cmd = nil
 	case <-patience.Done():
 		d.kill()
