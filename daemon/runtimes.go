@@ -26,6 +26,9 @@ type runtimes struct {
 
 // openRuntimes finds runc, crun and those that the configuration names.
 func openRuntimes(ctx context.Context, c NodeConfig, state string, k *keeper.Keeper, m *metrics) (*runtimes, error) {
+	if err := oci.EndLaunches(ctx, state); err != nil {
+		return nil, err
+	}
 	wanted := map[string]RuntimeConfig{"crun": {}, "runc": {}}
 	maps.Copy(wanted, c.Runtimes)
 	r := &runtimes{byName: map[string]container.Runtime{}}

@@ -39,7 +39,7 @@ func TestBadCommands(t *testing.T) {
 		{125, "relative", "run --rm -v x:relative/target IMAGE true"},
 		{125, "cidfile", "run --rm --cidfile /etc/passwd IMAGE true"},
 		{125, "no-such-image", "run --rm --pull never no-such-image:1 true"},
-		{125, "lower", "run --rm UPPER/case true"},
+		{125, "lower", "run --rm case/UPPER true"},
 		{1, "no such container", "stop not-there"},
 		{1, "no such container", "exec not-there true"},
 		{1, "no image not-there", "rmi not-there"},

@@ -60,23 +60,37 @@ func (n *node) inventory(t *testing.T) []string {
 // same waits until there is on the machine what there was before.
 func (n *node) same(t *testing.T, before []string) {
 	t.Helper()
-	eventually(t, "what is on the machine", func() error {
-		now := n.inventory(t)
-		if slices.Equal(before, now) {
-			return nil
+	eventually(t, "what is on the machine", func() error { return n.changes(t, before) })
+}
+
+func (n *node) changes(t *testing.T, before []string) error {
+	t.Helper()
+	now := n.inventory(t)
+	if slices.Equal(before, now) {
+		return nil
+	}
+	var diff strings.Builder
+	for _, line := range now {
+		if !slices.Contains(before, line) {
+			diff.WriteString("\n  left: " + line)
 		}
-		var diff strings.Builder
-		for _, line := range now {
-			if !slices.Contains(before, line) {
-				diff.WriteString("\n  left: " + line)
-			}
+	}
+	for _, line := range before {
+		if !slices.Contains(now, line) {
+			diff.WriteString("\n  gone: " + line)
 		}
-		for _, line := range before {
-			if !slices.Contains(now, line) {
-				diff.WriteString("\n  gone: " + line)
-			}
-		}
-		return fmt.Errorf("it is not as before:%s", diff.String())
+	}
+	return fmt.Errorf("it is not as before:%s", diff.String())
+}
+
+// pruned is as same, but for blobs and good layers of pulls that failed: they
+// stay for the next try until something is removed.
+func (n *node) pruned(t *testing.T, before []string) {
+	t.Helper()
+	eventually(t, "what is left when images are pruned", func() error {
+		_, err := n.ImagePrune(t.Context(), false, nil)
+		must(t, err)
+		return n.changes(t, before)
 	})
 }
 

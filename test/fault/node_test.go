@@ -3,6 +3,7 @@ package fault
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,7 +23,13 @@ const image = "busybox:latest"
 // program is berth, and archive the image, made once for all tests.
 var program, archive string
 
-func TestMain(m *testing.M) { os.Exit(runAll(m)) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil { // they mostly wait
+		panic(err)
+	}
+	os.Exit(runAll(m))
+}
 
 func runAll(m *testing.M) int {
 	if os.Getuid() != 0 {
@@ -255,9 +262,9 @@ func missing(t *testing.T, what string) {
 // eventually waits until fn has no objection any more.
 func eventually(t testing.TB, what string, fn func() error) {
 	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	end := time.After(15 * time.Second)
+	end := time.After(8 * time.Second)
 	for {
 		err := fn()
 		if err == nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -30,6 +31,25 @@ func (r *Runtime) endLaunch(ctx context.Context, id string, cut bool) error {
 		}
 	}
 	return os.RemoveAll(dir)
+}
+
+// EndLaunches ends what an earlier node was launching when it died, and takes
+// its files away: those who asked for it are gone. A container of which it
+// got that far to make something is left to Delete. It has to be called before
+// anything is launched.
+func EndLaunches(ctx context.Context, state string) error {
+	r := &Runtime{state: state}
+	entries, err := os.ReadDir(filepath.Join(state, ".launch"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, r.endLaunch(ctx, e.Name(), true))
+	}
+	if err != nil {
+		return fmt.Errorf("end what was being launched: %w", err)
+	}
+	return nil
 }
 
 // killStragglers kills the processes whose command line names a file in dir,
