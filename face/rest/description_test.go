@@ -64,6 +64,12 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 	checkReferences(t, text, doc)
+	lawful := regexp.MustCompile(`^[a-zA-Z0-9._-]+$`) // OpenAPI's own rule for names of components
+	for name := range doc.Components.Schemas {
+		if !lawful.MatchString(name) {
+			t.Errorf("schema %q: that is no name for a component", name)
+		}
+	}
 	for _, gone := range []string{"ErrorModel", "$schema", `"Response"`} {
 		if strings.Contains(text, gone) {
 			t.Errorf("the description mentions %s", gone)

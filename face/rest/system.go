@@ -15,7 +15,7 @@ type pruning struct {
 func (r *routes) system() {
 	s := r.server
 	answer(r, "GET /ping", "Ping", "Ask whether the node answers",
-		func(context.Context, *struct{}) (struct{}, error) { return struct{}{}, nil })
+		func(context.Context, *struct{}) (Pong, error) { return Pong{}, nil })
 	answer(r, "GET /version", "Version", "Say what answers",
 		func(context.Context, *struct{}) (spec.Version, error) { return s.System.Version(), nil })
 	answer(r, "GET /info", "Info", "Describe the node",
@@ -49,3 +49,6 @@ func (s *Server) prune(ctx context.Context, in *pruning) (spec.SystemPruned, err
 	out.Images, err = pruned(s.Images.Prune(ctx, in.All, filter))
 	return out, err
 }
+
+// Pong says that the node answers, and no more.
+type Pong struct{}
