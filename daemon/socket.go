@@ -19,14 +19,19 @@ import (
 const maxSocketPath = 107
 
 // listen opens the node's door at path, for root and the members of group.
-// The caller has claimed the state folder, so a socket that is there already
-// is one that a dead node left.
+// errs.Conflict: another node answers there. A socket that nobody answers on is
+// one that a dead node left.
 func listen(ctx context.Context, path, group string, log *slog.Logger) (net.Listener, error) {
 	if len(path) > maxSocketPath {
 		return nil, errs.New(errs.Invalid, "socket %s: the path is longer than %d bytes", path, maxSocketPath)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // its members must reach the socket
 		return nil, fmt.Errorf("socket: %w", err)
+	}
+	var dialer net.Dialer
+	if conn, err := dialer.DialContext(ctx, "unix", path); err == nil {
+		_ = conn.Close()
+		return nil, errs.New(errs.Conflict, "another node answers on %s: stop it, or give this one a socket of its own with --socket", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("socket: %w", err)

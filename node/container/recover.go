@@ -198,7 +198,7 @@ func comesBack(c *spec.Container) bool {
 func (s *Set) recoverExec(v Survivor) {
 	id := v.Process.ID
 	if v.Exit != nil {
-		s.drop(id)
+		s.forget.later(id) // the owner answers only when all are recovered
 		return
 	}
 	if strings.HasPrefix(id, probePrefix) {

@@ -1,6 +1,7 @@
 package fault
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -173,11 +175,27 @@ func output(name string, args ...string) []string {
 	return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })
 }
 
+// explain shows where a node that does not answer hangs.
+func (n *node) explain(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if n.process == nil || n.Ping(ctx) == nil {
+		return
+	}
+	if n.process.Process.Signal(syscall.SIGQUIT) == nil {
+		<-n.ended
+		text := n.log()
+		t.Logf("it does not answer:\n%s", text[max(0, strings.Index(text, "SIGQUIT")):])
+	}
+}
+
 // discard takes a node away with all that there is of it.
 func (n *node) discard(t *testing.T) {
 	text := n.log()
 	if t.Failed() {
 		t.Logf("log of the node:\n%s", text[max(0, len(text)-6000):])
+		n.explain(t)
 	}
 	if strings.Contains(text, "panic:") || strings.Contains(text, "goroutine 1 [") {
 		t.Errorf("the node or its keeper panicked:\n%s", text)
