@@ -60,9 +60,15 @@ func (f *forgetter) flush() {
 	}
 }
 
+// dropTimeout is the most that the keeper may take to forget a process.
+const dropTimeout = 2 * time.Second
+
 // drop makes the owner of the processes forget one, come what may.
 func (s *Set) drop(id string) {
-	if err := s.Processes.Forget(context.WithoutCancel(s.life), id); err != nil {
+	// Not for ever: at the node's end nobody may be left to answer.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), dropTimeout)
+	defer cancel()
+	if err := s.Processes.Forget(ctx, id); err != nil {
 		s.Log.Warn("cannot forget an ended process; will try again", "id", id, "error", err)
 		s.forget.later(id)
 	}
