@@ -22,6 +22,8 @@ import (
 	"strings"
 	"time"
 
+	jsonv1 "github.com/go-json-experiment/json/v1"
+
 	"berth/base/errs"
 	"berth/spec"
 )
@@ -121,7 +123,14 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 	if out == nil {
 		return nil
 	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	// Whole and with version 2 of the package: a list of a hundred containers
+	// is mostly the time to decode it, and this takes a third of it.
+	var body bytes.Buffer
+	body.Grow(int(min(max(resp.ContentLength, 0), 1<<20)) + bytes.MinRead)
+	if _, err = body.ReadFrom(resp.Body); err == nil {
+		err = jsonv1.Unmarshal(body.Bytes(), out)
+	}
+	if err != nil {
 		return c.unreachable(ctx, fmt.Errorf("read the answer: %w", err))
 	}
 	return nil
