@@ -107,6 +107,9 @@ func workDir(r root, s *specs.Spec, in Input) error {
 	if in.Idmap != nil || slices.ContainsFunc(s.Mounts, under) {
 		return nil
 	}
+	if len(cwd) >= unix.PathMax {
+		return errs.New(errs.Invalid, "working directory: its path is longer than %d bytes", unix.PathMax-1)
+	}
 	switch err := r.mkdirAll(cwd); {
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
 		return errs.New(errs.Invalid, "working directory %s: %w", cwd, err)

@@ -17,6 +17,7 @@ import (
 
 	"berth/base/errs"
 	"berth/client"
+	"berth/image/registrytest"
 	"berth/spec"
 )
 
@@ -204,6 +205,29 @@ func TestClientsVanish(t *testing.T) {
 	n.holds(t, files)
 	n.ok(t, "rm", "-f", "c")
 	n.works(t)
+}
+
+// TestPullersVanish kills clients in the middle of a pull that stalls.
+func TestPullersVanish(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	before, held := n.inventory(t), n.held(t)
+	reg := registrytest.New(t)
+	reg.Push(t, "a", "1", small(t))
+	reg.Break(registrytest.Fault{Match: registrytest.Blobs(), Handler: registrytest.Stall(1000)})
+	var clients []*clientProcess
+	for range 5 {
+		clients = append(clients, n.launch(t, "pull", reg.Host()+"/a:1"), n.launch(t, "run", "--rm", reg.Host()+"/a:1"))
+	}
+	for _, c := range clients {
+		c.vanish(t)
+	}
+	n.holds(t, held)
+	n.pruned(t, before)
+	reg.Mend()
+	n.ok(t, "pull", reg.Host()+"/a:1")
+	n.ok(t, "rmi", reg.Host()+"/a:1")
+	n.pruned(t, before)
 }
 
 // clientProcess is a CLI whose output is read.
