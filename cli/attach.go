@@ -41,8 +41,8 @@ func (p *program) attachTo(ctx context.Context, ref string, s streams, sigProxy 
 	if err != nil {
 		return err
 	}
-	if !running(found.State.Status) {
-		return errs.New(errs.Conflict, "%s is %s; start it with berth start -a %s", found.Name, found.State.Status, found.Name)
+	if err := mustRun(found); err != nil {
+		return err
 	}
 	s.tty = found.Config.TTY
 	s.stdin = s.stdin && found.Config.OpenStdin
@@ -59,6 +59,14 @@ func (p *program) attachTo(ctx context.Context, ref string, s streams, sigProxy 
 	}
 	defer restore()
 	p.redraw(ctx, found.ID, s)
+	// One that has ended by now would be attached to for a next run.
+	opts.Ready = func(ctx context.Context) error {
+		now, err := p.node().ContainerGet(ctx, found.ID)
+		if err != nil {
+			return err
+		}
+		return mustRun(now)
+	}
 	exit, err := p.node().Attach(ctx, found.ID, opts)
 	restore()
 	if errors.Is(err, client.ErrDetached) {
@@ -69,6 +77,13 @@ func (p *program) attachTo(ctx context.Context, ref string, s streams, sigProxy 
 		return err
 	}
 	return p.ended(exit)
+}
+
+func mustRun(c spec.Container) error {
+	if running(c.State.Status) {
+		return nil
+	}
+	return errs.New(errs.Conflict, "%s is %s; start it with berth start -a %s", c.Name, c.State.Status, c.Name)
 }
 
 // redraw makes what runs in the terminal paint it again: it does when the

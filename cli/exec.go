@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -71,11 +70,7 @@ func (e *execVerb) start(ctx context.Context, ref string) error {
 		return err
 	}
 	if e.config.Detach {
-		if err := e.node().ExecDetached(ctx, made.ID); err != nil {
-			return err
-		}
-		fmt.Fprintln(e.stdout, made.ID)
-		return nil
+		return e.node().ExecDetached(ctx, made.ID)
 	}
 	ctx, stop := hangUp(ctx)
 	defer stop()

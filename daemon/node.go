@@ -282,7 +282,7 @@ func (n *node) openContainers(ctx context.Context) error {
 	}
 	n.containers, err = container.Open(ctx, container.Config{
 		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: boot,
-		Images: n.images, Snapshots: n.snapshots, Networks: n.networks, Volumes: n.volumes,
+		Images: n.images, Snapshots: n.snapshots, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events},
 		Events: n.events, Meter: meter, Processes: n.keeper,
 		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host, CgroupParent: n.cgroup(),
 		Idmap: &n.host.Remap, Remap: n.config.RemapUsers,
@@ -324,7 +324,7 @@ func (n *node) survivors() ([]container.Survivor, error) {
 func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	n.metrics.registry.MustRegister(newCensus(ctx, n.containers, n.log))
 	face := &rest.Server{
-		Containers: n.containers, Images: n.images, Networks: n.networks, Volumes: n.volumes, Events: n.bus,
+		Containers: n.containers, Images: n.images, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events}, Events: n.bus,
 		System: n, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),
 	}
 	return serveHTTP(ctx, listener, face.Handler())

@@ -24,6 +24,7 @@ type Subnet struct {
 // Network is a network of a node.
 type Network struct {
 	ID        string        `json:"id"`
+	Name      string        `json:"name" doc:"as in its config"`
 	Created   time.Time     `json:"created"`
 	Config    NetworkConfig `json:"config"`
 	Interface string        `json:"interface,omitempty" doc:"the bridge on the host"`

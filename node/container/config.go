@@ -69,6 +69,9 @@ func (s *Set) pin(mode string) (string, error) {
 
 // check fails with errs.Invalid where the config can never work.
 func (s *Set) check(config spec.ContainerConfig) error {
+	if err := checkWorkDir(config.WorkDir); err != nil {
+		return err
+	}
 	if s.Runtimes[config.Runtime] == nil {
 		return errs.New(errs.Invalid, "there is no runtime named %q; there are %s", config.Runtime, strings.Join(slices.Sorted(maps.Keys(s.Runtimes)), ", "))
 	}
@@ -93,6 +96,13 @@ func (s *Set) check(config spec.ContainerConfig) error {
 		return err
 	}
 	return checkMounts(config.Mounts)
+}
+
+func checkWorkDir(dir string) error {
+	if dir != "" && !path.IsAbs(dir) {
+		return errs.New(errs.Invalid, "the working directory %q is not an absolute path", dir)
+	}
+	return nil
 }
 
 func checkRestart(p spec.RestartPolicy, autoRemove bool) error {

@@ -60,6 +60,9 @@ func (s *Set) CreateExec(_ context.Context, ref string, config spec.ExecConfig) 
 	if len(config.Command) == 0 || config.Command[0] == "" {
 		return spec.Exec{}, errs.New(errs.Invalid, "exec in container %s: no command", c.name())
 	}
+	if err := checkWorkDir(config.WorkDir); err != nil {
+		return spec.Exec{}, err
+	}
 	if err := running(c.get()); err != nil {
 		return spec.Exec{}, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -34,7 +35,7 @@ func (s *Set) Load(ctx context.Context, r io.Reader, progress func(spec.Progress
 			return images, fmt.Errorf("load image %s: %w", one.Target.Digest, err)
 		}
 		images = append(images, image)
-		s.Notify("load", image.ID, "")
+		s.Notify("load", image.ID, strings.Join(image.Names, " "))
 	}
 	return images, nil
 }

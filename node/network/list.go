@@ -22,8 +22,8 @@ const (
 
 func plainNetworks() []spec.Network {
 	return []spec.Network{
-		{ID: hostID, Builtin: true, Config: spec.NetworkConfig{Name: Host, Driver: "host"}, Endpoints: []spec.Endpoint{}},
-		{ID: noneID, Builtin: true, Config: spec.NetworkConfig{Name: None, Driver: "null"}, Endpoints: []spec.Endpoint{}},
+		{ID: hostID, Name: Host, Builtin: true, Config: spec.NetworkConfig{Name: Host, Driver: "host"}, Endpoints: []spec.Endpoint{}},
+		{ID: noneID, Name: None, Builtin: true, Config: spec.NetworkConfig{Name: None, Driver: "null"}, Endpoints: []spec.Endpoint{}},
 	}
 }
 
@@ -39,7 +39,7 @@ func (s *Set) all() []spec.Network {
 				continue // ours was first
 			}
 			id := cniID(conf.Name)
-			list = append(list, spec.Network{ID: id, Config: spec.NetworkConfig{Name: conf.Name, Driver: "cni"}, Endpoints: s.endpointsOn(id)})
+			list = append(list, spec.Network{ID: id, Name: conf.Name, Config: spec.NetworkConfig{Name: conf.Name, Driver: "cni"}, Endpoints: s.endpointsOn(id)})
 		}
 	}
 	slices.SortFunc(list, func(a, b spec.Network) int { return cmp.Compare(a.Config.Name, b.Config.Name) })
@@ -47,7 +47,7 @@ func (s *Set) all() []spec.Network {
 }
 
 func (s *Set) describe(n *network) spec.Network {
-	return spec.Network{ID: n.id, Created: n.created, Config: n.config, Interface: n.bridge, Builtin: n.builtin(), Endpoints: s.endpointsOn(n.id)}
+	return spec.Network{ID: n.id, Name: n.config.Name, Created: n.created, Config: n.config, Interface: n.bridge, Builtin: n.builtin(), Endpoints: s.endpointsOn(n.id)}
 }
 
 func (s *Set) endpointsOn(network string) []spec.Endpoint {
