@@ -125,13 +125,13 @@ cd /var/lib/berth/blobs/sha256 && for f in *; do
 done`); code != 0 {
 		t.Errorf("blobs: %s", out)
 	}
-	// Every image runs whole, every container starts, and can be removed.
+	// Every container starts, every image runs whole, and all can be removed.
 	if out, code := g.Try(t, `
-for i in $(berth images --format '{{.Repository}}:{{.Tag}}'); do
-	berth run --rm --network none $i sh -c '[ ! -e /sums ] || sha256sum -c -s /sums' || { echo "image $i"; exit 1; }
-done
 for c in $(berth ps -a --format '{{.Names}}'); do
 	berth start $c || { echo "container $c"; exit 1; }
+done
+for i in $(berth images -q --no-trunc); do
+	berth run --rm --network none $i sh -c '[ ! -e /sums ] || sha256sum -c -s /sums' || { echo "image $i"; exit 1; }
 done
 berth rm -f $(berth ps -aq)`); code != 0 {
 		t.Errorf("what is left does not run: %s\n%s", out, g.Run(t, "tail -n 20 /var/log/node.log"))
@@ -179,12 +179,14 @@ func outcome(said string, made []string, removing, removed string) (have, gone [
 // it does not know of.
 func leaveNothing(t *testing.T, g *vm.Guest) {
 	t.Helper()
-	g.Run(t, "berth system prune -a -f --volumes >/dev/null; berth rmi -f $(berth images -aq) 2>/dev/null; [ -z \"$(berth images -q)$(berth ps -aq)$(berth volume ls -q)\" ]")
 	out := g.Run(t, `
+berth system prune -a -f --volumes >/dev/null
+berth volume prune -a -f >/dev/null
+berth ps -a -q; berth images -q; berth volume ls -q
 n=0
 left() {
 	cd /var/lib/berth
-	find blobs -type f; find layers -mindepth 1 -maxdepth 1 ! -name empty; find pending logs volumes -mindepth 1 -maxdepth 1 2>/dev/null
+	find blobs/sha256 -type f; find layers -mindepth 1 -maxdepth 1 ! -name empty; find pending logs volumes -mindepth 1 -maxdepth 1 2>/dev/null
 	ls /run/berth/netns /run/berth/containers 2>/dev/null | grep -v ':$'
 	find /sys/fs/cgroup/berth -mindepth 1 -type d ! -name keeper
 	grep -E 'overlay|netns' /proc/mounts

@@ -367,3 +367,34 @@ func TestDiffFollowsNoLink(t *testing.T) {
 	<-done
 	must(t, s.Close())
 }
+
+// A record that reached the disk before the folders it names is not the end of
+// its snapshot: it comes back as it was made.
+func TestLostUpper(t *testing.T) {
+	needRoot(t)
+	for _, lost := range []string{"", "fs"} {
+		dir := t.TempDir()
+		s := open(t, dir)
+		layer(t, s, "base", "", map[string]string{"file": "base"})
+		was := folders(t, dir)
+		_, err := s.Prepare(t.Context(), "work", "base", nil)
+		must(t, err)
+		must(t, s.Close())
+		for _, id := range folders(t, dir) {
+			if id != was[0] {
+				must(t, os.RemoveAll(filepath.Join(dir, "layers", id, lost)))
+			}
+		}
+
+		s = open(t, dir)
+		target := t.TempDir()
+		must(t, s.Mount(t.Context(), "work", target))
+		body, err := os.ReadFile(filepath.Join(target, "file"))
+		if err != nil || string(body) != "base" {
+			t.Errorf("without %q: %q, %v", lost, body, err)
+		}
+		must(t, os.WriteFile(filepath.Join(target, "new"), nil, 0o600))
+		must(t, s.Unmount(t.Context(), target))
+		must(t, s.Close())
+	}
+}

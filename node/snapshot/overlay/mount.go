@@ -183,14 +183,14 @@ func (s *Store) mountByDescriptors(st stack, target string) error {
 		set = func(name, layer string) error { return setLayer(fsfd, shifted, name, layer) }
 	}
 	if err := configure(fsfd, st, set); err != nil {
-		return err
+		return shiftless(st, err)
 	}
 	create := unix.FsconfigCreate
 	if st.uids != nil {
 		create = func(fsfd int) error { return s.createShifted(fsfd, st.uids, st.gids) }
 	}
 	if err := create(fsfd); err != nil {
-		return fmt.Errorf("overlayfs on %d lowers: %w%s", len(st.lowers), err, kernelSays(fsfd))
+		return shiftless(st, fmt.Errorf("overlayfs on %d lowers: %w%s", len(st.lowers), err, kernelSays(fsfd)))
 	}
 	attr := 0
 	if st.upper == "" {
@@ -236,6 +236,15 @@ func configure(fsfd int, st stack, set func(name, layer string) error) error {
 		}
 	}
 	return nil
+}
+
+// shiftless says plainly that a mount failed for what only newer kernels have:
+// layers named by descriptors (6.13), and out of a detached mount (6.15).
+func shiftless(st stack, err error) error {
+	if st.uids != nil && isAny(err, unix.EOPNOTSUPP, unix.EINVAL) {
+		return errs.New(errs.Unsupported, "overlayfs of this kernel cannot shift the owners of layers; Linux 6.15 can: %w", err)
+	}
+	return err
 }
 
 // short is the path of a layer in at most the 255 bytes that fsconfig takes.

@@ -134,6 +134,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if s.dirfd, err = unix.Open(s.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open snapshots: %s: %w", s.dir, err)
 	}
+	s.remakeUppers()
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.sweeper.init()

@@ -147,3 +147,29 @@ func (s *Store) makeUpper(rec *record) error {
 	}
 	return nil
 }
+
+// remakeUppers makes the folders again that Active snapshots have lost. A
+// record may reach the disk before the folders that were made for it, because
+// a loss of power takes back what was not synced; what was written in them is
+// gone with them.
+func (s *Store) remakeUppers() {
+	for _, rec := range s.byKey {
+		if rec.Kind != snapshot.KindActive || s.hasUpper(rec.ID) {
+			continue
+		}
+		s.log.Warn("what was written to a snapshot was lost with the power", "key", rec.Key)
+		err := os.RemoveAll(filepath.Join(s.dir, rec.ID))
+		if err == nil {
+			err = s.makeUpper(rec)
+		}
+		if err != nil {
+			s.log.Error("the folders of a snapshot cannot be made again", "key", rec.Key, "error", err)
+		}
+	}
+}
+
+func (s *Store) hasUpper(id string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(s.dirfd, id+"/fs", &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		unix.Fstatat(s.dirfd, id+"/work", &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+}
