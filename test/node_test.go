@@ -219,7 +219,13 @@ func (n *node) discard(t testing.TB) {
 	n.eventually(t, "nothing of containers is left", n.left)
 	n.Close()
 	_ = n.process.Process.Signal(syscall.SIGTERM)
-	<-n.ended
+	select {
+	case <-n.ended:
+	case <-time.After(15 * time.Second):
+		_ = n.process.Process.Signal(syscall.SIGQUIT) // it says where it hangs
+		<-n.ended
+		t.Errorf("the node did not end within 15 s of TERM:\n%s", n.log())
+	}
 	if pid := n.keeper(); pid > 1 {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}

@@ -84,6 +84,10 @@ func TestContainersSurviveTheNode(t *testing.T) {
 			t.Errorf("container %s is %s, want running %s", name, got, want)
 		}
 	}
+	n.eventually(t, "the port answers again", answers)
+	if got := "http://" + n.must(t, "port", "web", "80"); got != address {
+		t.Errorf("the port is now %s, was %s", got, address)
+	}
 	if got := n.must(t, "exec", "c7", "echo", "works"); got != "works" {
 		t.Errorf("exec says %q", got)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"berth/base/errs"
 	"berth/node/bundle"
+	"berth/node/network"
 	"berth/node/snapshot"
 	"berth/spec"
 )
@@ -90,6 +91,9 @@ func (s *Set) check(config spec.ContainerConfig) error {
 		return err
 	}
 	if err := checkNamespaces(config); err != nil {
+		return err
+	}
+	if err := network.CheckChoice(config.Network); err != nil {
 		return err
 	}
 	if _, err := bundle.Resources(config.Resources, s.Host); err != nil {

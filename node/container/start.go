@@ -335,7 +335,8 @@ func logFile(c *spec.Container) LogFile {
 // save makes the container's record durable where something hangs on it, and
 // else notes it.
 func (s *Set) save(ctx context.Context, c *container) error {
-	if c.get().Config.Restart.Name != "no" {
+	// A network's own record of the container is written along with ours.
+	if view := c.get(); view.Config.Restart.Name != "no" || len(view.Networks) > 0 {
 		return s.db.write(ctx, c)
 	}
 	s.db.note(c)
