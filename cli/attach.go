@@ -9,6 +9,7 @@ import (
 	"berth/base/errs"
 	"berth/cli/terminal"
 	"berth/client"
+	"berth/spec"
 )
 
 func (p *program) attach() *cobra.Command {
