@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -127,7 +128,7 @@ func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool)
 
 // Prune removes the images that have no name, or with all those that no
 // container uses. filter: as List, of which label, label! and until make
-// sense.
+// sense. Downloads that were broken off go too.
 func (s *Set) Prune(ctx context.Context, all bool, filter spec.Filter) (spec.Pruned, error) {
 	pruned := spec.Pruned{Removed: []string{}}
 	fits, err := s.compile(filter)
@@ -146,6 +147,9 @@ func (s *Set) Prune(ctx context.Context, all bool, filter spec.Filter) (spec.Pru
 	}
 	slices.Sort(pruned.Removed)
 	pruned.Reclaimed, err = s.Collect(ctx)
+	failed = errors.Join(failed, err)
+	partial, err := s.Blobs.Sweep(time.Now()) // downloads that were broken off and nobody took up again
+	pruned.Reclaimed += partial
 	s.Notify("prune", "", "")
 	return pruned, errors.Join(failed, err)
 }

@@ -222,6 +222,7 @@ func TestPullersVanish(t *testing.T) {
 	for _, c := range clients {
 		c.vanish(t)
 	}
+	reg.CloseClientConnections() // the idle ones; the node would keep them for half a minute
 	n.holds(t, held)
 	n.pruned(t, before)
 	reg.Mend()

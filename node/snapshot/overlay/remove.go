@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,7 +49,11 @@ func (s *Store) sweep(ctx context.Context) {
 		}
 		if err := s.db.Update(ctx, func(*kv.Tx) error { return nil }); err != nil {
 			if ctx.Err() == nil {
-				s.log.ErrorContext(ctx, "layers are kept for the next start to delete", "layers", len(ids), "error", err)
+				s.log.ErrorContext(ctx, "layers wait to be deleted", "layers", len(ids), "error", err)
+			}
+			s.sweeper.add(ids...)
+			if !rest(ctx) {
+				return
 			}
 			continue
 		}
@@ -57,6 +62,22 @@ func (s *Store) sweep(ctx context.Context) {
 				s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", err)
 			}
 		}
+	}
+}
+
+// sweepPause is how long sweep waits when records cannot be written: the disk
+// may be full, and somebody may make room.
+const sweepPause = time.Second
+
+// rest waits a little; it returns false when ctx is done.
+func rest(ctx context.Context) bool {
+	timer := time.NewTimer(sweepPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
