@@ -191,12 +191,14 @@ func TestClientsVanish(t *testing.T) {
 			c.vanish(t)
 		}
 	}
-	// The containers that ran are there still: nobody told them to end.
+	// What run -i started ends with its input, and is removed.
 	all, err := n.ContainerList(t.Context(), true, nil)
 	must(t, err)
 	for _, c := range all {
 		if c.Name != "c" {
-			must(t, n.ContainerRemove(t.Context(), c.ID, true, true))
+			if err := n.ContainerRemove(t.Context(), c.ID, true, true); err != nil && !errors.Is(err, errs.NotFound) {
+				t.Error(err)
+			}
 		}
 	}
 	// An exec goes on without its client, as with docker, and ends with its
