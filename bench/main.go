@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull")
 	sides := flags.String("sides", "", "only the sides that match: containerd, berth")
 	flags.IntVar(&s.once, "n", 40, "containers from create to removed, on each side")
-	flags.IntVar(&s.bursts, "bursts", 3, "bursts on each side")
+	flags.IntVar(&s.bursts, "bursts", 5, "bursts on each side")
 	flags.IntVar(&s.containers, "containers", 100, "containers of a burst")
 	flags.IntVar(&s.atOnce, "at-once", 10, "of these at a time")
 	flags.IntVar(&s.lists, "lists", 20, "lists and statistics in each burst")
