@@ -137,8 +137,8 @@ func checkNamespaces(config spec.ContainerConfig) error {
 		}
 	}
 	mode := config.Network.Mode
-	if mode == "host" && config.UTSMode != "host" && config.Domainname != "" && config.Hostname == "" {
-		return nil
+	if config.UTSMode == "host" && (config.Hostname != "" || config.Domainname != "") {
+		return errs.New(errs.Invalid, "a container in the host's UTS namespace cannot have a hostname of its own")
 	}
 	if strings.HasPrefix(mode, sharedPrefix) && (len(config.Network.Ports) > 0 || config.Network.PublishAll) {
 		return errs.New(errs.Invalid, "a container on another's network cannot publish ports of its own")
