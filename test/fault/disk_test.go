@@ -46,7 +46,7 @@ func (n *node) fill(t *testing.T, leave int64) (free func()) {
 	size := int64(0)
 	for piece := int64(16 << 20); piece >= 4096; {
 		must(t, unix.Statfs(n.root, &fs))
-		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil { //nolint:unconvert // not everywhere
+		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
 			piece /= 2
 			continue
 		}

@@ -112,6 +112,8 @@ func TestKeeperKilled(t *testing.T) {
 		n.killKeeper(t)
 		n.ok(t, "exec", "c", "true")
 	}
+	n.stop(t)
+	n.start(t)
 	n.ok(t, "stop", "c")
 	if got := n.ok(t, "inspect", "--format", "{{.State.ExitCode}}", "c"); got != "7" {
 		t.Errorf("exit code %s", got)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -91,11 +92,7 @@ func (n *node) events(t *testing.T) func() map[string]int {
 	return func() map[string]int {
 		mu.Lock()
 		defer mu.Unlock()
-		copied := map[string]int{}
-		for action, count := range counts {
-			copied[action] = count
-		}
-		return copied
+		return maps.Clone(counts)
 	}
 }
 
