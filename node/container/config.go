@@ -129,12 +129,18 @@ func checkRestart(p spec.RestartPolicy, autoRemove bool) error {
 }
 
 func checkNamespaces(config spec.ContainerConfig) error {
+	if mode := config.CgroupMode; mode != "" && mode != "private" && mode != "host" {
+		return errs.New(errs.Invalid, "cgroup namespace %q: want private or host", mode)
+	}
 	for name, mode := range map[string]string{"pid": config.PIDMode, "ipc": config.IPCMode, "uts": config.UTSMode} {
 		shared := strings.HasPrefix(mode, sharedPrefix) && name != "uts"
 		private := mode == "" || mode == "private" || name == "ipc" && (mode == "shareable" || mode == "none")
 		if !shared && !private && mode != "host" {
 			return errs.New(errs.Invalid, "%s namespace %q: want nothing, host or container:<id>", name, mode)
 		}
+	}
+	if mode := config.CgroupMode; mode != "" && mode != "private" && mode != "host" {
+		return errs.New(errs.Invalid, "cgroup namespace %q: want private or host", mode)
 	}
 	mode := config.Network.Mode
 	if config.UTSMode == "host" && (config.Hostname != "" || config.Domainname != "") {

@@ -86,6 +86,10 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 	if err != nil {
 		return err
 	}
+	// A loss of power may have left the record and not the folder.
+	if err := os.MkdirAll(filepath.Dir(want.LogPath), 0o700); err != nil {
+		return fmt.Errorf("folder of the log: %w", err)
+	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
 	running, ran := span.Start(ctx, "run", "runtime", runtime.Name())
 	process, err := runtime.Run(running, Launch{
