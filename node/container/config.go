@@ -139,9 +139,6 @@ func checkNamespaces(config spec.ContainerConfig) error {
 			return errs.New(errs.Invalid, "%s namespace %q: want nothing, host or container:<id>", name, mode)
 		}
 	}
-	if mode := config.CgroupMode; mode != "" && mode != "private" && mode != "host" {
-		return errs.New(errs.Invalid, "cgroup namespace %q: want private or host", mode)
-	}
 	mode := config.Network.Mode
 	if config.UTSMode == "host" && (config.Hostname != "" || config.Domainname != "") {
 		return errs.New(errs.Invalid, "a container in the host's UTS namespace cannot have a hostname of its own")
