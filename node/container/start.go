@@ -158,6 +158,10 @@ func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made fu
 	if err := os.MkdirAll(s.rootDir(c.id), 0o711); err != nil {
 		return made, err
 	}
+	// The log's folder may have gone with the power, soon after create.
+	if err := os.MkdirAll(s.logDir(c.id), 0o700); err != nil {
+		return made, err
+	}
 	var root string
 	var rootErr, wireErr error
 	var both sync.WaitGroup
