@@ -127,7 +127,7 @@ done`); code != 0 {
 	}
 	// Every container starts, every image runs whole, and all can be removed.
 	if out, code := g.Try(t, `
-for c in $(berth ps -a --format '{{.Names}}'); do
+for c in $(berth ps -a --format '{{.Names}}' | grep '^[cd][0-9]'); do
 	berth start $c || { echo "container $c"; exit 1; }
 done
 for i in $(berth images -q --no-trunc); do

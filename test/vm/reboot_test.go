@@ -84,8 +84,8 @@ done`)
 		// What was to be removed at its end is gone, its volume too.
 		g.Run(t, `
 n=0
-while berth inspect passing >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 60 ] || exit 1; sleep 0.5; done
-[ "$(berth volume ls -q)" = data ]`)
+while berth inspect passing >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 60 ] || { berth inspect passing; tail -n 30 /var/log/node.log; exit 1; }; sleep 0.5; done
+[ "$(berth volume ls -q)" = data ] || { berth volume inspect $(berth volume ls -q); tail -n 30 /var/log/node.log; exit 1; }`)
 	}
 	g.Off(t)
 	check("2")
