@@ -65,7 +65,7 @@ END
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("the cuts come after random waits of seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // no secret
-	for cut, marker := range []string{"churn: pull ", "churn: removing ", "churn: started ", "churn: unnaming "} {
+	for cut, marker := range []string{"churn: pull ", "churn: removing ", "churn: started "} {
 		g.Run(t, fmt.Sprintf("setsid sh /churn.sh %d00 &", cut+1))
 		g.Wait(t, fmt.Sprintf("churn: round %d02\n", cut+1), 2*time.Minute)
 		g.WaitAgain(t, marker, 2*time.Minute)

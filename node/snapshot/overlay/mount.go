@@ -241,7 +241,7 @@ func configure(fsfd int, st stack, set func(name, layer string) error) error {
 // shiftless says plainly that a mount failed for what only newer kernels have:
 // layers named by descriptors (6.13), and out of a detached mount (6.15).
 func shiftless(st stack, err error) error {
-	if st.uids != nil && isAny(err, unix.EOPNOTSUPP, unix.EINVAL) {
+	if st.uids != nil && isAny(err, unix.EOPNOTSUPP, unix.EINVAL, unix.EBADF) {
 		return errs.New(errs.Unsupported, "overlayfs of this kernel cannot shift the owners of layers; Linux 6.15 can: %w", err)
 	}
 	return err
