@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"fmt"
+
 	"github.com/spf13/pflag"
 
 	"berth/cli/option"
@@ -35,16 +37,21 @@ func (r *resourceFlags) resources() (spec.Resources, error) {
 		CpusetCPUs: r.cpusetCPUs, CpusetMems: r.cpusetMems,
 		Pids: r.pids, BlkioWeight: r.blkioWeight,
 	}
-	var err error
-	for _, step := range []func(){
-		func() { out.Memory, err = option.Bytes(r.memory) },
-		func() { out.MemoryReservation, err = option.Bytes(r.memoryReservation) },
-		func() { out.MemorySwap, err = option.SwapBytes(r.memorySwap) },
-		func() { out.NanoCPUs, err = option.NanoCPUs(r.cpus) },
+	for _, flag := range []struct {
+		name, text string
+		read       func(string) (int64, error)
+		into       *int64
+	}{
+		{"memory", r.memory, option.Bytes, &out.Memory},
+		{"memory-reservation", r.memoryReservation, option.Bytes, &out.MemoryReservation},
+		{"memory-swap", r.memorySwap, option.SwapBytes, &out.MemorySwap},
+		{"cpus", r.cpus, option.NanoCPUs, &out.NanoCPUs},
 	} {
-		if step(); err != nil {
-			return spec.Resources{}, err
+		n, err := flag.read(flag.text)
+		if err != nil {
+			return spec.Resources{}, fmt.Errorf("--%s: %w", flag.name, err)
 		}
+		*flag.into = n
 	}
 	return out, nil
 }

@@ -8,6 +8,7 @@ import (
 
 func (p *program) save() *cobra.Command {
 	var output, format string
+	formats := []string{"docker-archive", "oci-archive"}
 	cmd := &cobra.Command{
 		Use:   "save [OPTIONS] IMAGE...",
 		Short: "Write images to an archive",
@@ -15,6 +16,9 @@ func (p *program) save() *cobra.Command {
   berth save --format oci-archive alpine | zstd > alpine.tar.zst`,
 		Args: arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("format", format, formats...); err != nil {
+				return err
+			}
 			err := p.toFile(output, func(w io.Writer) error {
 				return p.node().ImageSave(cmd.Context(), args, format, w)
 			})
@@ -27,6 +31,6 @@ func (p *program) save() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to a file instead of stdout")
 	cmd.Flags().StringVar(&format, "format", "docker-archive", "docker-archive or oci-archive")
-	completeFlag(cmd, "format", completeWords("docker-archive", "oci-archive"))
+	completeFlag(cmd, "format", completeWords(formats...))
 	return cmd
 }

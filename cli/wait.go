@@ -15,6 +15,7 @@ import (
 
 func (p *program) wait() *cobra.Command {
 	var condition string
+	conditions := []string{client.NotRunning, client.NextExit, client.Removed}
 	cmd := &cobra.Command{
 		Use:   "wait [OPTIONS] CONTAINER...",
 		Short: "Wait until containers have ended and print their exit codes",
@@ -22,12 +23,15 @@ func (p *program) wait() *cobra.Command {
   berth wait --condition removed job`,
 		Args: arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := oneOf("condition", condition, conditions...); err != nil {
+				return err
+			}
 			return p.waitFor(cmd.Context(), args, condition)
 		},
 		ValidArgsFunction: completeAll(-1, p.containersThat(running)),
 	}
 	cmd.Flags().StringVar(&condition, "condition", client.NotRunning, "what to wait for: not-running, next-exit or removed")
-	completeFlag(cmd, "condition", completeWords(client.NotRunning, client.NextExit, client.Removed))
+	completeFlag(cmd, "condition", completeWords(conditions...))
 	return cmd
 }
 
