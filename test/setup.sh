@@ -38,6 +38,9 @@ if [ "$want" = test ]; then
 	need runsc runsc
 	need gcc gcc
 	need e2fsck e2fsprogs
+	need fsck.erofs erofs-utils
+	need mkfs.btrfs btrfs-progs
+	need mkfs.xfs xfsprogs
 	[ -x /usr/lib/cni/bridge ] || packages+=(containernetworking-plugins)
 fi
 if [ ${#packages[@]} -gt 0 ]; then

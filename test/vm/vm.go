@@ -36,7 +36,7 @@ const (
 
 // modules are loaded by every guest where they are not built in.
 var modules = []string{
-	"virtio_pci", "virtio_blk", "overlay", "bfq", "veth", "bridge", "tun", "erofs", "loop",
+	"virtio_pci", "virtio_blk", "overlay", "bfq", "veth", "bridge", "tun", "erofs", "loop", "fuse",
 	"nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
 	"nft_fib", "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_numgen", "nf_conntrack_netlink", "br_netfilter",
 }
@@ -103,7 +103,7 @@ func NewDisk(t *testing.T, megabytes int, script string, files map[string]string
 	}
 	d := &Disk{filepath.Join(t.TempDir(), "disk.img")}
 	run(t, "truncate", "-s", fmt.Sprintf("%dM", megabytes), d.path)
-	run(t, "mkfs.ext4", "-q", "-F", "-d", root, "-E", "lazy_itable_init=1,lazy_journal_init=1", d.path)
+	run(t, "mkfs.ext4", "-q", "-F", "-O", "verity", "-d", root, "-E", "lazy_itable_init=1,lazy_journal_init=1", d.path)
 	return d
 }
 

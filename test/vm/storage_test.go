@@ -1,0 +1,61 @@
+package vm_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/test/vm"
+)
+
+// The suite of node/snapshot on other kernels: each rung of the ladder where
+// the kernel carries it.
+func TestStorage(t *testing.T) {
+	for kernel, suites := range map[vm.Kernel][]suite{
+		vm.Linux612: {{"node/snapshot/overlay", "^TestSuite$"}},
+		vm.Linux61:  {{"node/snapshot/overlay", "^TestSuite$"}},
+	} {
+		t.Run(string(kernel), func(t *testing.T) {
+			t.Parallel()
+			files := map[string]string{}
+			var script strings.Builder
+			script.WriteString("export TMPDIR=/var/lib HOME=/root\n")
+			for _, s := range suites {
+				name := filepath.Base(s.room) + ".test"
+				files["suite/"+name] = s.build(t)
+				fmt.Fprintf(&script, "echo suite: %[1]s; (cd /suite && ./%[1]s -test.v -test.timeout 4m -test.run '%[2]s') && echo suite: %[1]s passed\n", name, s.run)
+			}
+			g := vm.Boot(t, kernel, vm.NewDisk(t, 2048, script.String(), files), "")
+			g.WaitEnd(t, 10*time.Minute)
+			for name := range files {
+				if !strings.Contains(g.Output(), "suite: "+filepath.Base(name)+" passed\n") {
+					t.Errorf("%s failed on Linux %s:\n%s", name, kernel, g.Output())
+				}
+			}
+			for line := range strings.Lines(g.Output()) {
+				if strings.Contains(line, "--- SKIP") {
+					t.Logf("skipped there: %s", strings.TrimSpace(line))
+				}
+			}
+		})
+	}
+}
+
+// suite is tests of one package.
+type suite struct{ room, run string }
+
+// build compiles them to one program that needs nothing of the guest.
+func (s suite) build(t *testing.T) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), filepath.Base(s.room)+".test")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags", "-s -w", "-o", out, "berth/"+s.room) //nolint:gosec // a test's own command
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the tests of %s: %v\n%s", s.room, err, said)
+	}
+	return out
+}
