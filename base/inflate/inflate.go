@@ -50,6 +50,8 @@ type Reader struct {
 	sum   uint32
 	size  uint32
 
+	marking marking
+
 	lit, dist, pre tables
 	codes          codes
 	lengths        [maxLit + maxDist]uint8
@@ -57,11 +59,15 @@ type Reader struct {
 
 // NewReader reads the header of the first member.
 func NewReader(src io.Reader) (*Reader, error) {
-	r := &Reader{src: src, in: make([]byte, inSize+padding), out: make([]byte, history+fresh+longest+slack), codes: newCodes()}
+	r := newReader(src)
 	if err := r.header(); err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+func newReader(src io.Reader) *Reader {
+	return &Reader{src: src, in: make([]byte, inSize+padding), out: make([]byte, history+fresh+longest+slack), codes: newCodes()}
 }
 
 // Read implements io.Reader.
@@ -86,6 +92,7 @@ func (r *Reader) fill() {
 		keep := r.w - history
 		copy(r.out, r.out[keep:r.w])
 		r.base = max(0, r.base-keep)
+		r.marking.gone += int64(keep)
 		r.w, r.read = history, history
 	}
 	from := r.w
@@ -131,6 +138,7 @@ func (r *Reader) more() error {
 	for r.end < atLeast && r.srcErr == nil {
 		n, err := r.src.Read(r.in[r.end:inSize])
 		r.end += n
+		r.marking.got += int64(n)
 		r.srcErr = err
 		if empty++; n > 0 {
 			empty = 0
@@ -186,6 +194,9 @@ func (r *Reader) take(n uint) (uint32, error) {
 func (r *Reader) block() error {
 	if r.last {
 		return io.EOF
+	}
+	if r.marking.mark != nil {
+		r.checkpoint()
 	}
 	head, err := r.take(3)
 	if err != nil {

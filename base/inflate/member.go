@@ -99,6 +99,10 @@ func (r *Reader) trailer() error {
 	if err != nil {
 		return err
 	}
+	if r.marking.resumed {
+		r.marking.resumed = false
+		return nil
+	}
 	if sum != r.sum || size != r.size {
 		return damaged("a gzip checksum or size that is not the content's")
 	}
