@@ -103,7 +103,7 @@ func NewDisk(t *testing.T, megabytes int, script string, files map[string]string
 	}
 	d := &Disk{filepath.Join(t.TempDir(), "disk.img")}
 	run(t, "truncate", "-s", fmt.Sprintf("%dM", megabytes), d.path)
-	run(t, "mkfs.ext4", "-q", "-F", "-O", "verity", "-d", root, "-E", "lazy_itable_init=1,lazy_journal_init=1", d.path)
+	run(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "verity", "-d", root, "-E", "lazy_itable_init=1,lazy_journal_init=1", d.path)
 	return d
 }
 
