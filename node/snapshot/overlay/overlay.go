@@ -29,6 +29,7 @@ package overlay
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -42,6 +43,7 @@ import (
 
 	"berth/base/errs"
 	"berth/base/kv"
+	"berth/node/folder"
 	"berth/node/snapshot"
 )
 
@@ -212,7 +214,7 @@ func (s *Store) leftovers() ([]string, error) {
 		name := e.Name()
 		n, err := parseID(name)
 		switch {
-		case strings.HasPrefix(name, asidePrefix):
+		case folder.IsAside(name):
 		case err != nil || name == emptyFolder || named[name]:
 			continue
 		default:
@@ -324,6 +326,11 @@ func full(err error) error {
 		return errs.New(errs.Exhausted, "%w", err)
 	}
 	return err
+}
+
+func isAny(err error, kinds ...unix.Errno) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno) && slices.Contains(kinds, errno)
 }
 
 // readUmask asks the kernel, for umask(2) can only ask by changing it.

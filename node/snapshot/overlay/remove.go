@@ -3,15 +3,12 @@ package overlay
 import (
 	"context"
 	"fmt"
-	"os"
-	"strconv"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"berth/base/errs"
 	"berth/base/kv"
+	"berth/node/folder"
 	"berth/node/snapshot"
 )
 
@@ -58,7 +55,7 @@ func (s *Store) sweep(ctx context.Context) {
 			continue
 		}
 		for _, id := range ids {
-			if err := s.delete(ctx, id); err != nil && ctx.Err() == nil {
+			if err := folder.Remove(ctx, s.dirfd, id); err != nil && ctx.Err() == nil {
 				s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", err)
 			}
 		}
@@ -79,80 +76,6 @@ func rest(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// delete deletes the folder of id; none is no error.
-func (s *Store) delete(ctx context.Context, id string) error {
-	d := deletion{top: s.dirfd, id: id}
-	for name := id; ; {
-		err := d.remove(ctx, s.dirfd, name, 0)
-		if err != nil {
-			return &os.PathError{Op: "delete", Path: s.dir + "/" + name, Err: err}
-		}
-		if len(d.deep) == 0 {
-			return nil
-		}
-		name, d.deep = d.deep[0], d.deep[1:]
-	}
-}
-
-// deletion deletes a tree of any depth with few descriptors: what lies very
-// deep is moved beside the top and deleted after it; if a crash comes first, the
-// next Open knows it by its name.
-type deletion struct {
-	top   int
-	id    string
-	moved int
-	deep  []string
-}
-
-const (
-	maxDescent  = 128
-	asidePrefix = "aside-"
-)
-
-func (d *deletion) remove(ctx context.Context, dirfd int, name string, depth int) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	err := unix.Unlinkat(dirfd, name, 0)
-	if err == nil || isAny(err, unix.ENOENT) {
-		return nil
-	}
-	if !isAny(err, unix.EISDIR, unix.EPERM) {
-		return err
-	}
-	if depth == maxDescent {
-		return d.putAside(dirfd, name)
-	}
-	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	for {
-		names, readErr := f.Readdirnames(1024)
-		for _, n := range names {
-			if err := d.remove(ctx, fd, n, depth+1); err != nil {
-				return err
-			}
-		}
-		if len(names) == 0 || readErr != nil {
-			break // what is left makes rmdir fail
-		}
-	}
-	return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR)
-}
-
-func (d *deletion) putAside(dirfd int, name string) error {
-	d.moved++
-	aside := asidePrefix + d.id + "-" + strconv.Itoa(d.moved)
-	if err := unix.Renameat(dirfd, name, d.top, aside); err != nil {
-		return err
-	}
-	d.deep = append(d.deep, aside)
-	return nil
 }
 
 // queue hands values to one background worker; add never waits.

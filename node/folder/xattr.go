@@ -1,15 +1,19 @@
-package overlay
+package folder
 
 import (
-	"archive/tar"
 	"bytes"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// Xattr is an extended attribute under the name that the tree's owner sees.
+type Xattr struct {
+	Name  string
+	Value []byte
+}
 
 // overlayfs keeps its own in these. Those that belong to the tree's owner lie
 // under an escaped name, which overlayfs shows unescaped to who looks through
@@ -35,6 +39,9 @@ func treeXattr(name string) (_ string, ok bool) {
 	}
 	return name, !strings.HasPrefix(name, overlayXattr)
 }
+
+// IsOpaque says whether the folder at path hides what is below.
+func IsOpaque(path string) bool { return isOpaque(path) }
 
 // isOpaque says whether the folder hides what layers below have in it.
 func isOpaque(path string) bool {
@@ -81,17 +88,14 @@ func getXattr(path, name string) ([]byte, error) {
 	}
 }
 
-func isAny(err error, kinds ...unix.Errno) bool {
-	var errno unix.Errno
-	return errors.As(err, &errno) && slices.Contains(kinds, errno)
-}
-
-// addXattrs puts the xattrs of path into h as a tar keeps them.
-func addXattrs(path string, h *tar.Header) error {
+// Xattrs lists those of the tree's owner, in the order of their names on disk.
+func (e *Entry) Xattrs() ([]Xattr, error) {
+	path := e.procPath()
 	names, err := listXattrs(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var all []Xattr
 	for _, disk := range names {
 		name, ok := treeXattr(disk)
 		if !ok {
@@ -102,12 +106,9 @@ func addXattrs(path string, h *tar.Header) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("xattr %s of %s: %w", disk, h.Name, err)
+			return nil, fmt.Errorf("xattr %s of %s: %w", disk, e.Path, err)
 		}
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords[paxXattr+name] = string(value)
+		all = append(all, Xattr{name, value})
 	}
-	return nil
+	return all, nil
 }

@@ -1,4 +1,4 @@
-package overlay
+package folder
 
 import (
 	"archive/tar"
@@ -9,13 +9,13 @@ import (
 	"io"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
-	"berth/node/snapshot"
 )
 
 const (
@@ -24,16 +24,55 @@ const (
 	aufsPrefix     = ".wh..wh." // other records of aufs: nobody wants them
 )
 
+// Unpacking says how a layer is unpacked.
+type Unpacking struct {
+	Umask uint32 // of this process
+	Limit int64  // on the bytes that it may unpack to
+}
+
+// Unpacked is what a layer held.
+type Unpacked struct {
+	Size  int64 // of the files' bytes
+	Usage Usage
+	// Opaque: the layer's root hides everything below. overlayfs takes no mark
+	// for that, so whoever keeps the layer remembers it.
+	Opaque bool
+	// Implied are folders that the tar has files in but says nothing of; they
+	// look as they do in the parent. "." is the root.
+	Implied []string
+}
+
+// Unpack unpacks layer into the empty folder root, an O_PATH descriptor, and
+// reads layer to its end. Nobody else may write there meanwhile.
+//
+// Invalid: not a tar, cut short, or it names something outside of the layer,
+// be it by .., a symbolic link or a hard link; or it is beyond the limits. An
+// error of layer's Read comes back in the chain.
+func Unpack(ctx context.Context, root int, layer io.Reader, how Unpacking) (Unpacked, error) {
+	u := &unpacker{
+		root: root, umask: how.Umask, limit: how.Limit, ctx: ctx, buf: make([]byte, bufChunks*chunk),
+		dirs: map[string]*folder{".": {path: ".", fd: root}}, inodes: 1,
+	}
+	defer u.close()
+	if err := u.run(layer); err != nil {
+		return Unpacked{}, err
+	}
+	return Unpacked{
+		Size: u.size, Usage: Usage{Size: u.disk + 4096*int64(len(u.dirs)), Inodes: u.inodes},
+		Opaque: u.dirs["."].opaque, Implied: u.implied(),
+	}, nil
+}
+
 // unpacker turns a tar into a tree under the descriptor root.
 //
 // It knows every folder it made, and opens files by name in a folder's
 // descriptor, never by a longer path: so it costs one lookup a file, and no
-// symbolic link is followed. Nobody else writes to the tree meanwhile.
+// symbolic link is followed.
 type unpacker struct {
 	root  int
 	umask uint32
 	limit int64
-	ctx   context.Context //nolint:containedctx // lives as long as run
+	ctx   context.Context //nolint:containedctx // lives as long as Unpack
 
 	dirs map[string]*folder // by path; "." is the root
 	open []*folder          // those with a descriptor, oldest first
@@ -58,22 +97,10 @@ const (
 	bufChunks = 4
 )
 
-func newUnpacker(root int, umask uint32, limit int64) *unpacker {
-	return &unpacker{
-		root: root, umask: umask, limit: limit, buf: make([]byte, bufChunks*chunk),
-		dirs: map[string]*folder{".": {path: ".", fd: root}}, inodes: 1,
-	}
-}
-
 func (u *unpacker) close() {
 	for _, f := range u.open {
 		_ = unix.Close(f.fd)
 	}
-	_ = unix.Close(u.root)
-}
-
-func (u *unpacker) usage() snapshot.Usage {
-	return snapshot.Usage{Size: u.disk + 4096*int64(len(u.dirs)), Inodes: u.inodes}
 }
 
 func (u *unpacker) implied() []string {
@@ -83,13 +110,13 @@ func (u *unpacker) implied() []string {
 			names = append(names, name)
 		}
 	}
+	slices.Sort(names)
 	return names
 }
 
 // run unpacks layer and reads it to its end.
-func (u *unpacker) run(ctx context.Context, layer io.Reader) error {
-	u.ctx = ctx
-	src := &source{ctx: ctx, r: layer, left: u.limit}
+func (u *unpacker) run(layer io.Reader) error {
+	src := &source{ctx: u.ctx, r: layer, left: u.limit}
 	in := bufio.NewReaderSize(src, chunk)
 	archive := tar.NewReader(in)
 	for {
@@ -340,15 +367,4 @@ func (u *unpacker) dress(name string, f *folder) error {
 		return err
 	}
 	return u.setTimes(u.root, name, h)
-}
-
-func join(dir, base string) string {
-	if dir == "." {
-		return base
-	}
-	return dir + "/" + base
-}
-
-func isWhiteout(st *unix.Stat_t) bool {
-	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 }

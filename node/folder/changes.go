@@ -1,57 +1,32 @@
-package overlay
+package folder
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"berth/node/snapshot"
 	"berth/spec"
 )
 
-// Changes compares the snapshot's own folder with what shows below it.
-func (s *Store) Changes(ctx context.Context, key snapshot.Key) ([]spec.Change, error) {
-	rec, err := s.find(key)
-	if err != nil {
-		return nil, err
-	}
-	s.mu.RLock()
-	chain, err := s.chainLocked(rec.Parent)
-	s.mu.RUnlock()
-	if err != nil {
-		return nil, fmt.Errorf("changes of snapshot %s: %w", key, err)
-	}
-	c := comparison{below: map[string][]string{".": nil}, cut: map[string]bool{".": rec.Opaque}}
-	for _, layer := range chain {
-		c.below["."] = append(c.below["."], s.fs(layer.ID))
-	}
-	if rec.Opaque {
-		if err := s.hideRoot(rec, &c); err != nil {
-			return nil, fmt.Errorf("changes of snapshot %s: %w", key, err)
+// Changes compares the layer in the folder dirfd with what the folders below
+// show, topmost first. opaque says that the layer's root hides all of them. A
+// folder in which something changed has changed itself.
+func Changes(ctx context.Context, dirfd int, opaque bool, below []string) ([]spec.Change, error) {
+	c := comparison{below: map[string][]string{".": below}, cut: map[string]bool{".": opaque}}
+	if opaque {
+		if err := c.hide(".", dirfd); err != nil {
+			return nil, err
 		}
 	}
-	if err := s.walkLayer(ctx, rec, c.entry); err != nil {
-		return nil, fmt.Errorf("changes of snapshot %s: %w", key, err)
+	if err := Walk(ctx, dirfd, c.entry); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(c.found, func(a, b spec.Change) int { return strings.Compare(a.Path, b.Path) })
 	return c.found, nil
-}
-
-func (s *Store) hideRoot(rec *record, c *comparison) error {
-	own, err := os.ReadDir(s.fs(rec.ID))
-	if err != nil {
-		return err
-	}
-	var names []string
-	for _, e := range own {
-		names = append(names, e.Name())
-	}
-	return c.hideBelow(".", "", names)
 }
 
 type comparison struct {
@@ -67,54 +42,50 @@ func (c *comparison) add(kind, path string) {
 	c.found = append(c.found, spec.Change{Kind: kind, Path: "/" + path})
 }
 
-func (c *comparison) entry(e *entry) error {
-	dir := strings.TrimSuffix(strings.TrimSuffix(e.path, e.name), "/")
+func (c *comparison) entry(e *Entry) error {
+	dir := strings.TrimSuffix(strings.TrimSuffix(e.Path, e.Name), "/")
 	if dir == "" {
 		dir = "."
 	}
-	exists, folders, err := showing(c.below[dir], e.name)
+	exists, folders, err := showing(c.below[dir], e.Name)
 	if err != nil {
 		return err
 	}
 	switch {
-	case isWhiteout(&e.st):
+	case isWhiteout(&e.Stat):
 		if exists {
-			c.add("D", e.path)
+			c.add("D", e.Path)
 		}
 		return nil
 	case exists:
-		c.add("C", e.path)
+		c.add("C", e.Path)
 	default:
-		c.add("A", e.path)
+		c.add("A", e.Path)
 	}
-	if !e.isDir() {
+	if !e.IsDir() {
 		return nil
 	}
-	c.below[e.path] = folders
+	c.below[e.Path] = folders
 	if c.cut[dir] || isOpaque(e.procPath()) {
-		c.cut[e.path] = true
-		return descend(e, func(fd int) error { return c.hide(e.path, fd) })
+		c.cut[e.Path] = true
+		return e.Descend(func(fd int) error { return c.hide(e.Path, fd) })
 	}
 	return nil
 }
 
 // hide reports what an opaque folder hides and has no successor for.
 func (c *comparison) hide(dir string, fd int) error {
-	own, err := namesIn(fd)
+	own, err := Names(fd)
 	if err != nil {
 		return err
 	}
-	return c.hideBelow(dir, dir+"/", own)
-}
-
-func (c *comparison) hideBelow(dir, prefix string, own []string) error {
 	names, err := merged(c.below[dir])
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		if !slices.Contains(own, name) {
-			c.add("D", prefix+name)
+			c.add("D", join(dir, name))
 		}
 	}
 	return nil
@@ -161,7 +132,7 @@ func merged(dirs []string) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open folder %s: %w", dir, err)
 		}
-		in, err := namesIn(fd)
+		in, err := Names(fd)
 		for _, name := range in {
 			if met[name] {
 				continue
