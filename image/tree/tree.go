@@ -61,6 +61,12 @@ func (n *Node) Type() uint32 { return n.Mode & unix.S_IFMT }
 // IsDir says whether n is a folder.
 func (n *Node) IsDir() bool { return n.Type() == unix.S_IFDIR }
 
+// IsRegular says whether n is a regular file.
+func (n *Node) IsRegular() bool { return n.Type() == unix.S_IFREG }
+
+// NewWhiteout makes a node that deletes what is below.
+func NewWhiteout() *Node { return &Node{Mode: unix.S_IFCHR} }
+
 // IsWhiteout says whether n deletes what layers below have under its name.
 func (n *Node) IsWhiteout() bool { return n.Type() == unix.S_IFCHR && n.Rdev == 0 }
 
@@ -76,7 +82,7 @@ func (n *Node) Lookup(name string) *Node {
 }
 
 // Set puts child under name, in place of what is there. Adding names in their
-// order is cheapest.
+// order is cheapest; a Builder takes any order.
 func (n *Node) Set(name string, child *Node) {
 	i, found := n.search(name)
 	if found {
@@ -97,5 +103,9 @@ func (n *Node) search(name string) (int, bool) {
 	if last := len(n.entries) - 1; last >= 0 && n.entries[last].Name < name {
 		return last + 1, false
 	}
-	return slices.BinarySearchFunc(n.entries, name, func(e Entry, name string) int { return cmp.Compare(e.Name, name) })
+	return searchEntries(n.entries, name)
+}
+
+func searchEntries(entries []Entry, name string) (int, bool) {
+	return slices.BinarySearchFunc(entries, name, func(e Entry, name string) int { return cmp.Compare(e.Name, name) })
 }

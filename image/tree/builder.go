@@ -1,0 +1,79 @@
+package tree
+
+import (
+	"cmp"
+	"slices"
+)
+
+// crowded is the size from which on a folder that is filled out of order is
+// kept by name until all are in.
+const crowded = 256
+
+// Builder fills folders in whatever order names come, at the same cost for
+// each name. Folders that it was asked about are only to be looked at through
+// it until Finish.
+type Builder struct {
+	open map[*Node]map[string]*Node
+}
+
+// NewBuilder makes a Builder with nothing under way.
+func NewBuilder() *Builder { return &Builder{open: map[*Node]map[string]*Node{}} }
+
+// Lookup finds name in folder; nil where it is not.
+func (b *Builder) Lookup(folder *Node, name string) *Node {
+	if names, ok := b.open[folder]; ok {
+		return names[name]
+	}
+	return folder.Lookup(name)
+}
+
+// Set puts child under name into folder, in place of what is there.
+func (b *Builder) Set(folder *Node, name string, child *Node) {
+	names, ok := b.open[folder]
+	if !ok {
+		i, found := folder.search(name)
+		if found || i == len(folder.entries) || len(folder.entries) < crowded {
+			folder.Set(name, child)
+			return
+		}
+		names = b.unsort(folder)
+	}
+	names[name] = child
+}
+
+// Delete takes name out of folder, if it is there.
+func (b *Builder) Delete(folder *Node, name string) {
+	names, ok := b.open[folder]
+	if !ok {
+		if len(folder.entries) < crowded {
+			folder.Delete(name)
+			return
+		}
+		names = b.unsort(folder)
+	}
+	delete(names, name)
+}
+
+// unsort goes over to keeping folder's entries by name.
+func (b *Builder) unsort(folder *Node) map[string]*Node {
+	names := make(map[string]*Node, 2*len(folder.entries))
+	for _, e := range folder.entries {
+		names[e.Name] = e.Node
+	}
+	folder.entries = nil
+	b.open[folder] = names
+	return names
+}
+
+// Finish puts the names of all folders in order. The Builder can go on with
+// more names after it.
+func (b *Builder) Finish() {
+	for folder, names := range b.open {
+		folder.entries = make([]Entry, 0, len(names))
+		for name, child := range names {
+			folder.entries = append(folder.entries, Entry{name, child})
+		}
+		slices.SortFunc(folder.entries, func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) })
+	}
+	clear(b.open)
+}

@@ -1,0 +1,97 @@
+package tree
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Equal compares two trees in all there is to them, which names are links to
+// one file too. It returns the first difference in words, or "".
+func Equal(a, b *Node) (diff string) {
+	c := equality{aToB: map[*Node]*Node{}, bToA: map[*Node]*Node{}}
+	return c.nodes(".", a, b)
+}
+
+type equality struct {
+	aToB, bToA map[*Node]*Node // of what is no folder
+}
+
+func (c *equality) nodes(path string, a, b *Node) string {
+	if a == nil || b == nil {
+		if a != b {
+			return fmt.Sprintf("%s: only in one", path)
+		}
+		return ""
+	}
+	if !a.IsDir() {
+		if c.aToB[a] == b && c.bToA[b] == a {
+			return ""
+		}
+		if c.aToB[a] != nil || c.bToA[b] != nil {
+			return fmt.Sprintf("%s: links differ", path)
+		}
+		c.aToB[a], c.bToA[b] = b, a
+	}
+	if what := looks(a, b); what != "" {
+		return path + ": " + what
+	}
+	return c.entries(path, a.entries, b.entries)
+}
+
+func (c *equality) entries(path string, a, b []Entry) string {
+	for i := range max(len(a), len(b)) {
+		switch {
+		case i >= len(b) || i < len(a) && a[i].Name < b[i].Name:
+			return fmt.Sprintf("%s/%s: only in the first", path, a[i].Name)
+		case i >= len(a) || a[i].Name > b[i].Name:
+			return fmt.Sprintf("%s/%s: only in the second", path, b[i].Name)
+		}
+		if what := c.nodes(path+"/"+a[i].Name, a[i].Node, b[i].Node); what != "" {
+			return what
+		}
+	}
+	return ""
+}
+
+func looks(a, b *Node) string {
+	for _, f := range []struct {
+		name string
+		a, b any
+	}{
+		{"mode", a.Mode, b.Mode},
+		{"owner", a.UID, b.UID},
+		{"group", a.GID, b.GID},
+		{"size", a.Size, b.Size},
+		{"seconds", a.Sec, b.Sec},
+		{"nanoseconds", a.Nsec, b.Nsec},
+		{"device", a.Rdev, b.Rdev},
+		{"target", a.Target, b.Target},
+		{"object", a.Object, b.Object},
+		{"opaque", a.Opaque, b.Opaque},
+		{"implied", a.Implied, b.Implied},
+	} {
+		if f.a != f.b {
+			return fmt.Sprintf("%s is %v and %v", f.name, f.a, f.b)
+		}
+	}
+	if !bytes.Equal(a.Body, b.Body) {
+		return fmt.Sprintf("bodies of %d and %d bytes differ", len(a.Body), len(b.Body))
+	}
+	if x, y := SortedXattrs(a.Xattrs), SortedXattrs(b.Xattrs); !slices.EqualFunc(x, y, func(x, y Xattr) bool {
+		return x.Name == y.Name && bytes.Equal(x.Value, y.Value)
+	}) {
+		return fmt.Sprintf("xattrs are %q and %q", x, y)
+	}
+	return ""
+}
+
+// SortedXattrs is xattrs in the order of names: itself, if it is sorted.
+func SortedXattrs(xattrs []Xattr) []Xattr {
+	byName := func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) }
+	if slices.IsSortedFunc(xattrs, byName) {
+		return xattrs
+	}
+	return slices.SortedStableFunc(slices.Values(xattrs), byName)
+}
