@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 
-	"github.com/klauspost/compress/zstd"
-
 	"berth/base/errs"
 	"berth/base/inflate"
 )
@@ -47,6 +45,10 @@ func Detect(magic []byte) Compression {
 // errs.Exhausted, damaged content with errs.Invalid; errors of r come
 // through as they are. Closing does not close r.
 func Uncompress(r io.Reader, limit int64) (io.ReadCloser, Compression, error) {
+	return uncompress(r, limit, nil)
+}
+
+func uncompress(r io.Reader, limit int64, m *marker) (io.ReadCloser, Compression, error) {
 	in := &marked{r: r}
 	b := bufio.NewReaderSize(in, bufferSize)
 	magic, err := b.Peek(4)
@@ -61,8 +63,19 @@ func Uncompress(r io.Reader, limit int64) (io.ReadCloser, Compression, error) {
 			return nil, "", u.explain(err)
 		}
 		u.r, u.compression = z, Gzip
+		if m != nil {
+			m.gzip(z)
+		}
 	case Zstd:
-		z, err := zstd.NewReader(b, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderLowmem(true))
+		if m != nil {
+			f, err := newFrames(b, m)
+			if err != nil {
+				return nil, "", u.explain(err)
+			}
+			u.r, u.compression, u.close = f, Zstd, f.decoder.Close
+			break
+		}
+		z, err := newZstd(b)
 		if err != nil {
 			return nil, "", u.explain(err)
 		}
