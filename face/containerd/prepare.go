@@ -1,0 +1,219 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/api/types"
+
+	"berth/base/errs"
+	"berth/node/snapshot"
+)
+
+// Prepare makes a writable snapshot. It answers AlreadyExists, which spares
+// containerd the download and the unpacking, if the layer that is to be
+// unpacked into it is known.
+func (s *Snapshots) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) (*api.PrepareSnapshotResponse, error) {
+	exists, err := s.share(ctx, name{r.Snapshotter, r.Parent}, r.Labels)
+	if exists {
+		err = errs.New(errs.Exists, "layer %s is known", r.Labels[labelRef])
+	}
+	if err != nil {
+		return nil, failed("prepare snapshot", err)
+	}
+	mounts, err := s.create(ctx, &record{
+		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive,
+	})
+	return &api.PrepareSnapshotResponse{Mounts: mounts}, failed("prepare snapshot", err)
+}
+
+// View makes a snapshot for reading.
+func (s *Snapshots) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.ViewSnapshotResponse, error) {
+	mounts, err := s.create(ctx, &record{
+		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
+	})
+	return &api.ViewSnapshotResponse{Mounts: mounts}, failed("view snapshot", err)
+}
+
+// Mounts says how containerd mounts an active snapshot or a view.
+func (s *Snapshots) Mounts(ctx context.Context, r *api.MountsRequest) (*api.MountsResponse, error) {
+	rec, err := s.look(name{r.Snapshotter, r.Key})
+	if err == nil && rec.Kind == snapshot.KindCommitted {
+		err = errs.New(errs.Conflict, "snapshot %q is committed, neither active nor a view", r.Key)
+	}
+	var mounts []*types.Mount
+	if err == nil {
+		mounts, err = s.mounts(ctx, rec.Store)
+	}
+	return &api.MountsResponse{Mounts: mounts}, failed("mounts of snapshot", err)
+}
+
+func (s *Snapshots) mounts(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
+	mounts, err := s.store.Mounts(ctx, key)
+	out := make([]*types.Mount, len(mounts))
+	for i, m := range mounts {
+		out[i] = &types.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
+	}
+	return out, err
+}
+
+// create makes the snapshot that rec describes.
+func (s *Snapshots) create(ctx context.Context, rec *record) ([]*types.Mount, error) {
+	if err := check(rec); err != nil {
+		return nil, err
+	}
+	parent, err := s.claim(rec)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Kind == snapshot.KindView {
+		_, err = s.store.View(ctx, rec.Store, parent, nil)
+	} else {
+		_, err = s.store.Prepare(ctx, rec.Store, parent, nil)
+	}
+	if err != nil {
+		s.abandon(rec)
+		return nil, err
+	}
+	mounts, err := s.mounts(ctx, rec.Store)
+	if err == nil {
+		err = s.show(ctx, rec)
+	}
+	if err != nil {
+		s.abandon(rec)
+		s.discard(ctx, rec.Store)
+		return nil, err
+	}
+	return mounts, nil
+}
+
+// claim takes the name of rec and pins its parent, whose key in the store it
+// returns.
+func (s *Snapshots) claim(rec *record) (parent snapshot.Key, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rec.Parent != "" {
+		below, err := s.committed(rec.parent())
+		if err != nil {
+			return "", err
+		}
+		parent = below.Store
+	}
+	if s.byName[rec.name()] != nil {
+		return "", errs.New(errs.Exists, "snapshot %q exists", rec.Name)
+	}
+	rec.Store, rec.making = newKey(), true
+	rec.Labels = snapshot.MergeLabels(nil, rec.Labels)
+	s.link(rec)
+	return parent, nil
+}
+
+// committed finds a snapshot that others can stand on. mu is held.
+func (s *Snapshots) committed(parent name) (*record, error) {
+	below, err := s.find(parent)
+	if err != nil {
+		return nil, fmt.Errorf("parent: %w", err)
+	}
+	if below.Kind != snapshot.KindCommitted {
+		return nil, errs.New(errs.Invalid, "parent %q is not committed", parent.name)
+	}
+	return below, nil
+}
+
+// show makes a claimed name durable, and then lets everybody see it.
+func (s *Snapshots) show(ctx context.Context, claimed *record) error {
+	rec := *claimed
+	rec.making = false
+	rec.Created = time.Now().UTC()
+	rec.Updated = rec.Created
+	s.mu.Lock()
+	s.save(&rec)
+	s.mu.Unlock()
+	if err := s.durable(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.link(&rec)
+	s.index(&rec)
+	s.mu.Unlock()
+	return nil
+}
+
+// abandon gives up what claim took.
+func (s *Snapshots) abandon(rec *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unlink(rec)
+	s.forget(rec)
+}
+
+// discard removes a snapshot of the store that no name stands for any more.
+// One that cannot go now goes with the next Cleanup.
+func (s *Snapshots) discard(ctx context.Context, key snapshot.Key) {
+	err := s.store.Remove(context.WithoutCancel(ctx), key)
+	if err != nil && errs.KindOf(err) != errs.NotFound {
+		s.log.WarnContext(ctx, "snapshot waits to be removed", "key", key, "error", err)
+	}
+}
+
+// share says whether the layer that labels speak of is there already, on this
+// parent. If another snapshotter unpacked it, it gets a name in this one.
+func (s *Snapshots) share(ctx context.Context, parent name, labels map[string]string) (exists bool, err error) {
+	ref := labels[labelRef]
+	if !chainID.MatchString(ref) {
+		return false, nil
+	}
+	s.mu.Lock()
+	alias, exists := s.alias(parent, ref)
+	s.mu.Unlock()
+	if alias == nil {
+		return exists, nil
+	}
+	if err := s.show(ctx, alias); err != nil {
+		s.abandon(alias)
+		return false, err
+	}
+	return true, nil
+}
+
+// alias claims a further name for the layer ref, where it needs one. mu is
+// held.
+func (s *Snapshots) alias(parent name, ref string) (claimed *record, exists bool) {
+	l, ok := s.layerOn(parent, ref)
+	if !ok {
+		return nil, false
+	}
+	key := s.known(l)
+	for n := range s.holders[key] {
+		rec := s.byName[n]
+		if n.space == parent.space && !rec.making && rec.Labels[labelRef] == ref && rec.Parent == parent.name {
+			return nil, true
+		}
+	}
+	if key == "" || s.byName[name{parent.space, ref}] != nil {
+		return nil, false
+	}
+	claimed = &record{
+		Space: parent.space, Name: ref, Parent: parent.name, Kind: snapshot.KindCommitted,
+		Labels: map[string]string{labelRef: ref}, Store: key, making: true,
+	}
+	s.link(claimed)
+	return claimed, true
+}
+
+// maxLabel is how long a label and its value are together, for containerd.
+const maxLabel = 4096
+
+func check(rec *record) error {
+	if rec.Name == "" {
+		return errs.New(errs.Invalid, "a snapshot needs a name")
+	}
+	for label, value := range rec.Labels {
+		if len(label)+len(value) > maxLabel {
+			return errs.New(errs.Invalid, "label %.64s and its value are %d bytes: at most %d may be", label, len(label)+len(value), maxLabel)
+		}
+	}
+	return nil
+}

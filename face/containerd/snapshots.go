@@ -1,0 +1,225 @@
+// Package containerd answers containerd's protocol: its snapshots service,
+// containerd.services.snapshots.v1, on a snapshot.Store.
+//
+// containerd names snapshots by free strings of any length, and one
+// Snapshotter of its plug-ins by another. So each name is a record in bucket
+// "containerd", under the hash of both, with the parent's name, the labels and
+// the times that containerd sees, and the key that the snapshot has in the
+// store. What a client may read and write lies in the records alone: a label of
+// its never becomes one of the store's.
+//
+// Several names may stand for one committed layer. A layer that was unpacked
+// from an image carries label containerd.io/snapshot.ref, its chain ID; the
+// same chain on the same parent is kept once, whoever unpacked it.
+//
+// The header with containerd's namespace is not looked at. A containerd that
+// hands snapshots on to a proxy has put the namespace into the names already,
+// and collects the garbage of all namespaces in none.
+//
+// A request is answered once its record would survive a crash of this process
+// and of the machine; only Remove is not waited for, since containerd collects
+// again what comes back. A Commit is written down before it is done, so that
+// Open can do it if a crash came first. Snapshots of the store that bear this package's prefix
+// and have no record are what a crash left: Open and Cleanup remove them.
+package containerd
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	api "github.com/containerd/containerd/api/services/snapshots/v1"
+
+	"berth/base/errs"
+	"berth/base/kv"
+	"berth/node/snapshot"
+)
+
+const (
+	bucket    = "containerd"
+	keyPrefix = "containerd-" // of the store's keys that are made here
+)
+
+// Config says on what Snapshots stands.
+type Config struct {
+	Store snapshot.Store
+	DB    *kv.DB // the one that the store's records are in
+	// Sync makes Commit wait until the layer would survive a loss of power.
+	Sync bool
+	Log  *slog.Logger
+}
+
+// Snapshots is the snapshots service.
+type Snapshots struct {
+	api.UnimplementedSnapshotsServer
+	store snapshot.Store
+	db    *kv.DB
+	sync  bool
+	log   *slog.Logger
+
+	// mu is never held while the store or the disk is waited for.
+	mu       sync.RWMutex
+	byName   map[name]*record
+	children map[name]int                       // by parent
+	holders  map[snapshot.Key]map[name]struct{} // the names of each snapshot of the store
+	layers   map[layer]snapshot.Key             // what was unpacked from images
+}
+
+// name is what containerd calls a snapshot, and in which snapshotter.
+type name struct{ space, name string }
+
+func (n name) bucketKey() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s%s", len(n.space), n.space, n.name))
+	return hex.EncodeToString(sum[:])
+}
+
+// record is one name. It does not change: a changed copy takes its place.
+type record struct {
+	Space   string            `json:"space,omitempty"`
+	Name    string            `json:"name"`
+	Parent  string            `json:"parent,omitempty"` // a name in the same space
+	Kind    snapshot.Kind     `json:"kind"`
+	Created time.Time         `json:"created"`
+	Updated time.Time         `json:"updated"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Store   snapshot.Key      `json:"store"`
+	// From is the key of the active snapshot that Store was committed from. A
+	// crash may have come before the store's own record of it was on disk.
+	From snapshot.Key `json:"from,omitempty"`
+
+	// making marks a name that is taken, but that only its maker sees yet.
+	making bool
+	// committing marks an active snapshot that is being made a layer.
+	committing bool
+}
+
+func (r *record) name() name   { return name{r.Space, r.Name} }
+func (r *record) parent() name { return name{r.Space, r.Parent} }
+
+// Open reads the records and removes what a crash left half made.
+func Open(ctx context.Context, c Config) (*Snapshots, error) {
+	s := &Snapshots{
+		store: c.Store, db: c.DB, sync: c.Sync, log: c.Log,
+		byName: map[name]*record{}, children: map[name]int{},
+		holders: map[snapshot.Key]map[name]struct{}{}, layers: map[layer]snapshot.Key{},
+	}
+	if err := s.load(ctx); err != nil {
+		return nil, fmt.Errorf("open containerd's snapshots: %w", err)
+	}
+	if err := s.sweep(ctx); err != nil {
+		return nil, fmt.Errorf("open containerd's snapshots: %w", err)
+	}
+	return s, nil
+}
+
+// load reads the records and forgets the names whose snapshot was lost with
+// the power.
+func (s *Snapshots) load(ctx context.Context) error {
+	var all []*record
+	err := s.db.View(func(tx *kv.Tx) error {
+		return kv.EachJSON(tx, bucket, "", func(_ string, rec record) error {
+			all = append(all, &rec)
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, rec := range all {
+		_, err := s.store.Stat(ctx, rec.Store)
+		if errs.KindOf(err) == errs.NotFound && rec.From != "" {
+			_, err = s.store.Commit(ctx, rec.Store, rec.From, nil)
+		}
+		switch errs.KindOf(err) {
+		case "":
+			s.link(rec)
+		case errs.NotFound:
+			s.log.WarnContext(ctx, "snapshot was lost with the power: remove its image from containerd and pull it again", "name", rec.Name)
+			s.forget(rec)
+		default:
+			return err
+		}
+	}
+	for _, rec := range s.byName {
+		s.index(rec)
+	}
+	return nil
+}
+
+// link lets rec take its name, or the place of the record that had it. mu is
+// held.
+func (s *Snapshots) link(rec *record) {
+	if old := s.byName[rec.name()]; old != nil {
+		s.unlink(old)
+	}
+	s.byName[rec.name()] = rec
+	if rec.Parent != "" {
+		s.children[rec.parent()]++
+	}
+	if s.holders[rec.Store] == nil {
+		s.holders[rec.Store] = map[name]struct{}{}
+	}
+	s.holders[rec.Store][rec.name()] = struct{}{}
+}
+
+// unlink frees the name of rec and says whether its snapshot of the store has
+// no other. mu is held.
+func (s *Snapshots) unlink(rec *record) (last bool) {
+	delete(s.byName, rec.name())
+	if rec.Parent != "" {
+		if s.children[rec.parent()]--; s.children[rec.parent()] == 0 {
+			delete(s.children, rec.parent())
+		}
+	}
+	delete(s.holders[rec.Store], rec.name())
+	if len(s.holders[rec.Store]) > 0 {
+		return false
+	}
+	delete(s.holders, rec.Store)
+	return true
+}
+
+// find returns the record of a name that is not being made just now. mu is
+// held.
+func (s *Snapshots) find(n name) (*record, error) {
+	rec := s.byName[n]
+	if rec == nil || rec.making {
+		return nil, errs.New(errs.NotFound, "snapshot %q does not exist", n.name)
+	}
+	return rec, nil
+}
+
+// look is find for those who hold no lock.
+func (s *Snapshots) look(n name) (*record, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.find(n)
+}
+
+// save and forget put a change on its way to the disk, in the order of calls.
+// mu is held.
+func (s *Snapshots) save(rec *record) {
+	s.db.Later(func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, rec.name().bucketKey(), rec) })
+}
+
+func (s *Snapshots) forget(rec *record) {
+	s.db.Later(func(tx *kv.Tx) error { return tx.Delete(bucket, rec.name().bucketKey()) })
+}
+
+// durable returns when what was saved before is on disk, and with it the
+// store's records of what they name.
+func (s *Snapshots) durable(ctx context.Context) error {
+	return s.db.Update(context.WithoutCancel(ctx), func(*kv.Tx) error { return nil })
+}
+
+// newKey makes up a key for the store. None is ever used again, so that a late
+// removal cannot meet a newer snapshot.
+func newKey() snapshot.Key { return snapshot.Key(keyPrefix + strings.ToLower(rand.Text())) }
