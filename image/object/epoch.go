@@ -1,0 +1,196 @@
+package object
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/image/tree"
+)
+
+const (
+	// margin is how much older than the epoch a body may seem that is in it.
+	margin = 2 * time.Minute
+	// stale is the age from which it pays to make an epoch younger.
+	stale = time.Minute
+)
+
+// epoch is the time since which bodies may not be on disk whole. Its file
+// holds the boot's id and the time.
+type epoch struct {
+	mu      sync.Mutex
+	file    string
+	boot    string
+	since   time.Time // zero: everything is durable
+	batches int       // open ones
+	begun   uint64    // batches ever
+	soiled  bool      // a damaged body could not be deleted
+}
+
+// open reads the epoch that the last process left, if it left one.
+func (e *epoch) open(file string) (since time.Time, found bool, err error) {
+	e.file = file
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return since, false, err
+	}
+	e.boot = strings.TrimSpace(string(boot))
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return since, false, nil
+	}
+	if err != nil {
+		return since, false, err
+	}
+	e.since = time.Unix(1, 0) // of a damaged file: all bodies
+	if _, at, ok := strings.Cut(strings.TrimSpace(string(text)), " "); ok {
+		if n, err := strconv.ParseInt(at, 10, 64); err == nil {
+			e.since = time.Unix(0, n)
+		}
+	}
+	return e.since, true, nil
+}
+
+// enter begins a batch.
+func (e *epoch) enter() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	if e.since.IsZero() || now.Before(e.since) { // the clock may have been set back
+		if err := e.write(now); err != nil {
+			return err
+		}
+	}
+	e.batches++
+	e.begun++
+	return nil
+}
+
+func (e *epoch) leave() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.batches--
+}
+
+// soil keeps the epoch for the next process, so that it reads all again.
+func (e *epoch) soil() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.soiled = true
+}
+
+// write makes the epoch begin at since, durably.
+func (e *epoch) write(since time.Time) error {
+	fresh := e.file + ".tmp"
+	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "%s %d\n", e.boot, since.UnixNano())
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(fresh, e.file)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(e.file))
+	}
+	if err == nil {
+		e.since = since
+	}
+	return err
+}
+
+func syncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// Sync makes all bodies durable that batches which have ended stored.
+func (s *Store) Sync(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	e := &s.epoch
+	e.mu.Lock()
+	start, idle, begun := time.Now(), e.batches == 0, e.begun
+	e.mu.Unlock()
+	if err := unix.Syncfs(s.fd); err != nil {
+		return fmt.Errorf("sync objects: %w", full(err))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.since.IsZero() || e.soiled:
+	case idle && e.begun == begun:
+		// Should the file come back after a loss of power, bodies are read once
+		// more than needed.
+		if err := os.Remove(e.file); err != nil {
+			return fmt.Errorf("end epoch of objects: %w", err)
+		}
+		e.since = time.Time{}
+	case start.Sub(e.since) > stale:
+		if err := e.write(start); err != nil {
+			return fmt.Errorf("begin epoch of objects: %w", full(err))
+		}
+	}
+	return nil
+}
+
+// recover reads all bodies that are not older than an epoch which a crash
+// left, and deletes those that are damaged.
+func (s *Store) recover(ctx context.Context, since time.Time) {
+	read, damaged, err := s.reread(ctx, since.Add(-margin))
+	if err == nil {
+		err = s.Sync(ctx)
+	}
+	if ctx.Err() != nil {
+		return // closed: the next process begins anew
+	}
+	if err != nil {
+		s.log.ErrorContext(ctx, "objects written before the last stop were not all checked", "error", err)
+		s.epoch.soil()
+	}
+	s.log.InfoContext(ctx, "objects written before the last stop are checked", "read", read, "damaged", damaged)
+	close(s.recovered)
+}
+
+func (s *Store) reread(ctx context.Context, since time.Time) (read, damaged int, err error) {
+	err = s.walk(ctx, func(d tree.Digest, st *unix.Stat_t) error {
+		if time.Unix(st.Ctim.Unix()).Before(since) {
+			return nil
+		}
+		read++
+		sh := s.shard(d)
+		if s.check(sh.dir, d) == nil {
+			return nil
+		}
+		damaged++
+		sh.mu.Lock()
+		sh.known.remove(keyOf(d))
+		sh.mu.Unlock()
+		if err := unix.Unlinkat(sh.dir, name(d), 0); err != nil {
+			s.epoch.soil() // not known, so the next Put reads it again
+			s.log.ErrorContext(ctx, "damaged object cannot be deleted", "object", Name(d), "error", err)
+		}
+		return nil
+	})
+	return read, damaged, err
+}

@@ -1,0 +1,124 @@
+package object
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/image/tree"
+)
+
+// check reads the body d again, out of the page cache where it is there.
+func (s *Store) check(dir int, d tree.Digest) error {
+	fd, err := unix.Openat(dir, name(d), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	got, _, err := s.digest(func() error { return nil }, fd)
+	if err == nil && got != d {
+		err = errs.New(errs.Invalid, "object %x is damaged: it is %x", d, got)
+	}
+	return err
+}
+
+// digest hashes a file from its beginning.
+func (s *Store) digest(stop func() error, fd int) (d tree.Digest, size int64, err error) {
+	block := s.blocks.Get().(*[]byte)
+	defer s.blocks.Put(block)
+	h := sha256.New()
+	for {
+		if err := stop(); err != nil {
+			return d, size, err
+		}
+		n, err := unix.Pread(fd, *block, size)
+		switch {
+		case err == unix.EINTR: //nolint:errorlint // a bare errno
+			continue
+		case err != nil:
+			return d, size, err
+		case n == 0:
+			h.Sum(d[:0])
+			return d, size, nil
+		}
+		h.Write((*block)[:n])
+		size += int64(n)
+	}
+}
+
+// Verify reads the body d again. The error is errs.Invalid where it is
+// damaged, errs.NotFound where it is not here.
+func (s *Store) Verify(ctx context.Context, d tree.Digest) error {
+	f, err := s.Open(d)
+	if errors.Is(err, errs.NotFound) {
+		sh := s.shard(d)
+		sh.mu.Lock()
+		sh.known.remove(keyOf(d))
+		sh.mu.Unlock()
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got, _, err := s.digest(ctx.Err, int(f.Fd()))
+	switch {
+	case errors.Is(err, unix.EIO):
+		return errs.New(errs.Invalid, "object %x cannot be read: %w", d, err)
+	case err != nil:
+		return fmt.Errorf("read object %x: %w", d, err)
+	case got != d:
+		return errs.New(errs.Invalid, "object %x is damaged: its bytes are %x", d, got)
+	}
+	return nil
+}
+
+// Replace stores the body d anew, whether it is damaged or not here. A body
+// that is another is errs.Invalid.
+func (s *Store) Replace(d tree.Digest, body io.Reader) error {
+	fd, temporary, err := s.create()
+	if err != nil {
+		return err
+	}
+	defer unix.Unlinkat(s.fd, temporary, 0)
+	defer unix.Close(fd)
+	block := s.blocks.Get().(*[]byte)
+	defer s.blocks.Put(block)
+	w := &Writer{fd: fd, hash: sha256.New()}
+	if _, err := io.CopyBuffer(writerOnly{w}, body, *block); err != nil {
+		return err
+	}
+	var got tree.Digest
+	if w.hash.Sum(got[:0]); got != d {
+		return errs.New(errs.Invalid, "body for object %x is %x", d, got)
+	}
+	err = unix.Ftruncate(fd, w.size)
+	if err == nil {
+		err = unix.Fsync(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("replace object %x: %w", d, full(err))
+	}
+	sh, k := s.shard(d), keyOf(d)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if err := sh.load(s); err != nil {
+		return err
+	}
+	sh.claim(k)
+	sh.mu.Unlock()
+	err = unix.Renameat(s.fd, temporary, sh.dir, name(d))
+	sh.mu.Lock()
+	sh.release(k)
+	if err != nil {
+		return fmt.Errorf("replace object %x: %w", d, full(err))
+	}
+	sh.known.add(k)
+	return nil
+}
+
+type writerOnly struct{ io.Writer }

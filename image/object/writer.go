@@ -1,0 +1,138 @@
+package object
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"hash"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/image/tree"
+)
+
+// chunk is the grain in which zeros are left out as holes.
+const chunk = 64 << 10
+
+var zeros [chunk]byte
+
+// fill writes a whole body to a new file.
+func fill(fd int, body []byte) error {
+	if len(body) < chunk {
+		return writeAll(fd, body, 0)
+	}
+	hole, err := writeSparse(fd, body, 0)
+	if err == nil && hole {
+		err = unix.Ftruncate(fd, int64(len(body)))
+	}
+	return err
+}
+
+// writeSparse writes what is not zeros of p, neighbours at once. hole says
+// that the end was left out.
+func writeSparse(fd int, p []byte, offset int64) (hole bool, err error) {
+	start := 0
+	for at := 0; at < len(p); at += chunk {
+		end := min(at+chunk, len(p))
+		if hole = bytes.Equal(p[at:end], zeros[:end-at]); !hole {
+			continue
+		}
+		if err := writeAll(fd, p[start:at], offset+int64(start)); err != nil {
+			return false, err
+		}
+		start = end
+	}
+	return hole, writeAll(fd, p[start:], offset+int64(start))
+}
+
+func writeAll(fd int, p []byte, offset int64) error {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, offset)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		p, offset = p[n:], offset+int64(n)
+	}
+	return nil
+}
+
+// Writer takes a body piece by piece. It must be committed or aborted.
+type Writer struct {
+	batch *Batch
+	fd    int
+	name  string
+	hash  hash.Hash
+	size  int64
+	hole  bool
+	err   error
+}
+
+// Create begins a body that is not in memory whole.
+func (b *Batch) Create() (*Writer, error) {
+	if b.ended.Load() {
+		return nil, errs.New(errs.Conflict, "store object: the batch has ended")
+	}
+	fd, name, err := b.store.create()
+	if err != nil {
+		return nil, err
+	}
+	return &Writer{batch: b, fd: fd, name: name, hash: sha256.New()}, nil
+}
+
+// create makes a temporary file.
+func (s *Store) create() (fd int, name string, err error) {
+	name = "tmp-" + strconv.FormatUint(s.temporary.Add(1), 36)
+	fd, err = unix.Openat(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	return fd, name, full(err)
+}
+
+// Write implements io.Writer. Pieces of many kilobytes are best.
+func (w *Writer) Write(p []byte) (int, error) {
+	if w.err != nil || len(p) == 0 {
+		return 0, w.err
+	}
+	w.hash.Write(p)
+	if w.hole, w.err = writeSparse(w.fd, p, w.size); w.err != nil {
+		w.err = full(w.err)
+		return 0, w.err
+	}
+	w.size += int64(len(p))
+	return len(p), nil
+}
+
+// Commit stores the body.
+func (w *Writer) Commit() (d tree.Digest, err error) {
+	defer w.Abort()
+	if w.err != nil {
+		return d, w.err
+	}
+	if w.hole {
+		if err := unix.Ftruncate(w.fd, w.size); err != nil {
+			return d, full(err)
+		}
+	}
+	w.hash.Sum(d[:0])
+	return d, w.batch.add(d, func(dir int, name string) error { return w.batch.store.place(w.name, dir, name) })
+}
+
+// place moves a temporary file to its name.
+func (s *Store) place(temporary string, dir int, name string) error {
+	return unix.Renameat2(s.fd, temporary, dir, name, unix.RENAME_NOREPLACE)
+}
+
+// Abort drops the body unless it is committed.
+func (w *Writer) Abort() {
+	if w.fd < 0 {
+		return
+	}
+	_ = unix.Close(w.fd)
+	_ = unix.Unlinkat(w.batch.store.fd, w.name, 0) // where it is no longer, after Commit, nothing happens
+	w.fd = -1
+	if w.err == nil {
+		w.err = errs.New(errs.Conflict, "the body is committed or dropped already")
+	}
+}
