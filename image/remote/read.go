@@ -100,7 +100,23 @@ func mediaType(resp *http.Response) string {
 // Blob opens a blob at offset, for reading to its end. A connection that is
 // cut is taken up again where it ended. The content is not verified.
 func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
-	b := &blob{ctx: ctx, repo: r, desc: desc, offset: offset, hosts: r.able(docker.HostCapabilityPull)}
+	return r.part(ctx, desc, offset, desc.Size)
+}
+
+// Part opens the bytes of a blob from one offset up to another, as Blob does.
+// From a registry that knows no ranges all that lies before comes too.
+func (r *Repository) Part(ctx context.Context, desc ocispec.Descriptor, from, to int64) (io.ReadCloser, error) {
+	if from < 0 || from > to || to > desc.Size {
+		return nil, errs.New(errs.Invalid, "bytes %d to %d of blob %s, which has %d", from, to, desc.Digest, desc.Size)
+	}
+	if from == to {
+		return http.NoBody, nil
+	}
+	return r.part(ctx, desc, from, to)
+}
+
+func (r *Repository) part(ctx context.Context, desc ocispec.Descriptor, from, to int64) (io.ReadCloser, error) {
+	b := &blob{ctx: ctx, repo: r, desc: desc, offset: from, end: to, hosts: r.able(docker.HostCapabilityPull)}
 	if err := b.open(); err != nil {
 		return nil, err
 	}
@@ -114,6 +130,7 @@ type blob struct {
 	hosts  []docker.RegistryHost
 	body   io.ReadCloser
 	offset int64
+	end    int64
 	cuts   int   // in a row
 	since  int64 // bytes since the last cut
 }
@@ -123,8 +140,12 @@ func (b *blob) open() error {
 		method: http.MethodGet, path: []string{"blobs", b.desc.Digest.String()},
 		header: http.Header{"Accept": {"*/*"}, "Accept-Encoding": {"identity"}}, ok: []int{http.StatusOK},
 	}
-	if b.offset > 0 {
-		q.header.Set("Range", "bytes="+strconv.FormatInt(b.offset, 10)+"-")
+	if b.offset > 0 || b.end < b.desc.Size {
+		last := ""
+		if b.end < b.desc.Size {
+			last = strconv.FormatInt(b.end-1, 10)
+		}
+		q.header.Set("Range", "bytes="+strconv.FormatInt(b.offset, 10)+"-"+last)
 		q.ok = []int{http.StatusOK, http.StatusPartialContent}
 	}
 	resp, h, err := b.repo.ask(b.ctx, b.hosts, q)
@@ -141,9 +162,6 @@ func (b *blob) open() error {
 
 // position makes sure that resp begins at offset.
 func (b *blob) position(resp *http.Response) error {
-	if b.offset == 0 {
-		return nil
-	}
 	if resp.StatusCode == http.StatusPartialContent {
 		if from := "bytes " + strconv.FormatInt(b.offset, 10) + "-"; !strings.HasPrefix(resp.Header.Get("Content-Range"), from) {
 			return errs.New(errs.Unavailable, "asked for bytes from %d on, got %q", b.offset, resp.Header.Get("Content-Range"))
@@ -156,15 +174,21 @@ func (b *blob) position(resp *http.Response) error {
 
 func (b *blob) Read(p []byte) (int, error) {
 	for {
+		if b.end < b.desc.Size {
+			if b.offset == b.end {
+				return 0, io.EOF
+			}
+			p = p[:min(int64(len(p)), b.end-b.offset)]
+		}
 		n, err := b.body.Read(p)
 		b.offset += int64(n)
 		b.since += int64(n)
-		whole := b.desc.Size <= b.offset
+		whole := b.end <= b.offset
 		if err == nil || whole && errors.Is(err, io.EOF) {
 			return n, err
 		}
 		if errors.Is(err, io.EOF) {
-			err = errs.New(errs.Unavailable, "the connection ended after %d of %d bytes", b.offset, b.desc.Size)
+			err = errs.New(errs.Unavailable, "the connection ended after %d of %d bytes", b.offset, b.end)
 		}
 		if n > 0 {
 			return n, nil // the error will come again, or the rest
