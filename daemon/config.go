@@ -15,6 +15,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"berth/base/errs"
+	"berth/node/image"
 	"berth/node/network"
 	"berth/spec"
 )
@@ -73,6 +74,9 @@ type RegistryDefaults struct {
 	StallSeconds  int   `toml:"stall_seconds"`   // give up after so long without a byte; 30 when 0
 	MaxLayerBytes int64 `toml:"max_layer_bytes"` // largest unpacked layer; the image room's default when 0
 	Parallel      int   `toml:"parallel"`        // layers of one image fetched at once; the image room's default when 0
+	// Blobs says which compressed layers stay once they are unpacked: keep,
+	// until-pushed or drop. keep when empty.
+	Blobs image.Policy `toml:"blobs"`
 }
 
 // NetworkDefaults are the addresses that networks are given.
@@ -109,6 +113,9 @@ func (c NodeConfig) withFile() (NodeConfig, error) {
 	out.OTLP = cmp.Or(c.OTLP, file.OTLP, os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
 	out.Runtime = cmp.Or(c.Runtime, file.Runtime)
 	out.Version, out.Log, out.Ready = c.Version, c.Log, c.Ready
+	if out.Registry.Blobs, err = image.ParsePolicy(string(file.Registry.Blobs)); err != nil {
+		return c, errs.New(errs.Invalid, "configuration %s: [registry] %w", path, err)
+	}
 	for _, dir := range []*string{&out.Root, &out.State, &out.Socket} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return c, fmt.Errorf("configuration: %w", err)

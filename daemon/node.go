@@ -226,7 +226,7 @@ func (n *node) openImages(ctx context.Context) error {
 	n.onClose("blobs", blobs.Close)
 	n.images, err = image.Open(ctx, image.Config{
 		DB: n.db, Blobs: blobs, Snapshots: n.snapshots,
-		Parallel: n.config.Registry.Parallel, MaxLayer: n.config.Registry.MaxLayerBytes,
+		Parallel: n.config.Registry.Parallel, MaxLayer: n.config.Registry.MaxLayerBytes, Policy: n.config.Registry.Blobs,
 		Remote: remote.Config{
 			CertDirs: n.config.CertsDirs, Stall: time.Duration(n.config.Registry.StallSeconds) * time.Second,
 			UserAgent: "berth/" + n.config.Version.Version, Log: log,

@@ -13,7 +13,8 @@ type Image struct {
 	Created  time.Time `json:"created,omitzero" doc:"by its builder; zero where it says nothing"`
 	Pulled   time.Time `json:"pulled,omitzero"`
 	Platform string    `json:"platform"`
-	// Size is the unpacked size; Blobs is what the compressed blobs take.
+	// Size is the unpacked size; Blobs is that of its compressed parts, be they
+	// kept on this node or not.
 	Size   int64             `json:"size"`
 	Blobs  int64             `json:"blobs"`
 	Layers []string          `json:"layers" doc:"diff IDs, lowest first"`
@@ -108,7 +109,8 @@ type CommitRequest struct {
 	Author    string   `json:"author,omitempty"`
 	Message   string   `json:"message,omitempty"`
 	Changes   []string `json:"changes,omitempty" doc:"Dockerfile lines: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, STOPSIGNAL, HEALTHCHECK"`
-	NoPause   bool     `json:"noPause,omitempty" doc:"do not pause the container meanwhile"`
+	NoPause   bool     `json:"noPause,omitempty" doc:"do not pause the container while its changes are read"`
+	Sync      bool     `json:"sync,omitempty" doc:"answer when the image would survive a loss of power"`
 }
 
 // RemovedImage says what removing did.

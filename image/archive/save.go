@@ -7,8 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -32,9 +31,12 @@ const (
 
 // Source is where the parts of images are; blob.Store is one.
 type Source interface {
-	Reader(ctx context.Context, d digest.Digest) (*os.File, error)
+	// Read returns a whole manifest or index. NotFound: it is not here.
 	Read(ctx context.Context, d digest.Digest, limit int64) ([]byte, error)
+	// Has says whether a blob is here, or whether Open knows where to get it.
 	Has(d digest.Digest) bool
+	// Open opens a blob; offset is always 0.
+	Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error)
 }
 
 // Save writes images to w; the same images always give the same bytes. Blobs
@@ -47,7 +49,7 @@ func Save(ctx context.Context, source Source, images []Image, format string, w i
 	if format != Docker && format != OCI {
 		return errs.New(errs.Invalid, "format %q: use %s or %s", format, Docker, OCI)
 	}
-	s := &saver{source: source, tar: tar.NewWriter(w), blobs: map[digest.Digest]bool{}}
+	s := &saver{source: source, tar: tar.NewWriter(w), blobs: map[digest.Digest]int64{}}
 	docs, err := s.documents(ctx, images, format)
 	if err != nil {
 		return fmt.Errorf("save: %w", err)
@@ -62,7 +64,7 @@ func Save(ctx context.Context, source Source, images []Image, format string, w i
 type saver struct {
 	source Source
 	tar    *tar.Writer
-	blobs  map[digest.Digest]bool
+	blobs  map[digest.Digest]int64 // to their sizes
 }
 
 // document is a file of the archive that is not a blob.
@@ -154,7 +156,7 @@ func (s *saver) gather(ctx context.Context, desc ocispec.Descriptor, depth int) 
 	if err != nil {
 		return err
 	}
-	s.blobs[desc.Digest] = true
+	s.blobs[desc.Digest] = int64(len(body))
 	if !manifest.IsIndex(desc.MediaType) {
 		return s.gatherManifest(desc, body)
 	}
@@ -197,7 +199,7 @@ func (s *saver) gatherManifest(desc ocispec.Descriptor, body []byte) error {
 		}
 	}
 	for _, b := range parts {
-		s.blobs[b.Digest] = true
+		s.blobs[b.Digest] = b.Size
 	}
 	return nil
 }
@@ -215,37 +217,30 @@ func (s *saver) write(ctx context.Context, docs []document) error {
 			return err
 		}
 	}
-	var paths []string
-	for d := range s.blobs {
-		paths = append(paths, blobPath(d))
-	}
-	slices.Sort(paths)
-	for _, p := range paths {
+	for _, d := range slices.Sorted(maps.Keys(s.blobs)) { // and so by path
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.blob(ctx, p); err != nil {
+		if err := s.blob(ctx, d); err != nil {
 			return err
 		}
 	}
 	return s.tar.Close()
 }
 
-func (s *saver) blob(ctx context.Context, p string) (err error) {
-	d := digest.NewDigestFromEncoded(digest.Algorithm(path.Base(path.Dir(p))), path.Base(p))
-	f, err := s.source.Reader(ctx, d)
+func (s *saver) blob(ctx context.Context, d digest.Digest) (err error) {
+	r, err := s.source.Open(ctx, d, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
+	defer func() { err = errors.Join(err, r.Close()) }()
+	if err := s.header(blobPath(d), s.blobs[d]); err != nil {
 		return err
 	}
-	if err := s.header(p, st.Size()); err != nil {
-		return err
+	n, err := io.Copy(s.tar, r)
+	if err == nil && n < s.blobs[d] {
+		err = errs.New(errs.Invalid, "blob %s has %d bytes instead of %d", d, n, s.blobs[d])
 	}
-	_, err = io.Copy(s.tar, f)
 	return err
 }
 

@@ -19,6 +19,7 @@ import (
 	_ "crypto/sha512" // so that sha512 digests, which OCI allows, can be verified
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -138,6 +139,18 @@ func (s *Store) Reader(_ context.Context, d digest.Digest) (*os.File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, s.missing(d, err)
+	}
+	return f, nil
+}
+
+// Open opens a whole blob at offset, or answers errs.NotFound.
+func (s *Store) Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error) {
+	f, err := s.Reader(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		return nil, errors.Join(fmt.Errorf("blob %s: %w", d, err), f.Close())
 	}
 	return f, nil
 }

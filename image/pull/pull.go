@@ -30,7 +30,9 @@ type Config struct {
 	Parallel int
 	// Limit bounds what one layer may unpack to; blob.DefaultLimit if zero.
 	Limit int64
-	Log   *slog.Logger
+	// Pass lets the layers' blobs pass by without storing them.
+	Pass bool
+	Log  *slog.Logger
 }
 
 // Puller begins pulls. Safe for concurrent use.
@@ -127,14 +129,21 @@ func (i *Image) Stream(ctx context.Context, n int) (*Stream, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	st, err := i.cfg.Blobs.Stream(ctx, layer.Digest, layer.Size, i.source(layer.Descriptor))
+	st, err := i.open(ctx, layer)
 	if err != nil {
 		<-i.slots
 		return nil, fmt.Errorf("layer %s: %w", layer.Digest, err)
 	}
-	s := &Stream{Stream: st, image: i, layer: layer.Descriptor, free: sync.OnceFunc(func() { <-i.slots })}
+	s := &Stream{Reading: st, image: i, layer: layer.Descriptor, free: sync.OnceFunc(func() { <-i.slots })}
 	s.begin()
 	return s, nil
+}
+
+func (i *Image) open(ctx context.Context, layer Layer) (blob.Reading, error) {
+	if i.cfg.Pass {
+		return i.cfg.Blobs.Pass(ctx, layer.Digest, layer.Size, i.source(layer.Descriptor))
+	}
+	return i.cfg.Blobs.Stream(ctx, layer.Digest, layer.Size, i.source(layer.Descriptor))
 }
 
 // Tar is Stream, uncompressed: the layer's tar, of at most Config.Limit

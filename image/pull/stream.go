@@ -16,9 +16,9 @@ type readCloser = io.ReadCloser
 // every is how often a running download reports, at most.
 const every = 100 * time.Millisecond
 
-// Stream is a blob.Stream that reports how far it is.
+// Stream is a layer's blob that reports how far it is.
 type Stream struct {
-	*blob.Stream
+	blob.Reading
 	image   *Image
 	layer   ocispec.Descriptor
 	free    func() // gives the slot back
@@ -36,7 +36,7 @@ func (s *Stream) begin() {
 }
 
 func (s *Stream) Read(p []byte) (int, error) {
-	n, err := s.Stream.Read(p)
+	n, err := s.Reading.Read(p)
 	s.current += int64(n)
 	if errors.Is(err, io.EOF) && !s.ended {
 		s.ended = true
@@ -58,7 +58,7 @@ func (s *Stream) report(status string) {
 // Close lets go of the layer: see blob.Stream.Close.
 func (s *Stream) Close() error {
 	s.free()
-	return s.Stream.Close()
+	return s.Reading.Close()
 }
 
 // Tar is an uncompressed layer.

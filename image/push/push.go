@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,9 +27,13 @@ const every = 100 * time.Millisecond
 
 // Source is where the image's parts are; blob.Store is one.
 type Source interface {
-	Reader(ctx context.Context, d digest.Digest) (*os.File, error)
+	// Read returns a whole manifest or index. NotFound: it is not here.
 	Read(ctx context.Context, d digest.Digest, limit int64) ([]byte, error)
+	// Has says whether a blob is here, or whether Open knows where to get it.
 	Has(d digest.Digest) bool
+	// Open opens a blob at offset: anew where an upload broke off. A blob that
+	// the registry has already is never opened.
+	Open(ctx context.Context, d digest.Digest, offset int64) (io.ReadCloser, error)
 }
 
 // Config is what a Pusher works with.
@@ -42,6 +45,8 @@ type Config struct {
 	// Elsewhere, if set, names repositories that may hold a blob; those on
 	// the same registry are offered for mounting.
 	Elsewhere func(d digest.Digest) []reference.Name
+	// Pushed, if set, hears at the end which parts the repository has now.
+	Pushed func(all []digest.Digest)
 }
 
 // Pusher sends images. Safe for concurrent use.
@@ -80,6 +85,9 @@ func (p *Pusher) Push(ctx context.Context, req spec.PushRequest, target ocispec.
 	if err := j.send(ctx); err != nil {
 		return none, fmt.Errorf("push %s: %w", name.Familiar(), err)
 	}
+	if p.cfg.Pushed != nil {
+		p.cfg.Pushed(j.parts())
+	}
 	return j.root.desc, nil
 }
 
@@ -96,6 +104,18 @@ type job struct {
 
 	mu     sync.Mutex
 	report func(spec.Progress)
+}
+
+// parts lists what the repository has after the job.
+func (j *job) parts() []digest.Digest {
+	all := []digest.Digest{j.root.desc.Digest}
+	for _, m := range j.manifests {
+		all = append(all, m.desc.Digest)
+	}
+	for _, b := range j.blobs {
+		all = append(all, b.Digest)
+	}
+	return all
 }
 
 // document is a manifest or index with its bytes.
@@ -173,24 +193,20 @@ func (j *job) mount(ctx context.Context, b ocispec.Descriptor) bool {
 // content opens a blob for the upload and counts what goes up.
 func (j *job) content(b ocispec.Descriptor) remote.Content {
 	return func(ctx context.Context, offset int64) (io.ReadCloser, error) {
-		f, err := j.cfg.Source.Reader(ctx, b.Digest)
+		r, err := j.cfg.Source.Open(ctx, b.Digest, offset)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := f.Seek(offset, io.SeekStart); err != nil {
-			f.Close()
-			return nil, err
-		}
-		c := &counter{File: f, job: j, event: spec.Progress{Phase: spec.Pushing, Item: b.Digest.String(), Total: b.Size}, last: time.Now()}
+		c := &counter{ReadCloser: r, job: j, event: spec.Progress{Phase: spec.Pushing, Item: b.Digest.String(), Total: b.Size}, last: time.Now()}
 		c.at.Store(offset)
 		return c, nil
 	}
 }
 
-// counter is a blob on its way up. The file's other ways to be read are
-// hidden, so that all go through Read.
+// counter is a blob on its way up. Other ways to read it are hidden, so that
+// all bytes go through Read.
 type counter struct {
-	*os.File
+	io.ReadCloser
 	job   *job
 	event spec.Progress
 	at    atomic.Int64
@@ -198,7 +214,7 @@ type counter struct {
 }
 
 func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.File.Read(p)
+	n, err := c.ReadCloser.Read(p)
 	at := c.at.Add(int64(n))
 	if now := time.Now(); now.Sub(c.last) >= every {
 		c.last = now
@@ -207,11 +223,6 @@ func (c *counter) Read(p []byte) (int, error) {
 		c.job.tell(e)
 	}
 	return n, err
-}
-
-// WriteTo hides that of os.File.
-func (c *counter) WriteTo(w io.Writer) (int64, error) {
-	return io.Copy(w, struct{ io.Reader }{c})
 }
 
 func (j *job) retrying(err error, _ time.Duration) {

@@ -4,14 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"berth/base/errs"
 	"berth/node/snapshot"
 	"berth/spec"
 )
 
-// Commit makes an image of the container as it is. It is paused meanwhile,
-// unless the request says otherwise.
+// Commit makes an image of the container as it is. A running one is paused
+// while its changes are read, which takes as long as they are big, unless the
+// request says otherwise.
 func (s *Set) Commit(ctx context.Context, ref string, req spec.CommitRequest) (image spec.Image, err error) {
 	c, err := s.find(ref)
 	if err != nil {
@@ -21,16 +23,16 @@ func (s *Set) Commit(ctx context.Context, ref string, req spec.CommitRequest) (i
 	if err != nil {
 		return image, fmt.Errorf("commit container %s: %w", c.name(), err)
 	}
+	resume := func() error { return nil }
 	if !req.NoPause {
-		resume, err := s.hold(ctx, c)
-		if err != nil {
+		if resume, err = s.hold(ctx, c); err != nil {
 			return image, err
 		}
-		defer func() { err = errors.Join(err, resume()) }()
 	}
+	resume = sync.OnceValue(resume)
 	view := c.get()
-	image, err = s.Images.Commit(ctx, base, snapshot.Key(c.id), effective(view, c.image), req)
-	if err != nil {
+	image, err = s.Images.Commit(ctx, base, snapshot.Key(c.id), effective(view, c.image), req, func() { _ = resume() })
+	if err = errors.Join(err, resume()); err != nil {
 		return image, fmt.Errorf("commit container %s: %w", view.Name, err)
 	}
 	s.publish(view, "commit", "imageID", image.ID, "imageRef", req.Reference, "comment", req.Message)

@@ -206,7 +206,7 @@ func TestCommit(t *testing.T) {
 			t.Errorf("config %+v", got)
 		}
 		w.wantState(c.ID, spec.Running)
-		if got := w.actions()[2:]; !slices.Equal(got, []string{"pause", "commit", "unpause"}) {
+		if got := w.actions()[2:]; !slices.Equal(got, []string{"pause", "unpause", "commit"}) {
 			t.Errorf("events %v", got)
 		}
 		changes, err := n.Changes(t.Context(), c.ID)

@@ -34,7 +34,8 @@ func (i images) Chain(context.Context, string) (snapshot.Key, error) {
 	return "sha256:chain", i.w.step("chain", "")
 }
 
-func (i images) Commit(_ context.Context, _ spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest) (spec.Image, error) {
+func (i images) Commit(_ context.Context, _ spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest, read func()) (spec.Image, error) {
+	read()
 	i.w.mu.Lock()
 	defer i.w.mu.Unlock()
 	image := spec.Image{ID: "sha256:committed-" + string(active), Config: config, Author: req.Author}

@@ -54,7 +54,7 @@ type Config struct {
 type Images interface {
 	Get(ctx context.Context, ref string) (spec.Image, error)
 	Chain(ctx context.Context, imageID string) (snapshot.Key, error)
-	Commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest) (spec.Image, error)
+	Commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest, read func()) (spec.Image, error)
 }
 
 // Snapshots hold the root file systems; a snapshot.Store is one.

@@ -2,12 +2,16 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/base/errs"
@@ -35,6 +39,7 @@ func (s *Set) Load(ctx context.Context, r io.Reader, progress func(spec.Progress
 			return images, fmt.Errorf("load image %s: %w", one.Target.Digest, err)
 		}
 		images = append(images, image)
+		s.shedLater()
 		s.Notify("load", image.ID, strings.Join(image.Names, " "))
 	}
 	return images, nil
@@ -53,7 +58,10 @@ func (s *Set) loadOne(ctx context.Context, one archive.Image, report func(spec.P
 	for _, name := range one.Names {
 		names = append(names, name.String())
 	}
-	return s.take(ctx, rec, names, s.fromBlobs(rec.Layers), report)
+	return s.take(ctx, taking{
+		rec: rec, names: names,
+		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers), report: report},
+	})
 }
 
 // manifestHere goes down from an index to a manifest that is here.
@@ -118,32 +126,99 @@ func (s *Set) readManifest(ctx context.Context, rec *record) error {
 }
 
 // Save writes images as an archive, in a format of package image/archive;
-// docker-archive where format is "". Blobs go as they came. NotFound: no such
-// image; Invalid: no such format.
+// docker-archive where format is "". Blobs go as they came; those that are not
+// here any more are had again as for a push. A docker-archive, which needs no
+// compressed layers, has such an image's layers as plain tars, so that it takes
+// no registry. NotFound: no such image; Invalid: no such format.
 func (s *Set) Save(ctx context.Context, refs []string, format string, w io.Writer) error {
 	if len(refs) == 0 {
 		return errs.New(errs.Invalid, "save: which image?")
 	}
 	s.keeping.begin()
 	defer s.endKeeping(ctx)
+	defer s.shedLater()
+	parts := s.bits()
 	var images []archive.Image
 	for _, ref := range refs {
-		rec, name, err := s.resolve(ref)
+		one, err := s.toSave(ctx, ref, format, parts)
 		if err != nil {
 			return fmt.Errorf("save: %w", err)
 		}
-		one := archive.Image{Target: rec.Manifest, Manifest: rec.Manifest}
-		if name != "" {
-			named, nameErr := s.catalog.Get(name)
-			parsed, parseErr := reference.Parse(name)
-			if err := errors.Join(nameErr, parseErr); err != nil {
-				return fmt.Errorf("save: %w", err)
-			}
-			one.Target, one.Names = named.Target, []reference.Name{parsed}
-		}
 		images = add(images, one)
 	}
-	return archive.Save(ctx, s.Blobs, images, format, w)
+	return archive.Save(ctx, parts, images, format, w)
+}
+
+func (s *Set) toSave(ctx context.Context, ref, format string, parts *bits) (one archive.Image, err error) {
+	rec, name, err := s.resolve(ref)
+	if err != nil {
+		return one, err
+	}
+	one = archive.Image{Target: rec.Manifest, Manifest: rec.Manifest}
+	if name != "" {
+		named, nameErr := s.catalog.Get(name)
+		parsed, parseErr := reference.Parse(name)
+		if err := errors.Join(nameErr, parseErr); err != nil {
+			return one, err
+		}
+		one.Target, one.Names = named.Target, []reference.Name{parsed}
+	}
+	_, exact := s.Snapshots.(Exact)
+	gone := slices.ContainsFunc(rec.Layers, func(l layer) bool { return !s.Blobs.Has(l.Digest) })
+	if gone && exact && (format == archive.Docker || format == "") {
+		one.Manifest, err = parts.addPlain(ctx, rec)
+		one.Target = one.Manifest
+	}
+	return one, err
+}
+
+// addPlain adds a manifest of the image's layers as plain tars, and these.
+func (b *bits) addPlain(ctx context.Context, rec *record) (ocispec.Descriptor, error) {
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: rec.Config.Digest, Size: rec.Config.Size},
+		Layers: []ocispec.Descriptor{},
+	}
+	for n, key := range chain(rec.Layers) {
+		l := placed{layer: rec.Layers[n], key: key, image: rec}
+		size, err := b.set.tarSize(ctx, l)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		b.plain[l.DiffID] = l
+		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.DiffID, Size: size})
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	d := digest.FromBytes(body)
+	b.extra[d] = body
+	return ocispec.Descriptor{MediaType: m.MediaType, Digest: d, Size: int64(len(body))}, nil
+}
+
+// tarSize is the length of a layer's tar. Layers of old have no label of it.
+func (s *Set) tarSize(ctx context.Context, l placed) (int64, error) {
+	info, err := s.Snapshots.Stat(ctx, l.key)
+	if err != nil {
+		return 0, err
+	}
+	if size, err := strconv.ParseInt(info.Labels[tarLabel], 10, 64); err == nil {
+		return size, nil
+	}
+	var counted counter
+	if err := s.writeTar(ctx, l, &counted); err != nil {
+		return 0, err
+	}
+	return int64(counted), s.Snapshots.SetLabels(ctx, l.key, map[string]string{tarLabel: strconv.FormatInt(int64(counted), 10)})
+}
+
+// counter counts what is written to it.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }
 
 // add puts images with several names into one entry.

@@ -53,6 +53,17 @@ func (k *keeping) exclude(fn func() error) error {
 	return fn()
 }
 
+// shedLater has the blobs that the policy wants gone collected, once nothing
+// is on its way. The caller has begun to keep.
+func (s *Set) shedLater() {
+	if s.Policy == Keep {
+		return
+	}
+	s.keeping.mu.Lock()
+	defer s.keeping.mu.Unlock()
+	s.keeping.wanted = true
+}
+
 func (s *Set) endKeeping(ctx context.Context) {
 	if s.keeping.end() {
 		if _, err := s.Collect(context.WithoutCancel(ctx)); err != nil {
@@ -132,13 +143,24 @@ func (s *Set) collectBlobs(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	s.forgetPlaces(used)
+	layers := s.layersByDigest()
 	var unused []blob.Info
+	only := false // the tar is then only in the store of snapshots
 	err = s.Blobs.Walk(ctx, func(info blob.Info) error {
-		if !used[info.Digest] {
+		l, isLayer := layers[info.Digest]
+		shed := isLayer && s.unpacked(ctx, l.key) && s.shed(l.layer)
+		if shed || !used[info.Digest] {
 			unused = append(unused, info)
+			only = only || shed && len(s.placesOf(info.Digest)) == 0
 		}
 		return nil
 	})
+	if only {
+		if err := s.Snapshots.Sync(ctx); err != nil {
+			return 0, err
+		}
+	}
 	var freed int64
 	for _, info := range unused {
 		deleteErr := s.Blobs.Delete(ctx, info.Digest)
@@ -150,6 +172,11 @@ func (s *Set) collectBlobs(ctx context.Context) (int64, error) {
 		s.links.forget(info.Digest)
 	}
 	return freed, err
+}
+
+func (s *Set) unpacked(ctx context.Context, key snapshot.Key) bool {
+	_, err := s.Snapshots.Stat(ctx, key)
+	return err == nil
 }
 
 // usedBlobs is all that can be reached from images and names.

@@ -6,13 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,9 +28,11 @@ import (
 
 // Commit makes an image of what the Active snapshot changed on base, with
 // config as changed by req.Changes. Without req.Reference it has no name.
+// read, which may be nil, is called once all that changed has been read: the
+// container may go on then. With req.Sync the layer is durable afterwards.
 // Invalid: the reference or the changes; NotFound: no such snapshot, or base
 // is gone.
-func (s *Set) Commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest) (spec.Image, error) {
+func (s *Set) Commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest, read func()) (spec.Image, error) {
 	name, err := commitName(req.Reference)
 	if err != nil {
 		return spec.Image{}, err
@@ -42,7 +43,10 @@ func (s *Set) Commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 	}
 	s.keeping.begin()
 	defer s.endKeeping(ctx)
-	image, err := s.commit(ctx, base, active, config, req, name)
+	if read == nil {
+		read = func() {}
+	}
+	image, err := s.commit(ctx, base, active, config, req, name, read)
 	if err != nil {
 		return spec.Image{}, fmt.Errorf("commit: %w", err)
 	}
@@ -64,7 +68,7 @@ func commitName(ref string) (string, error) {
 	return name.String(), nil
 }
 
-func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest, name string) (spec.Image, error) {
+func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, config spec.ImageConfig, req spec.CommitRequest, name string, read func()) (spec.Image, error) {
 	below, err := s.find(base.ID)
 	if err != nil {
 		return spec.Image{}, err
@@ -73,7 +77,7 @@ func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 	if err != nil {
 		return spec.Image{}, err
 	}
-	top, err := s.commitLayer(ctx, below.Layers, active)
+	top, err := s.commitLayer(ctx, below.Layers, active, read)
 	if err != nil {
 		return spec.Image{}, err
 	}
@@ -92,7 +96,15 @@ func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 	if name != "" {
 		names = []string{name}
 	}
-	return s.take(ctx, rec, names, s.fromBlobs(rec.Layers), func(spec.Progress) {})
+	image, err := s.take(ctx, taking{
+		rec: rec, names: names,
+		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers), report: func(spec.Progress) {}},
+	})
+	// A layer without a blob is nowhere else.
+	if err == nil && (req.Sync || s.sheds(top)) {
+		err = s.Snapshots.Sync(ctx)
+	}
+	return image, err
 }
 
 func createdBy(config spec.ImageConfig) string {
@@ -101,16 +113,16 @@ func createdBy(config spec.ImageConfig) string {
 
 // commitLayer writes the changes of active as a blob and unpacks them as the
 // next layer, in one pass.
-func (s *Set) commitLayer(ctx context.Context, below []layer, active snapshot.Key) (top layer, err error) {
+func (s *Set) commitLayer(ctx context.Context, below []layer, active snapshot.Key, read func()) (top layer, err error) {
 	ctx, end := span.Start(ctx, "write layer", "snapshot", string(active))
 	defer func() { end(err) }()
-	w, err := s.Blobs.Writer(ctx, "", blob.UnknownSize)
+	w, err := s.blobOfCommit(ctx)
 	if err != nil {
 		return layer{}, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	hash := sha256.New()
-	packed := gzip.NewWriter(w)
+	hash, packed := sha256.New(), blob.Compress(w)
+	var tarSize counter
 	reader, writer := io.Pipe()
 	group, gctx := errgroup.WithContext(ctx)
 	var in snapshot.Ingest
@@ -120,7 +132,8 @@ func (s *Set) commitLayer(ctx context.Context, below []layer, active snapshot.Ke
 		return err
 	})
 	group.Go(func() error {
-		err := s.Snapshots.Diff(gctx, active, io.MultiWriter(packed, hash, writer))
+		err := s.Snapshots.Diff(gctx, active, io.MultiWriter(packed, hash, writer, &tarSize))
+		read()
 		writer.CloseWithError(err)
 		return errors.Join(err, packed.Close())
 	})
@@ -135,21 +148,50 @@ func (s *Set) commitLayer(ctx context.Context, below []layer, active snapshot.Ke
 		return layer{}, errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
 	}
 	top = layer{
-		ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: info.Digest, Size: info.Size},
-		digest.NewDigest(digest.SHA256, hash),
+		Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: info.Digest, Size: info.Size},
+		DiffID:     digest.NewDigest(digest.SHA256, hash), Made: true,
 	}
-	return top, s.place(ctx, in, append(slices.Clone(below), top))
+	return top, s.place(ctx, in, int64(tarSize), append(slices.Clone(below), top))
 }
 
+// blobOfCommit takes the bytes of a committed layer's blob.
+func (s *Set) blobOfCommit(ctx context.Context) (blobWriter, error) {
+	if s.sheds(layer{Made: true}) {
+		return &hashedAway{hash: sha256.New()}, nil
+	}
+	return s.Blobs.Writer(ctx, "", blob.UnknownSize)
+}
+
+type blobWriter interface {
+	io.WriteCloser
+	Commit(ctx context.Context) (blob.Info, error)
+}
+
+// hashedAway is a blob that is not kept; only its digest is wanted.
+type hashedAway struct {
+	hash hash.Hash
+	size int64
+}
+
+func (h *hashedAway) Write(p []byte) (int, error) {
+	h.size += int64(len(p))
+	return h.hash.Write(p)
+}
+
+func (h *hashedAway) Commit(context.Context) (blob.Info, error) {
+	return blob.Info{Digest: digest.NewDigest(digest.SHA256, h.hash), Size: h.size}, nil
+}
+
+func (*hashedAway) Close() error { return nil }
+
 // place commits the topmost layer, which in holds.
-func (s *Set) place(ctx context.Context, in snapshot.Ingest, layers []layer) error {
+func (s *Set) place(ctx context.Context, in snapshot.Ingest, tarSize int64, layers []layer) error {
 	keys := chain(layers)
 	var parent snapshot.Key
 	if len(keys) > 1 {
 		parent = keys[len(keys)-2]
 	}
-	labels := map[string]string{layerLabel: strconv.FormatInt(in.Size(), 10)}
-	_, err := in.Commit(ctx, keys[len(keys)-1], parent, labels)
+	_, err := in.Commit(ctx, keys[len(keys)-1], parent, layerLabels(in.Size(), tarSize))
 	if err != nil && !errors.Is(err, errs.Exists) {
 		return errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
 	}

@@ -567,7 +567,7 @@ func TestCommit(t *testing.T) {
 	n.must(os.Remove(filepath.Join(target, "b")))
 	committed, err := n.set.Commit(t.Context(), base, "container", base.Config, spec.CommitRequest{
 		Reference: "mine:v1", Author: "me", Message: "why", Changes: []string{`CMD ["/new"]`, "ENV X=y"},
-	})
+	}, nil)
 	n.must(err)
 	want := map[string]string{"c": "2", "new": "mine"}
 	if files := n.files(committed); fmt.Sprint(files) != fmt.Sprint(want) {
@@ -591,10 +591,10 @@ func TestCommit(t *testing.T) {
 		t.Errorf("pulled back %+v", got)
 	}
 	for _, req := range []spec.CommitRequest{{Reference: "UPPER"}, {Reference: "a@" + base.ID}, {Changes: []string{"FROM x"}}} {
-		_, err = n.set.Commit(t.Context(), base, "container", base.Config, req)
+		_, err = n.set.Commit(t.Context(), base, "container", base.Config, req, nil)
 		n.want(errs.Invalid, err, fmt.Sprintf("commit %+v", req))
 	}
-	_, err = n.set.Commit(t.Context(), base, "none", base.Config, spec.CommitRequest{})
+	_, err = n.set.Commit(t.Context(), base, "none", base.Config, spec.CommitRequest{}, nil)
 	n.want(errs.NotFound, err, "commit of no snapshot")
 	if images, _ := n.set.List(t.Context(), nil); len(images) != 2 {
 		t.Errorf("%d images, want 2", len(images))

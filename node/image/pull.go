@@ -35,8 +35,13 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 	if err != nil {
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
-	open := func(ctx context.Context, n int) (tarStream, error) { return from.Tar(ctx, n) }
-	image, err := s.take(ctx, rec, []string{from.Name.String()}, open, report)
+	image, err := s.take(ctx, taking{
+		rec: rec, names: []string{from.Name.String()}, at: &place{from.Name.Repository(), req.Insecure},
+		unpacking: unpacking{
+			layers: rec.Layers, blobs: s.Policy == Keep, report: report,
+			open: func(ctx context.Context, n int) (tarStream, error) { return from.Tar(ctx, n) },
+		},
+	})
 	if err != nil {
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
@@ -44,15 +49,26 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 	return image, nil
 }
 
-// take unpacks the image of rec and keeps it.
-func (s *Set) take(ctx context.Context, rec *record, names []string, open opener, report func(spec.Progress)) (spec.Image, error) {
-	size, err := s.unpack(ctx, rec.Layers, open, report)
+// taking is an image on its way in.
+type taking struct {
+	unpacking
+	rec   *record
+	names []string
+	at    *place // where it comes from, if from a registry
+}
+
+// take unpacks an image and keeps it.
+func (s *Set) take(ctx context.Context, t taking) (spec.Image, error) {
+	size, err := s.unpack(ctx, t.unpacking)
 	if err != nil {
 		return spec.Image{}, err
 	}
-	rec.Image.Size = size
+	if keys := chain(t.layers); len(keys) > 0 {
+		s.settleChain(ctx, keys[len(keys)-1])
+	}
+	t.rec.Image.Size = size
 	ctx, end := span.Start(ctx, "record image")
-	image, err := s.keep(ctx, rec, names)
+	image, err := s.keep(ctx, t.rec, t.names, t.at)
 	end(err)
 	return image, err
 }
@@ -62,7 +78,7 @@ func (s *Set) take(ctx context.Context, rec *record, names []string, open opener
 func (s *Set) describe(ctx context.Context, from *pull.Image) (*record, error) {
 	rec := &record{Target: from.Target, Manifest: from.Manifest, Config: from.ConfigDescriptor}
 	for _, l := range from.Layers {
-		rec.Layers = append(rec.Layers, layer{l.Descriptor, l.DiffID})
+		rec.Layers = append(rec.Layers, layer{Descriptor: l.Descriptor, DiffID: l.DiffID})
 	}
 	doc, err := s.readDocument(ctx, rec.Config)
 	if err != nil {

@@ -13,8 +13,10 @@ import (
 )
 
 // Push sends the image called req.Reference to the registry of that name. What
-// was pulled goes up with the digests that it came with. NotFound: no image
-// has that name.
+// was pulled goes up with the digests that it came with, even if its blobs are
+// not here any more: what the registry has is not sent, what another one has
+// is fetched from there and passed on, and what this node made is made again.
+// NotFound: no image has that name.
 func (s *Set) Push(ctx context.Context, req spec.PushRequest, progress func(spec.Progress)) error {
 	name, err := reference.Parse(req.Reference)
 	if err != nil {
@@ -26,17 +28,33 @@ func (s *Set) Push(ctx context.Context, req spec.PushRequest, progress func(spec
 	}
 	s.keeping.begin() // nothing is collected from under the push
 	defer s.endKeeping(ctx)
-	pusher := push.New(push.Config{Source: s.Blobs, Remote: s.Remote, Parallel: s.Parallel, Elsewhere: s.elsewhere})
+	parts := s.bits()
+	parts.auth, parts.domain, parts.insecure = req.Auth, name.Domain(), req.Insecure
+	var pushed []digest.Digest
+	pusher := push.New(push.Config{
+		Source: parts, Remote: s.Remote, Parallel: s.Parallel, Elsewhere: s.elsewhere,
+		Pushed: func(all []digest.Digest) { pushed = all },
+	})
 	if _, err := pusher.Push(ctx, req, named.Target, serial(progress)); err != nil {
 		return err
 	}
+	if err := s.remember(ctx, pushed, place{name.Repository(), req.Insecure}); err != nil {
+		return err
+	}
+	s.shedLater()
 	s.Notify("push", named.Labels[idLabel], name.Familiar())
 	return nil
 }
 
-// elsewhere lists the names of the images that have a blob: their registries
-// may have it too.
+// elsewhere lists the repositories that may have a blob: those where it was,
+// and the names of the images that have it.
 func (s *Set) elsewhere(d digest.Digest) []reference.Name {
+	var known []reference.Name
+	for _, p := range s.placesOf(d) {
+		if name, err := p.name(); err == nil {
+			known = append(known, name)
+		}
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var names []reference.Name
@@ -50,5 +68,5 @@ func (s *Set) elsewhere(d digest.Digest) []reference.Name {
 		}
 	}
 	slices.SortFunc(names, func(a, b reference.Name) int { return slices.Compare([]byte(a.String()), []byte(b.String())) })
-	return names
+	return append(known, names...)
 }

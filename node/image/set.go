@@ -8,9 +8,10 @@
 // in memory too, so that List and Get read no disk.
 //
 // The layers are committed snapshots under their chain IDs, with the label
-// "berth.layer". Compressed blobs are kept as they came, so that a push gives
-// back the digests that were pulled. Snapshots and blobs that no image names
-// any more are collected: see Collect.
+// "berth.layer". Compressed blobs are kept as they came, or not: see Policy.
+// Bucket "node.image.place" remembers which repositories have a blob, so that
+// a push gives back the digests that were pulled in either case. Snapshots and
+// blobs that no image names any more are collected: see Collect.
 //
 // Lock order: Set.write, then the catalog's and Set.mu.
 package image
@@ -18,6 +19,7 @@ package image
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -34,6 +36,7 @@ import (
 	"berth/image/blob"
 	"berth/image/catalog"
 	"berth/image/pull"
+	"berth/image/reference"
 	"berth/image/remote"
 	"berth/node/snapshot"
 	"berth/spec"
@@ -44,8 +47,9 @@ const (
 	// idLabel of a name in the catalog holds the ID of its image.
 	idLabel = "berth.image"
 	// layerLabel marks snapshots that belong to images; it holds the layer's
-	// unpacked size.
+	// unpacked size, tarLabel that of its tar.
 	layerLabel = "berth.layer"
+	tarLabel   = "berth.tar"
 )
 
 // Config says what a Set works with.
@@ -60,6 +64,8 @@ type Config struct {
 	Parallel int
 	// MaxLayer bounds what one layer may unpack to; blob.DefaultLimit when 0.
 	MaxLayer int64
+	// Policy says which compressed layers stay here; Keep when "".
+	Policy Policy
 	// Notify hears what happened: pull, push, load, tag, untag, delete, commit,
 	// prune. It is called from many goroutines and must not wait. May be nil.
 	Notify func(action, id, name string)
@@ -80,6 +86,7 @@ type Set struct {
 	mu     sync.RWMutex
 	images map[string]*record // by ID; a record does not change, but is replaced
 	names  map[string]string  // full name to ID
+	places map[digest.Digest][]place
 	users  func(id string) []string
 }
 
@@ -97,6 +104,8 @@ type record struct {
 type layer struct {
 	ocispec.Descriptor
 	DiffID digest.Digest `json:"diffID"`
+	// Made says that blob.Compress makes the blob of the layer's tar.
+	Made bool `json:"made,omitempty"`
 }
 
 // chain lists the keys of the layers' snapshots, lowest first.
@@ -114,6 +123,7 @@ func chain(layers []layer) []snapshot.Key {
 func Open(_ context.Context, c Config) (*Set, error) {
 	c.Parallel = cmp.Or(c.Parallel, max(4, runtime.GOMAXPROCS(0)))
 	c.MaxLayer = cmp.Or(c.MaxLayer, blob.DefaultLimit)
+	c.Policy = cmp.Or(c.Policy, Keep)
 	if c.Notify == nil {
 		c.Notify = func(string, string, string) {}
 	}
@@ -123,13 +133,20 @@ func Open(_ context.Context, c Config) (*Set, error) {
 	}
 	s := &Set{
 		Config: c, catalog: names,
-		puller: pull.New(pull.Config{Blobs: c.Blobs, Remote: c.Remote, Parallel: c.Parallel, Limit: c.MaxLayer, Log: c.Log}),
-		images: map[string]*record{}, names: map[string]string{},
+		puller: pull.New(pull.Config{Blobs: c.Blobs, Remote: c.Remote, Parallel: c.Parallel, Limit: c.MaxLayer, Pass: c.Policy != Keep, Log: c.Log}),
+		images: map[string]*record{}, names: map[string]string{}, places: map[digest.Digest][]place{},
 		users: func(string) []string { return nil },
 	}
 	err = c.DB.View(func(tx *kv.Tx) error {
-		return kv.EachJSON(tx, bucket, "", func(id string, rec record) error {
+		err := kv.EachJSON(tx, bucket, "", func(id string, rec record) error {
 			s.images[id] = &rec
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return kv.EachJSON(tx, placeBucket, "", func(d string, list []place) error {
+			s.places[digest.Digest(d)] = list
 			return nil
 		})
 	})
@@ -158,21 +175,28 @@ func (s *Set) usersOf(id string) []string {
 }
 
 // keep makes rec an image of this node, called by names. A name that stood for
-// another image moves.
-func (s *Set) keep(ctx context.Context, rec *record, names []string) (_ spec.Image, err error) {
+// another image moves. at is where its parts can be had again, if anywhere.
+func (s *Set) keep(ctx context.Context, rec *record, names []string, at *place) (_ spec.Image, err error) {
 	ctx, end := span.Start(ctx, "record image", "image", rec.Image.ID)
 	defer func() { end(err) }()
 	s.write.Lock()
 	defer s.write.Unlock()
 	id := rec.Image.ID
 	rec.Image.Pulled = time.Now().UTC()
-	change := catalog.Change{Also: func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, id, rec) }}
+	var places map[digest.Digest][]place
+	if at != nil {
+		places = s.settlePlaces(digests(rec.parts()), *at)
+	}
+	change := catalog.Change{Also: func(tx *kv.Tx) error {
+		return errors.Join(kv.PutJSON(tx, bucket, id, rec), putPlaces(tx, places))
+	}}
 	for _, name := range names {
 		change.Set = append(change.Set, catalog.Record{Name: name, Target: rec.Target, Labels: map[string]string{idLabel: id}})
 	}
 	if err := s.catalog.Apply(ctx, change); err != nil {
 		return spec.Image{}, err
 	}
+	s.takePlaces(places)
 	s.mu.Lock()
 	s.images[id] = rec
 	for _, name := range names {
@@ -212,40 +236,12 @@ func (s *Set) all() []*record {
 	return slices.Collect(maps.Values(s.images))
 }
 
-// Chain returns the snapshot that containers of the image stand on. Layers
-// that were lost, as a loss of power can do, are unpacked again from their
-// blobs.
-func (s *Set) Chain(ctx context.Context, imageID string) (snapshot.Key, error) {
-	rec, err := s.find(imageID)
-	if err != nil {
-		return "", err
-	}
-	keys := chain(rec.Layers)
-	if len(keys) == 0 {
-		return "", nil
-	}
-	top := keys[len(keys)-1]
-	if _, err := s.Snapshots.Stat(ctx, top); err == nil {
-		return top, nil
-	}
-	s.keeping.begin()
-	defer s.endKeeping(ctx)
-	if _, err := s.unpack(ctx, rec.Layers, s.fromBlobs(rec.Layers), func(spec.Progress) {}); err != nil {
-		return "", fmt.Errorf("unpack image %s again: %w", rec.Image.ID, err)
-	}
-	return top, nil
-}
-
-// Repair unpacks again what a loss of power took from the images. It is quick
-// where nothing is lost; call it before containers are started.
-func (s *Set) Repair(ctx context.Context) error {
-	for _, rec := range s.all() {
-		if _, err := s.Chain(ctx, rec.Image.ID); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			s.Log.ErrorContext(ctx, "layers of an image are lost: pull it again", "image", rec.Image.ID, "error", err)
+// call is what people call an image.
+func (s *Set) call(rec *record) string {
+	if names := s.namesOf(rec.Image.ID); len(names) > 0 {
+		if name, err := reference.Parse(names[0]); err == nil {
+			return name.Familiar()
 		}
 	}
-	return nil
+	return rec.Image.ID
 }

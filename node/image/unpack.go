@@ -18,7 +18,6 @@ import (
 
 	"berth/base/errs"
 	"berth/base/span"
-	"berth/image/blob"
 	"berth/node/snapshot"
 	"berth/spec"
 )
@@ -41,22 +40,23 @@ type unpacking struct {
 	keys   []snapshot.Key
 	open   opener
 	report func(spec.Progress)
-	slots  *semaphore.Weighted
+	// blobs says that a blob is wanted even where its layer is unpacked
+	// already: a push must find it.
+	blobs bool
+	slots *semaphore.Weighted
 	// done[n] is closed when layer n is a snapshot.
 	done []chan struct{}
 }
 
-// unpack makes snapshots of layers and returns their unpacked size. Layers
-// that are unpacked already cost nothing, those whose blob is here no
+// unpack makes snapshots of the layers of u and returns their unpacked size.
+// Layers that are unpacked already cost nothing, those whose blob is here no
 // download. The others are fetched and unpacked side by side, the biggest
 // first, and committed from the bottom up. A layer that another pull is at is
 // left to it.
-func (s *Set) unpack(ctx context.Context, layers []layer, open opener, report func(spec.Progress)) (int64, error) {
-	u := &unpacking{
-		set: s, layers: layers, keys: chain(layers), open: open, report: report,
-		slots: semaphore.NewWeighted(int64(s.Parallel)), done: make([]chan struct{}, len(layers)),
-	}
-	for n := range layers {
+func (s *Set) unpack(ctx context.Context, u unpacking) (int64, error) {
+	u.set, u.keys = s, chain(u.layers)
+	u.slots, u.done = semaphore.NewWeighted(int64(s.Parallel)), make([]chan struct{}, len(u.layers))
+	for n := range u.layers {
 		u.done[n] = make(chan struct{})
 	}
 	if err := u.run(ctx); err != nil {
@@ -114,11 +114,11 @@ func (u *unpacking) known(ctx context.Context) int {
 	return 0
 }
 
-// keepBlob fetches the blob of a layer that was unpacked from another one: a
-// push must find it.
+// keepBlob fetches the blob of a layer that was unpacked from another one, if
+// it is wanted.
 func (u *unpacking) keepBlob(ctx context.Context, n int) error {
 	d := u.layers[n].Digest
-	if u.set.Blobs.Has(d) {
+	if !u.blobs || u.set.Blobs.Has(d) {
 		u.report(spec.Progress{Phase: spec.Unpacking, Item: d.String(), Status: "exists"})
 		return nil
 	}
@@ -167,7 +167,7 @@ func (u *unpacking) lead(ctx context.Context, n int, f *flight) (err error) {
 		close(u.done[n])
 		return u.keepBlob(ctx, n)
 	}
-	in, err := u.ingest(ctx, n)
+	in, tarSize, err := u.ingest(ctx, n)
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", u.layers[n].Digest, err)
 	}
@@ -180,7 +180,7 @@ func (u *unpacking) lead(ctx context.Context, n int, f *flight) (err error) {
 			return errors.Join(context.Cause(ctx), in.Abort(context.WithoutCancel(ctx)))
 		}
 	}
-	labels := map[string]string{layerLabel: strconv.FormatInt(in.Size(), 10)}
+	labels := layerLabels(in.Size(), tarSize)
 	if _, err := in.Commit(ctx, u.keys[n], parent, labels); err != nil && !errors.Is(err, errs.Exists) {
 		return errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
 	}
@@ -191,14 +191,14 @@ func (u *unpacking) lead(ctx context.Context, n int, f *flight) (err error) {
 
 // ingest reads the layer once: its blob is stored, its tar hashed and
 // unpacked on the way. It gives the slot back before it waits for the disk.
-func (u *unpacking) ingest(ctx context.Context, n int) (in snapshot.Ingest, err error) {
+func (u *unpacking) ingest(ctx context.Context, n int) (in snapshot.Ingest, tarSize int64, err error) {
 	ctx, end := span.Start(ctx, "fetch and unpack layer", "layer", u.layers[n].Digest.String())
 	defer func() { end(err) }()
 	release := sync.OnceFunc(func() { u.slots.Release(1) })
 	defer release()
 	st, err := u.open(ctx, n)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	tar := &hashed{r: st, hash: sha256.New(), report: u.report, item: u.layers[n].Digest.String()}
 	in, err = u.set.Snapshots.Ingest(ctx, tar)
@@ -213,7 +213,12 @@ func (u *unpacking) ingest(ctx context.Context, n int) (in snapshot.Ingest, err 
 	if err != nil && in != nil {
 		err = errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
 	}
-	return in, err
+	return in, tar.read, err
+}
+
+// layerLabels are those of a layer's snapshot.
+func layerLabels(size, tarSize int64) map[string]string {
+	return map[string]string{layerLabel: strconv.FormatInt(size, 10), tarLabel: strconv.FormatInt(tarSize, 10)}
 }
 
 // hashed is a tar that is hashed and reported while it is read.
@@ -253,30 +258,6 @@ func (h *hashed) check(want digest.Digest) error {
 	}
 	return nil
 }
-
-// fromBlobs opens layers out of the blob store.
-func (s *Set) fromBlobs(layers []layer) opener {
-	return func(ctx context.Context, n int) (tarStream, error) {
-		f, err := s.Blobs.Reader(ctx, layers[n].Digest)
-		if err != nil {
-			return nil, err
-		}
-		tar, _, err := blob.Uncompress(f, s.MaxLayer)
-		if err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		return &storedTar{tar, f}, nil
-	}
-}
-
-// storedTar is the tar of a blob that is here. It was verified when it came.
-type storedTar struct {
-	io.ReadCloser
-	blob io.Closer
-}
-
-func (*storedTar) Finish() error  { return nil }
-func (t *storedTar) Close() error { return errors.Join(t.ReadCloser.Close(), t.blob.Close()) }
 
 // flights are the layers being unpacked, by key: each by one pull at a time.
 type flights struct {
