@@ -44,7 +44,6 @@ func (m mountable) Mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mou
 type bench struct {
 	store mountable
 	path  string
-	open  []snapshots.Snapshotter
 }
 
 func newBench(t *testing.T) *bench {
