@@ -332,6 +332,15 @@ func TestRuntimeFails(t *testing.T) {
 	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || le.Text != "the real reason" {
 		t.Errorf("its log: %v", err)
 	}
+	l.RuntimeLog = ""
+	l.Argv = []string{"sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x >&2; exit 43"}
+	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || le.Code != 43 || !strings.HasPrefix(le.Text, "xxx") {
+		t.Errorf("more than a pipe holds: %v", err)
+	}
+	l.Argv = []string{"sh", "-c", "yes no >&2"}
+	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || !strings.Contains(le.Text, "did not end: no") {
+		t.Errorf("without an end: %v", err)
+	}
 	l.Argv = []string{"/no/such/runtime"}
 	if _, err := r.Launch(t.Context(), l); !errors.As(err, &le) || le.Code != -1 {
 		t.Errorf("missing: %v", err)

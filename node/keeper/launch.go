@@ -246,18 +246,54 @@ func (s *server) runRuntime(ctx context.Context, l *Launch, p *plumbing) error {
 	if err != nil {
 		return &LaunchError{Argv0: l.Argv[0], Code: -1, Text: fmt.Sprintf("run %s: %v", path, err)}
 	}
-	var status unix.WaitStatus
-	select {
-	case status = <-ended:
-	case <-ctx.Done():
+	status, err := p.attend(ctx, l.Argv[0], ended)
+	if err != nil {
 		s.killRuntime(pid)
 		<-ended
-		return errs.New(errs.Canceled, "launch %s: canceled", l.ID)
+		return fmt.Errorf("launch %s: %w", l.ID, err)
 	}
 	if code := exitCode(status); code != 0 {
 		return &LaunchError{Argv0: l.Argv[0], Code: code, Text: p.complaint()}
 	}
 	return nil
+}
+
+const (
+	talk     = 1 << 20 // bytes that a runtime may say before it has ended
+	attended = 200 * time.Millisecond
+)
+
+// attend waits for the runtime to end. Nobody reads what it says before that,
+// for it shares the pipe with its container; so the pipe is made to hold a lot,
+// and a runtime that fills it is not waited for any longer.
+func (p *plumbing) attend(ctx context.Context, argv0 string, ended <-chan unix.WaitStatus) (unix.WaitStatus, error) {
+	tick := time.NewTicker(attended)
+	defer tick.Stop()
+	for asked := false; ; {
+		select {
+		case status := <-ended:
+			return status, nil
+		case <-ctx.Done():
+			return 0, errs.New(errs.Canceled, "canceled")
+		case <-tick.C:
+		}
+		if p.capture < 0 {
+			continue
+		}
+		_, grown := unix.FcntlInt(uintptr(p.capture), unix.F_SETPIPE_SZ, talk)
+		if full(p.theirs[2]) && (grown != nil || asked) {
+			begin := p.complaint()
+			return 0, &LaunchError{Argv0: argv0, Code: -1, Text: "it said more than a megabyte and did not end: " + begin[:min(len(begin), 1024)]}
+		}
+		asked = true
+	}
+}
+
+// full: a write to the pipe would wait.
+func full(pipe int) bool {
+	fds := []unix.PollFd{{Fd: int32(pipe), Events: unix.POLLOUT}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 0
 }
 
 func readPid(path string) (int, error) {
