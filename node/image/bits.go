@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 
 	"berth/base/errs"
 	"berth/image/blob"
+	"berth/image/reference"
 	"berth/image/remote"
 	"berth/node/snapshot"
 	"berth/spec"
@@ -105,8 +107,34 @@ func (b *bits) reopen(ctx context.Context, l placed, offset int64) (io.ReadClose
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	return nil, errs.New(errs.KindOf(why[0]), "the compressed layer %s was not kept (registry.blobs = %q), and cannot be had again: pull %s again from where it was: %w",
-		l.Digest, b.set.Policy, b.set.call(l.image), errors.Join(why...))
+	return nil, errs.New(errs.KindOf(why[0]), "the compressed layer %s is not on this node (registry.blobs is %s) and cannot be had: pull %s again, or load it from an archive; tried: %s",
+		l.Digest, b.set.Policy, b.set.origin(l), sentence(why))
+}
+
+// origin says what to pull for a layer: the name of the image in the
+// repository where it was, or that repository, or at least the image.
+func (s *Set) origin(l placed) string {
+	places := s.placesOf(l.Digest)
+	for _, p := range places {
+		for _, text := range s.namesOf(l.image.Image.ID) {
+			if name, err := reference.Parse(text); err == nil && name.Repository() == p.Repository {
+				return name.Familiar()
+			}
+		}
+	}
+	if len(places) > 0 {
+		return "it from " + repositories(places[:1])
+	}
+	return s.call(l.image)
+}
+
+// sentence joins errors in one line.
+func sentence(all []error) string {
+	texts := make([]string, len(all))
+	for i, err := range all {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
 }
 
 // remake compresses the layer's tar again and keeps the blob for now.
@@ -194,7 +222,7 @@ func (b *bits) fetch(ctx context.Context, l placed, offset int64) (io.ReadCloser
 		}
 		why = append(why, err)
 	}
-	return nil, fmt.Errorf("fetch it again from %s: %w", repositories(places), errors.Join(why...))
+	return nil, errs.New(errs.KindOf(why[0]), "fetch it again: %s", sentence(why))
 }
 
 func (b *bits) fetchFrom(ctx context.Context, p place, l placed, offset int64) (io.ReadCloser, error) {

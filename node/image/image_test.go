@@ -37,14 +37,20 @@ type node struct {
 	db        *kv.DB
 	blobs     *blob.Store
 	snapshots *fakesnapshot.Store
+	store     snapshot.Store // snapshots, or what offers more
+	policy    image.Policy
 	set       *image.Set
 	mu        sync.Mutex
 	notes     []string
 	users     map[string][]string
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, options ...func(*node)) *node {
 	n := &node{T: t, dir: t.TempDir(), snapshots: fakesnapshot.New(), users: map[string][]string{}}
+	n.store = n.snapshots
+	for _, option := range options {
+		option(n)
+	}
 	n.open()
 	t.Cleanup(n.close)
 	return n
@@ -61,7 +67,7 @@ func (n *node) open() {
 		n.Fatal(err)
 	}
 	n.set, err = image.Open(n.Context(), image.Config{
-		DB: n.db, Blobs: n.blobs, Snapshots: n.snapshots, Log: log, MaxLayer: 8 << 20,
+		DB: n.db, Blobs: n.blobs, Snapshots: n.store, Policy: n.policy, Log: log, MaxLayer: 8 << 20,
 		Notify: func(action, _, name string) {
 			n.mu.Lock()
 			defer n.mu.Unlock()

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -92,9 +93,7 @@ func putPlaces(tx *kv.Tx, changed map[digest.Digest][]place) error {
 func (s *Set) takePlaces(changed map[digest.Digest][]place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for d, list := range changed {
-		s.places[d] = list
-	}
+	maps.Copy(s.places, changed)
 }
 
 // remember notes that a repository has blobs.
