@@ -3,6 +3,9 @@ package erofs
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
+
+	"berth/base/errs"
 )
 
 // entry is a name in a folder's data.
@@ -85,4 +88,112 @@ func putEntries(b []byte, list []entry) []byte {
 		b = append(b, e.name...)
 	}
 	return b
+}
+
+// block returns a block of a folder's data.
+func (r *reader) block(in *found, i int64) ([]byte, error) {
+	n := min(in.size-i*blockSize, blockSize)
+	switch {
+	case in.format != inlineData || n == blockSize:
+		return r.at(in.data+i*blockSize, int(n))
+	case in.tail%blockSize+n > blockSize:
+		return nil, errs.New(errs.Invalid, "its data cross the end of a block")
+	}
+	return r.at(in.tail, int(n))
+}
+
+// parseEntries appends the entries in a block of a folder's data to list.
+func parseEntries(list []entry, b []byte) ([]entry, error) {
+	le := binary.LittleEndian
+	if len(b) < entrySize {
+		return nil, errs.New(errs.Invalid, "a folder's block is cut off")
+	}
+	first := int(le.Uint16(b[8:]))
+	if first == 0 || first%entrySize != 0 || first >= len(b) {
+		return nil, errs.New(errs.Invalid, "names start at %d", first)
+	}
+	names := string(b[first:])
+	start := 0
+	for off := 0; off < first; off += entrySize {
+		end := len(names)
+		if off+entrySize < first {
+			end = int(le.Uint16(b[off+entrySize+8:])) - first
+		} else if i := strings.IndexByte(names[start:], 0); i >= 0 {
+			end = start + i
+		}
+		if end <= start || end > len(names) {
+			return nil, errs.New(errs.Invalid, "a name ends before it starts")
+		}
+		list = append(list, entry{names[start:end], le.Uint64(b[off:]), b[off+10]})
+		start = end
+	}
+	return list, nil
+}
+
+// lookup finds name in a folder.
+func (r *reader) lookup(in *found, name string) (entry, bool, error) {
+	low, high := int64(0), (in.size-1)/blockSize
+	var list []entry
+	for low <= high {
+		middle := low + (high-low)/2
+		b, err := r.block(in, middle)
+		if err == nil {
+			list, err = parseEntries(list[:0], b)
+		}
+		switch {
+		case err != nil:
+			return entry{}, false, err
+		case name < list[0].name:
+			high = middle - 1
+		case name > list[len(list)-1].name:
+			low = middle + 1
+		default:
+			for _, e := range list {
+				if e.name == name {
+					return e, checkName(name) == nil, nil
+				}
+			}
+			return entry{}, false, nil
+		}
+	}
+	return entry{}, false, nil
+}
+
+// entries returns all entries of a folder but "." and "..", which must lead
+// to itself and to parent, unless that is 0.
+func (r *reader) entries(in *found, parent uint64) ([]entry, error) {
+	if err := r.use(in.size); err != nil {
+		return nil, err
+	}
+	var list []entry
+	for i := range (in.size-1)/blockSize + 1 {
+		b, err := r.block(in, i)
+		if err == nil {
+			list, err = parseEntries(list, b)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	kept, dots, last := list[:0], 0, ""
+	for _, e := range list {
+		switch {
+		case e.name <= last:
+			return nil, errs.New(errs.Invalid, "names are out of order")
+		case e.name == "." && e.nid == in.nid && e.ftype == 2:
+			dots++
+		case e.name == ".." && (e.nid == parent || parent == 0) && e.ftype == 2:
+			dots++
+		default:
+			if err := checkName(e.name); err != nil {
+				return nil, err
+			}
+			kept = append(kept, e)
+		}
+		last = e.name
+	}
+	if dots != 2 {
+		return nil, errs.New(errs.Invalid, "a folder without itself and its parent")
+	}
+	return kept, nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"berth/base/errs"
 	"berth/image/tree"
@@ -45,10 +44,18 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 	return img, nil
 }
 
+// outside fails if the image does not have n bytes at offset off.
+func (img *Image) outside(off int64, n int) error {
+	if off < 0 || n < 0 || int64(n) > img.size || off > img.size-int64(n) {
+		return errs.New(errs.Invalid, "%d bytes at %d are outside of the image", n, off)
+	}
+	return nil
+}
+
 // readAt reads n bytes at offset off, which the image must have.
 func (img *Image) readAt(off int64, n int) ([]byte, error) {
-	if off < 0 || n < 0 || int64(n) > img.size || off > img.size-int64(n) {
-		return nil, errs.New(errs.Invalid, "%d bytes at %d are outside of the image", n, off)
+	if err := img.outside(off, n); err != nil {
+		return nil, err
 	}
 	b := make([]byte, n)
 	got, err := img.r.ReadAt(b, off)
@@ -68,8 +75,8 @@ func (img *Image) Tree() (*tree.Node, error) {
 		return nil, fmt.Errorf("read tree of image: %w", err)
 	}
 	r := reader{img: img, left: img.size, at: func(off int64, n int) ([]byte, error) {
-		if off < 0 || n < 0 || int64(n) > img.size || off > img.size-int64(n) {
-			return nil, errs.New(errs.Invalid, "%d bytes at %d are outside of the image", n, off)
+		if err := img.outside(off, n); err != nil {
+			return nil, err
 		}
 		return all[off:][:n:n], nil
 	}}
@@ -104,11 +111,11 @@ func (img *Image) readAll() ([]byte, error) {
 // follows no symbolic links and reads only what is on the way.
 func (img *Image) Find(path string) (*tree.Node, bool, error) {
 	r := reader{img: img, left: img.size, at: img.readAt}
-	in, err := r.find(path)
+	in, ok, err := r.find(path)
 	if err != nil {
 		return nil, false, fmt.Errorf("find %.300q in image: %w", path, err)
 	}
-	if in == nil {
+	if !ok {
 		return nil, false, nil
 	}
 	return in.node, true, nil
@@ -118,18 +125,45 @@ func (img *Image) Find(path string) (*tree.Node, bool, error) {
 // of their own. It fails with NotFound where there is no such folder.
 func (img *Image) List(path string) ([]tree.Entry, error) {
 	r := reader{img: img, left: img.size, at: img.readAt}
-	in, err := r.find(path)
-	if err == nil && (in == nil || !in.node.IsDir()) {
+	in, ok, err := r.find(path)
+	if err == nil && (!ok || !in.node.IsDir()) {
 		err = errs.New(errs.NotFound, "there is no such folder")
 	}
 	var entries []tree.Entry
 	if err == nil {
-		entries, err = r.nodes(in)
+		ahead := window{img: img}
+		r.at = ahead.readAt
+		entries, err = r.list(&in)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list %.300q in image: %w", path, err)
 	}
 	return entries, nil
+}
+
+// window reads ahead, as the inodes of a folder lie next to each other.
+type window struct {
+	img   *Image
+	start int64
+	bytes []byte
+}
+
+func (w *window) readAt(off int64, n int) ([]byte, error) {
+	const ahead = 64 << 10
+	if n > ahead || off < 0 || off > w.img.size {
+		return w.img.readAt(off, n)
+	}
+	if off < w.start || off+int64(n) > w.start+int64(len(w.bytes)) {
+		b, err := w.img.readAt(off, int(min(ahead, w.img.size-off)))
+		if err != nil {
+			return nil, err
+		}
+		w.start, w.bytes = off, b
+	}
+	if int64(len(w.bytes)) < off-w.start+int64(n) {
+		return nil, w.img.outside(off, n)
+	}
+	return w.bytes[off-w.start:][:n:n], nil
 }
 
 // Objects lists the digests of all bodies that are kept as objects, each
@@ -140,30 +174,4 @@ func (img *Image) Objects() ([]tree.Digest, error) {
 		return nil, err
 	}
 	return tree.Objects(root), nil
-}
-
-func (r *reader) find(path string) (*found, error) {
-	in, err := r.inode(r.img.root)
-	if err == nil && !in.node.IsDir() {
-		err = errs.New(errs.Invalid, "the root is no folder")
-	}
-	for name := range strings.SplitSeq(path, "/") {
-		if name == "" || name == "." || err != nil {
-			continue
-		}
-		if !in.node.IsDir() {
-			return nil, nil
-		}
-		e, ok, err := r.lookup(in, name)
-		if err != nil || !ok {
-			return nil, err
-		}
-		if in, err = r.inode(e.nid); err != nil {
-			return nil, err
-		}
-		if fileType(in.node.Mode) != e.ftype {
-			return nil, errs.New(errs.Invalid, "a folder's entry is of another type than its inode")
-		}
-	}
-	return in, err
 }

@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"slices"
@@ -8,6 +9,19 @@ import (
 
 	"berth/base/errs"
 	"berth/image/tree"
+)
+
+const (
+	trusted = 4 // the number of names that start with "trusted."
+
+	overlayXattr = "trusted.overlay."
+	escapedXattr = "trusted.overlay.overlay."
+
+	// The image's own, without their start.
+	opaqueXattr   = "overlay.opaque"
+	metacopyXattr = "overlay.metacopy"
+	redirectXattr = "overlay.redirect"
+	impliedXattr  = "overlay.berth.implied"
 )
 
 // attr is an xattr as an image has it.
@@ -26,43 +40,46 @@ func compareAttrs(a, b attr) int {
 	return cmp.Compare(a.suffix, b.suffix)
 }
 
-var yes = []byte("y")
+// attrList is what one inode has as xattrs in an image, in their order there.
+// It is filled again and again.
+type attrList struct {
+	list     []attr
+	redirect [redirectSize]byte
+}
 
-// attrs appends what n has as xattrs in an image, in their order there.
-func attrs(list []attr, n *tree.Node) ([]attr, error) {
+func (l *attrList) of(n *tree.Node) error {
+	l.list = l.list[:0]
 	for _, x := range n.Xattrs {
 		name := x.Name
 		if rest, ok := strings.CutPrefix(name, overlayXattr); ok {
 			name = escapedXattr + rest
 		}
 		if err := checkXattr(name, x.Value); err != nil {
-			return nil, err
+			return err
 		}
 		index, suffix := splitXattr(name)
-		list = append(list, attr{index, suffix, x.Value})
-	}
-	own := func(name string, value []byte) {
-		index, suffix := splitXattr(name)
-		list = append(list, attr{index, suffix, value})
+		l.list = append(l.list, attr{index, suffix, x.Value})
 	}
 	if n.Implied {
-		own(impliedXattr, yes)
+		l.list = append(l.list, attr{trusted, impliedXattr, []byte("y")})
 	}
 	if n.Object != (tree.Digest{}) {
-		path := redirect(n.Object)
-		own(metacopyXattr, nil)
-		own(redirectXattr, path[:])
+		l.redirect = redirect(n.Object)
+		l.list = append(l.list, attr{trusted, metacopyXattr, nil}, attr{trusted, redirectXattr, l.redirect[:]})
 	}
 	if n.Opaque {
-		own(opaqueXattr, yes)
+		l.list = append(l.list, attr{trusted, opaqueXattr, []byte("y")})
 	}
-	slices.SortFunc(list, compareAttrs)
-	for i := range list[min(1, len(list)):] {
-		if compareAttrs(list[i], list[i+1]) == 0 {
-			return nil, errs.New(errs.Invalid, "xattr %s%s is there twice", prefixes[list[i].index], list[i].suffix)
+	if len(n.Xattrs) == 0 {
+		return nil
+	}
+	slices.SortFunc(l.list, compareAttrs)
+	for i, a := range l.list[1:] {
+		if compareAttrs(l.list[i], a) == 0 {
+			return errs.New(errs.Invalid, "xattr %s%s is there twice", prefixes[a.index], a.suffix)
 		}
 	}
-	return list, nil
+	return nil
 }
 
 func checkXattr(name string, value []byte) error {
@@ -75,101 +92,107 @@ func checkXattr(name string, value []byte) error {
 	return checkACL(name, value)
 }
 
-// attrsSize is the room that the xattrs of an inode take.
-func attrsSize(list []attr) int {
-	if len(list) == 0 {
+// size is the room that the xattrs take in an inode.
+func (l *attrList) size() int {
+	if len(l.list) == 0 {
 		return 0
 	}
 	size := xattrHeader
-	for _, a := range list {
+	for _, a := range l.list {
 		size += a.size()
 	}
 	return size
 }
 
-// putAttrs appends the xattrs of an inode to b.
-func putAttrs(b []byte, list []attr) []byte {
-	if len(list) == 0 {
+// append appends the xattrs as they are in an inode.
+func (l *attrList) append(b []byte) []byte {
+	if len(l.list) == 0 {
 		return b
 	}
 	filter := ^uint32(0)
-	for _, a := range list {
+	for _, a := range l.list {
 		filter &^= filterBit(a.index, a.suffix)
 	}
 	b = binary.LittleEndian.AppendUint32(b, filter)
-	b = append(b, make([]byte, xattrHeader-4)...) // none are shared
-	for _, a := range list {
+	b = append(b, zeros[:xattrHeader-4]...) // none are shared
+	for _, a := range l.list {
 		end := len(b) + a.size()
 		b = append(b, uint8(len(a.suffix)), a.index)
 		b = binary.LittleEndian.AppendUint16(b, uint16(len(a.value)))
 		b = append(append(b, a.suffix...), a.value...)
-		b = append(b, "\x00\x00\x00"[:end-len(b)]...)
+		b = append(b, zeros[:end-len(b)]...)
 	}
 	return b
 }
 
-// takeAttrs reads the xattrs in b into n.
+// takeAttrs gives n the xattrs in b.
 func takeAttrs(b []byte, n *tree.Node) error {
-	if len(b) == 0 {
-		return nil
-	}
 	if len(b) <= xattrHeader || b[4] != 0 {
 		return errs.New(errs.Invalid, "xattrs are not of this kind")
 	}
-	filter := binary.LittleEndian.Uint32(b)
-	b = b[xattrHeader:]
+	filter, want := binary.LittleEndian.Uint32(b), ^uint32(0)
 	metacopy := false
-	for last := (attr{}); len(b) > 0; {
+	var lastIndex uint8
+	var lastSuffix []byte
+	for b = b[xattrHeader:]; len(b) > 0; {
 		if len(b) < 4 {
 			return errs.New(errs.Invalid, "an xattr is cut off")
 		}
-		nameEnd := 4 + int(b[0])
+		index, nameEnd := b[1], 4+int(b[0])
 		valueEnd := nameEnd + int(binary.LittleEndian.Uint16(b[2:]))
-		if (valueEnd+3)&^3 > len(b) {
+		end := (valueEnd + 3) &^ 3
+		if end > len(b) {
 			return errs.New(errs.Invalid, "an xattr is cut off")
 		}
-		a := attr{b[1], string(b[4:nameEnd]), b[nameEnd:valueEnd]}
-		if compareAttrs(last, a) >= 0 { // none has number 0 and no name
+		suffix := b[4:nameEnd]
+		if c := cmp.Compare(lastIndex, index); c > 0 || c == 0 && bytes.Compare(lastSuffix, suffix) >= 0 {
 			return errs.New(errs.Invalid, "xattrs are out of order")
 		}
-		filter |= filterBit(a.index, a.suffix)
-		if err := takeAttr(a, n, &metacopy); err != nil {
+		if err := takeAttr(index, suffix, b[nameEnd:valueEnd], n, &metacopy); err != nil {
 			return err
 		}
-		last, b = a, b[a.size():]
+		want &^= filterBit(index, suffix)
+		lastIndex, lastSuffix, b = index, suffix, b[end:]
 	}
-	if metacopy != (n.Object != tree.Digest{}) {
+	switch {
+	case metacopy != (n.Object != tree.Digest{}):
 		return errs.New(errs.Invalid, "a body is neither here nor elsewhere")
+	case filter != want:
+		return errs.New(errs.Invalid, "the filter of xattrs is wrong")
 	}
-	_ = filter
 	return nil
 }
 
-func takeAttr(a attr, n *tree.Node, metacopy *bool) error {
-	name, ok := joinXattr(a.index, a.suffix)
+func takeAttr(index uint8, suffix, value []byte, n *tree.Node, metacopy *bool) error {
+	valid := true
+	if index == trusted {
+		switch string(suffix) {
+		case opaqueXattr:
+			valid, n.Opaque = n.IsDir() && string(value) == "y", true
+		case impliedXattr:
+			valid, n.Implied = n.IsDir() && string(value) == "y", true
+		case metacopyXattr:
+			valid, *metacopy = n.IsRegular() && len(value) == 0, true
+		case redirectXattr:
+			n.Object, valid = parseRedirect(value)
+		default:
+			return takeTreeXattr(index, string(suffix), value, n)
+		}
+		if !valid {
+			return errs.New(errs.Invalid, "xattr trusted.%s is %.80q", suffix, value)
+		}
+		return nil
+	}
+	return takeTreeXattr(index, string(suffix), value, n)
+}
+
+// takeTreeXattr takes an xattr that is the tree's own.
+func takeTreeXattr(index uint8, suffix string, value []byte, n *tree.Node) error {
+	name, ok := joinXattr(index, suffix)
 	if !ok {
-		return errs.New(errs.Invalid, "xattr %d:%.300q", a.index, a.suffix)
+		return errs.New(errs.Invalid, "xattr %d:%.300q", index, suffix)
 	}
-	switch name {
-	case opaqueXattr, impliedXattr:
-		if !n.IsDir() || string(a.value) != "y" {
-			return errs.New(errs.Invalid, "xattr %s is %.80q", name, a.value)
-		}
-		n.Opaque = n.Opaque || name == opaqueXattr
-		n.Implied = n.Implied || name == impliedXattr
-		return nil
-	case metacopyXattr:
-		if *metacopy = true; len(a.value) > 0 || !n.IsRegular() {
-			return errs.New(errs.Invalid, "xattr %s is %.80q", name, a.value)
-		}
-		return nil
-	case redirectXattr:
-		if n.Object, ok = parseRedirect(a.value); !ok {
-			return errs.New(errs.Invalid, "xattr %s is %.80q", name, a.value)
-		}
-		return nil
-	}
-	if err := checkXattr(name, a.value); err != nil {
+	if err := checkXattr(name, value); err != nil {
 		return err
 	}
 	if rest, escaped := strings.CutPrefix(name, escapedXattr); escaped {
@@ -177,6 +200,6 @@ func takeAttr(a attr, n *tree.Node, metacopy *bool) error {
 	} else if strings.HasPrefix(name, overlayXattr) {
 		return errs.New(errs.Invalid, "xattr %s", name)
 	}
-	n.Xattrs = append(n.Xattrs, tree.Xattr{Name: name, Value: slices.Clone(a.value)})
+	n.Xattrs = append(n.Xattrs, tree.Xattr{Name: name, Value: slices.Clone(value)})
 	return nil
 }

@@ -1,10 +1,5 @@
 package tree
 
-import (
-	"cmp"
-	"slices"
-)
-
 // crowded is the size from which on a folder that is filled out of order is
 // kept by name until all are in.
 const crowded = 256
@@ -69,11 +64,11 @@ func (b *Builder) unsort(folder *Node) map[string]*Node {
 // more names after it.
 func (b *Builder) Finish() {
 	for folder, names := range b.open {
-		folder.entries = make([]Entry, 0, len(names))
+		entries := make([]Entry, 0, len(names))
 		for name, child := range names {
-			folder.entries = append(folder.entries, Entry{name, child})
+			entries = append(entries, Entry{name, child})
 		}
-		slices.SortFunc(folder.entries, func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) })
+		folder.SetEntries(entries)
 	}
 	clear(b.open)
 }

@@ -81,6 +81,16 @@ func (n *Node) Lookup(name string) *Node {
 	return nil
 }
 
+// SetEntries makes entries, one for each name, all that is in the folder. The
+// slice is n's own then, and is put in order if it is not.
+func (n *Node) SetEntries(entries []Entry) {
+	byName := func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) }
+	if !slices.IsSortedFunc(entries, byName) {
+		slices.SortFunc(entries, byName)
+	}
+	n.entries = entries
+}
+
 // Set puts child under name, in place of what is there. Adding names in their
 // order is cheapest; a Builder takes any order.
 func (n *Node) Set(name string, child *Node) {

@@ -1,0 +1,76 @@
+package erofs_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"berth/image/erofs"
+	"berth/image/tree"
+)
+
+// large is a tree of 20,000 files, as an image of a distribution has it.
+func large() *tree.Node {
+	root := tree.NewFolder()
+	for i := range 20_000 {
+		dir := root
+		for _, name := range []string{fmt.Sprintf("part%d", i%10), fmt.Sprintf("package-%d", i/10%270)} {
+			if dir.Lookup(name) == nil {
+				dir.Set(name, tree.NewFolder())
+			}
+			dir = dir.Lookup(name)
+		}
+		n := &tree.Node{Mode: unix.S_IFREG | 0o644, Size: int64(i) * 7, Sec: 1_700_000_000, Nsec: uint32(i)}
+		n.Object = tree.Digest{byte(i), byte(i >> 8), 3}
+		dir.Set(fmt.Sprintf("file-number-%d.txt", i), n)
+	}
+	return root
+}
+
+func BenchmarkWrite(b *testing.B) {
+	root := large()
+	b.ReportAllocs()
+	for b.Loop() {
+		size, err := erofs.Write(io.Discard, root)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(size)
+	}
+}
+
+func BenchmarkTree(b *testing.B) {
+	img := opened(b, large())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := img.Tree(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkFind(b *testing.B) {
+	img := opened(b, large())
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, found, err := img.Find("part3/package-17/file-number-2873.txt"); err != nil || !found {
+			b.Fatal(found, err)
+		}
+	}
+}
+
+func opened(tb testing.TB, root *tree.Node) *erofs.Image {
+	var out bytes.Buffer
+	size, err := erofs.Write(&out, root)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	img, err := erofs.Open(bytes.NewReader(out.Bytes()), size)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return img
+}
