@@ -23,6 +23,8 @@ const (
 	bigBytes = 311_000_000
 	bigName  = "bench/big:1"
 	layout   = `{"imageLayoutVersion":"1.0.0"}`
+
+	manifestType = "application/vnd.oci.image.manifest.v1+json"
 )
 
 // bigShares are the layers' parts of the files, in thousandths.
@@ -60,7 +62,6 @@ func writeBig(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	const manifestType = "application/vnd.oci.image.manifest.v1+json"
 	manifest, err := document(manifestType, map[string]any{"schemaVersion": 2, "mediaType": manifestType, "config": config, "layers": layers})
 	if err != nil {
 		return err

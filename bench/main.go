@@ -27,6 +27,7 @@ type settings struct {
 	containers, atOnce      int
 	lists, pulls            int
 	keepLogs                string
+	shelf, driver, profile  string // of the storage rows
 }
 
 func main() {
@@ -47,7 +48,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.StringVar(&s.runtime, "runtime", "crun", "OCI runtime of both")
 	flags.StringVar(&s.first, "first", ".cache/bench/busybox.tar", "small image; made by test/first-image.sh where missing")
 	flags.StringVar(&s.big, "big", ".cache/bench/big.tar", "image to pull; made where missing")
-	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull")
+	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, storage")
 	sides := flags.String("sides", "", "only the sides that match: containerd, berth")
 	flags.IntVar(&s.once, "n", 40, "containers from create to removed, on each side")
 	flags.IntVar(&s.bursts, "bursts", 5, "bursts on each side")
@@ -57,6 +58,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.IntVar(&s.restarts, "restarts", 2, "kills of the daemon in each burst")
 	flags.IntVar(&s.pulls, "pulls", 5, "pulls of each kind")
 	flags.StringVar(&s.keepLogs, "logs", "", "folder that the daemons' logs are kept in")
+	flags.StringVar(&s.shelf, "shelf", shelfDir(), "folder of images of many layers; made where missing")
+	flags.StringVar(&s.driver, "driver", "overlay", "snapshot driver that the storage rows drive in process")
+	flags.StringVar(&s.profile, "cpuprofile", "", "file for a CPU profile of that driver")
 	asJSON := flags.String("json", "", "file for all samples, as JSON")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -77,7 +81,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s\n\n%s", before, b.results.table(s.pulls))
+	fmt.Fprintf(out, "%s\n\n%s%s", before, b.results.table(b.results.lines(s.pulls)), b.results.table(b.results.storageLines(s.pulls)))
 	if *asJSON == "" {
 		return nil
 	}

@@ -27,6 +27,7 @@ type side interface {
 	pids() []int
 	pull(ctx context.Context, ref string) error
 	drop(ctx context.Context, ref string) error
+	remove(ctx context.Context, ref string) (float64, error)
 }
 
 // named is a side with the column its samples go to.
@@ -174,9 +175,11 @@ func (b *bench) measure(ctx context.Context) error {
 		}
 	}
 	if b.wants("pull") {
-		return b.measurePulls(ctx)
+		if err := b.measurePulls(ctx); err != nil {
+			return err
+		}
 	}
-	return nil
+	return b.measureStorage(ctx)
 }
 
 func (b *bench) measureOnce(ctx context.Context) error {

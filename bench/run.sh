@@ -17,4 +17,5 @@ for program in containerd ctr containerd-shim-runc-v2; do
 done
 build peer .
 go build -o .cache/peer/bench ./bench
+go build -o .cache/peer/store ./bench/store
 exec .cache/peer/bench -peer "$peer" -berth "$PWD/bin/berth" "$@"

@@ -82,19 +82,22 @@ func (r results) lines(pulls int) []line {
 	}
 }
 
-// table is Markdown, aligned for terminals too.
-func (r results) table(pulls int) string {
+// table is Markdown, aligned for terminals too; "" where nothing of it was
+// measured.
+func (r results) table(lines []line) string {
 	var b strings.Builder
+	rows := 0
 	w := tabwriter.NewWriter(&b, 0, 0, 1, ' ', 0)
 	fmt.Fprintln(w, "| what\t| containerd\t| Berth\t| ratio\t| bar\t| met?\t|")
 	fmt.Fprintln(w, "|---\t|---\t|---\t|---\t|---\t|---\t|")
-	for _, l := range r.lines(pulls) {
+	for _, l := range lines {
 		column := cmp.Or(l.against, peerColumn)
 		peer, ours := l.value(l.row, column), l.value(l.row, ourColumn)
 		hasPeer, hasOurs := len(r[l.row][column]) > 0, len(r[l.row][ourColumn]) > 0
 		if !hasPeer && !hasOurs {
 			continue
 		}
+		rows++
 		cells := []string{l.what, "", "", "", l.bar, ""}
 		if hasPeer {
 			cells[1] = fmt.Sprintf(l.format, peer)
@@ -114,5 +117,8 @@ func (r results) table(pulls int) string {
 		fmt.Fprintf(w, "| %s\t|\n", strings.Join(cells, "\t| "))
 	}
 	_ = w.Flush()
-	return b.String()
+	if rows == 0 {
+		return ""
+	}
+	return b.String() + "\n"
 }

@@ -24,7 +24,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 )
 
-const usage = `usage: peer SOCKET IMAGE RUNTIME once N | burst N AT-ONCE | lists N | clear N AT-ONCE | ready N`
+const usage = `usage: peer SOCKET IMAGE RUNTIME once N | burst N AT-ONCE | lists N | clear N AT-ONCE | ready N | rmi
+       peer snapshots DIR`
 
 type peer struct {
 	*client.Client
@@ -43,6 +44,9 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) == 2 && args[0] == "snapshots" {
+		return serveSnapshots(namespaces.WithNamespace(context.Background(), "bench"), args[1], os.Stdin, os.Stdout)
+	}
 	if len(args) < 4 {
 		return fmt.Errorf("%s", usage)
 	}
@@ -87,6 +91,8 @@ func run(args []string) error {
 		err = each(number(4), number(5), func(i int) error { return p.remove(ctx, fmt.Sprintf("burst-%d", i)) })
 	case "ready":
 		err = p.ready(ctx, number(4))
+	case "rmi":
+		err = p.rmi(ctx, args[1])
 	default:
 		return fmt.Errorf("%s", usage)
 	}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// imageRows are the storage rows that go through the daemons.
+var imageRows = []string{"storage-pull", "storage-remove", "storage-disk"}
+
+// measureImages pulls images of many layers from a registry on loopback.
+func (b *bench) measureImages(ctx context.Context) (err error) {
+	server, err := shelf(b.shelf).serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.close()) }()
+	if b.wants("storage-pull", "storage-remove") {
+		for round := range b.pulls {
+			b.log.InfoContext(ctx, "pull of layers", "round", round+1, "of", b.pulls)
+			err := b.inTurn(round, b.sides, func(s named) error { return b.layeredPulls(ctx, s, server) })
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if b.wants("storage-disk") {
+		return b.inTurn(0, b.sides, func(s named) error { return b.versions(ctx, s, server) })
+	}
+	return nil
+}
+
+// layeredPulls pulls an image into nothing, then one that has the same bodies
+// in other layers, then one with the layers of the first and new metadata.
+func (b *bench) layeredPulls(ctx context.Context, s named, server *shelfServer) error {
+	tags := []string{"first", "moved", "modes"}
+	for _, tag := range tags {
+		if err := b.calm(ctx, s); err != nil {
+			return err
+		}
+		before, err := cpu(s.pids()...)
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if err := s.pull(ctx, server.ref(tag)); err != nil {
+			return err
+		}
+		b.results.add("storage-pull-"+tag, s.column, time.Since(began).Seconds())
+		after, err := cpu(s.pids()...)
+		if err != nil {
+			return err
+		}
+		b.results.add("storage-pull-"+tag+"-cpu", s.column, (after - before).Seconds())
+	}
+	for _, tag := range slices.Backward(tags) {
+		if err := b.calm(ctx, s); err != nil {
+			return err
+		}
+		took, err := s.remove(ctx, server.ref(tag))
+		if err != nil {
+			return err
+		}
+		if tag == "first" { // the last one, of which nothing is shared
+			b.results.add("storage-remove", s.column, took)
+		}
+	}
+	return b.calm(ctx, s)
+}
+
+// versions pulls versions of an image and sees what the disk loses.
+func (b *bench) versions(ctx context.Context, s named, server *shelfServer) error {
+	empty, err := b.used(ctx, s)
+	if err != nil {
+		return err
+	}
+	var one int64
+	tags := []string{"first"}
+	for n := 1; n < diskVersions; n++ {
+		tags = append(tags, versionTag(n))
+	}
+	for i, tag := range tags {
+		b.log.InfoContext(ctx, "version", "side", s.column, "tag", tag)
+		if err := s.pull(ctx, server.ref(tag)); err != nil {
+			return err
+		}
+		if i == 0 {
+			if one, err = b.used(ctx, s); err != nil {
+				return err
+			}
+		}
+	}
+	all, err := b.used(ctx, s)
+	if err != nil {
+		return err
+	}
+	b.results.add("storage-disk-one", s.column, float64(one-empty)/1e6)
+	b.results.add("storage-disk-all", s.column, float64(all-empty)/1e6)
+	b.results.add("storage-disk", s.column, float64(all-empty)/float64(one-empty))
+	for _, tag := range slices.Backward(tags) {
+		if _, err := s.remove(ctx, server.ref(tag)); err != nil {
+			return err
+		}
+	}
+	return b.calm(ctx, s)
+}
+
+// calm waits until the side has no work in the background, and writes the
+// disk out.
+func (b *bench) calm(ctx context.Context, s named) error {
+	if err := quiet(ctx, s.pids()...); err != nil {
+		return err
+	}
+	return b.place.sync()
+}
+
+// used is what is taken of the disk, when all is written and tidied up.
+func (b *bench) used(ctx context.Context, s named) (int64, error) {
+	if err := b.calm(ctx, s); err != nil {
+		return 0, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.place.disk(), &st); err != nil {
+		return 0, err
+	}
+	return int64(st.Blocks-st.Bfree) * st.Bsize, nil
+}
+
+// remove removes an image and what only it holds, in milliseconds as the
+// caller sees it.
+func (c *containerd) remove(ctx context.Context, ref string) (float64, error) {
+	out, err := output(ctx, nil, filepath.Join(c.tools, "peer"), c.socket, ref, c.runtime, "rmi")
+	if err != nil {
+		return 0, err
+	}
+	var times map[string][]float64
+	if err := json.Unmarshal(out, &times); err != nil {
+		return 0, err
+	}
+	if len(times["rmi"]) != 1 {
+		return 0, fmt.Errorf("peer said %s", out)
+	}
+	return times["rmi"][0], nil
+}
+
+func (b *berth) remove(ctx context.Context, ref string) (float64, error) {
+	began := time.Now()
+	_, err := b.ImageRemove(ctx, ref, false)
+	return milliseconds(time.Since(began)), err
+}
+
+// shelfDir is where images of many layers are kept between runs.
+func shelfDir() string { return filepath.Join(".cache", "bench", "layered") }
