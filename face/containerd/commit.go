@@ -110,6 +110,7 @@ func (s *Snapshots) claimCommit(active name, rec *record) (*commitment, error) {
 	}
 	rec.Store, rec.making = newKey(), true
 	rec.Labels = snapshot.MergeLabels(nil, rec.Labels)
+	rec.Chain = chainOf(from, rec)
 	if l, ok := s.layerOf(rec); ok {
 		if key := s.known(l); key != "" {
 			rec.Store, c.known = key, true

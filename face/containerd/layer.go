@@ -22,18 +22,37 @@ type layer struct {
 	parent snapshot.Key
 }
 
-var chainID = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+var (
+	chainID = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	// unpacking is how containerd names an active snapshot into which it
+	// unpacks a layer; older parts of it leave the label out.
+	unpacking = regexp.MustCompile(`(?:^|/)extract-\S+ (sha256:[0-9a-f]{64})$`)
+)
 
-// layerOf says which layer a committed snapshot of this name and these labels
-// is. One that somebody committed under a name of his own is none, whatever
-// its labels say. mu is held.
+// chainOf says which layer of an image a snapshot becomes that was active and
+// is committed now, or "". What somebody commits under a name of his own is
+// none, whatever its labels say.
+func chainOf(active, committed *record) string {
+	chain := committed.Labels[labelRef]
+	if found := unpacking.FindStringSubmatch(active.Name); chain == "" && found != nil {
+		chain = found[1]
+	}
+	named := committed.Name == chain || strings.HasSuffix(committed.Name, "/"+chain)
+	if !chainID.MatchString(chain) || !named || active.shifted() || committed.shifted() {
+		return ""
+	}
+	return chain
+}
+
+// shifted says whether the owners in a snapshot differ from the image's.
+func (r *record) shifted() bool { return r.Labels[labelUIDMap]+r.Labels[labelGIDMap] != "" }
+
+// layerOf says which layer a committed snapshot is. mu is held.
 func (s *Snapshots) layerOf(rec *record) (layer, bool) {
-	ref := rec.Labels[labelRef]
-	named := rec.Name == ref || strings.HasSuffix(rec.Name, "/"+ref)
-	if !chainID.MatchString(ref) || !named || rec.Labels[labelUIDMap]+rec.Labels[labelGIDMap] != "" {
+	if rec.Chain == "" {
 		return layer{}, false
 	}
-	return s.layerOn(rec.parent(), ref)
+	return s.layerOn(rec.parent(), rec.Chain)
 }
 
 func (s *Snapshots) layerOn(parent name, chain string) (layer, bool) {
@@ -49,11 +68,7 @@ func (s *Snapshots) layerOn(parent name, chain string) (layer, bool) {
 
 // index remembers a committed snapshot as the layer it is. mu is held.
 func (s *Snapshots) index(rec *record) {
-	if rec.Kind != snapshot.KindCommitted {
-		return
-	}
-	l, ok := s.layerOf(rec)
-	if ok && s.layers[l] == "" {
+	if l, ok := s.layerOf(rec); ok && s.known(l) == "" {
 		s.layers[l] = rec.Store
 	}
 }

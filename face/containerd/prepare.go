@@ -197,7 +197,7 @@ func (s *Snapshots) alias(parent name, ref string) (claimed *record, exists bool
 	}
 	claimed = &record{
 		Space: parent.space, Name: ref, Parent: parent.name, Kind: snapshot.KindCommitted,
-		Labels: map[string]string{labelRef: ref}, Store: key, making: true,
+		Labels: map[string]string{labelRef: ref}, Chain: ref, Store: key, making: true,
 	}
 	s.link(claimed)
 	return claimed, true

@@ -8,9 +8,10 @@
 // store. What a client may read and write lies in the records alone: a label of
 // its never becomes one of the store's.
 //
-// Several names may stand for one committed layer. A layer that was unpacked
-// from an image carries label containerd.io/snapshot.ref, its chain ID; the
-// same chain on the same parent is kept once, whoever unpacked it.
+// Several names may stand for one committed layer: a layer of an image, which
+// its chain ID names, is kept once on the same parent, whoever unpacked it. Who
+// says beforehand what he is about to unpack, by label
+// containerd.io/snapshot.ref, is spared the work.
 //
 // The header with containerd's namespace is not looked at. A containerd that
 // hands snapshots on to a proxy has put the namespace into the names already,
@@ -89,6 +90,8 @@ type record struct {
 	Updated time.Time         `json:"updated"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Store   snapshot.Key      `json:"store"`
+	// Chain is the chain ID of a layer that was unpacked from an image.
+	Chain string `json:"chain,omitempty"`
 	// From is the key of the active snapshot that Store was committed from. A
 	// crash may have come before the store's own record of it was on disk.
 	From snapshot.Key `json:"from,omitempty"`

@@ -343,6 +343,23 @@ func TestSameLayerAtOnce(t *testing.T) {
 	prepare(t, s, "container", "b/"+chain(1))
 }
 
+// Who does not say what he unpacks but in the name of his work shares what came
+// out of it, and what he made is known to those who say it.
+func TestLayersWithoutLabel(t *testing.T) {
+	b := newBench(t)
+	s := b.one(t)
+	for _, namespace := range []string{"one/1/", "two/2/"} {
+		prepare(t, s, namespace+"extract-1-ab "+chain(1), "")
+		must(t, s.Commit(t.Context(), namespace+chain(1), namespace+"extract-1-ab "+chain(1)))
+	}
+	if committed, active := b.keys(t, snapshot.KindCommitted), b.keys(t, snapshot.KindActive); len(committed) != 1 || len(active) != 0 {
+		t.Errorf("the store has %v and %v", committed, active)
+	}
+	if _, known := unpack(t, s, "three/3/", "", 1); !known {
+		t.Error("the layer is unpacked again")
+	}
+}
+
 // What only looks like the layer is not taken for it.
 func TestUnknownLayers(t *testing.T) {
 	s := newBench(t).one(t)
