@@ -84,7 +84,7 @@ func (c *comparison) hide(dir string, fd int) error {
 		return err
 	}
 	for _, name := range names {
-		if !slices.Contains(own, name) {
+		if _, kept := slices.BinarySearch(own, name); !kept {
 			c.add("D", join(dir, name))
 		}
 	}

@@ -3,6 +3,7 @@ package folder
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ const (
 type Unpacking struct {
 	Umask uint32 // of this process
 	Limit int64  // on the bytes that it may unpack to
+	Links Links  // where regular files are shared with other layers; nil: nowhere
 }
 
 // Unpacked is what a layer held.
@@ -40,6 +42,10 @@ type Unpacked struct {
 	// Implied are folders that the tar has files in but says nothing of; they
 	// look as they do in the parent. "." is the root.
 	Implied []string
+	// Linked are the files that came from links, Fresh those that links may
+	// keep, folder by folder.
+	Linked []Variant
+	Fresh  []File
 }
 
 // Unpack unpacks layer into the empty folder root, an O_PATH descriptor, and
@@ -47,19 +53,20 @@ type Unpacked struct {
 //
 // Invalid: not a tar, cut short, or it names something outside of the layer,
 // be it by .., a symbolic link or a hard link; or it is beyond the limits. An
-// error of layer's Read comes back in the chain.
+// error of layer's Read comes back in the chain. On any failure the folder is
+// left half filled, and only Linked is set.
 func Unpack(ctx context.Context, root int, layer io.Reader, how Unpacking) (Unpacked, error) {
 	u := &unpacker{
-		root: root, umask: how.Umask, limit: how.Limit, ctx: ctx, buf: make([]byte, bufChunks*chunk),
+		root: root, umask: how.Umask, limit: how.Limit, links: how.Links, fresh: map[string]Variant{}, ctx: ctx, buf: make([]byte, bufChunks*chunk),
 		dirs: map[string]*folder{".": {path: ".", fd: root}}, inodes: 1,
 	}
 	defer u.close()
 	if err := u.run(layer); err != nil {
-		return Unpacked{}, err
+		return Unpacked{Linked: u.linked}, err
 	}
 	return Unpacked{
 		Size: u.size, Usage: Usage{Size: u.disk + 4096*int64(len(u.dirs)), Inodes: u.inodes},
-		Opaque: u.dirs["."].opaque, Implied: u.implied(),
+		Opaque: u.dirs["."].opaque, Implied: u.implied(), Linked: u.linked, Fresh: u.freshFiles(),
 	}, nil
 }
 
@@ -72,11 +79,16 @@ type unpacker struct {
 	root  int
 	umask uint32
 	limit int64
+	links Links
 	ctx   context.Context //nolint:containedctx // lives as long as Unpack
 
 	dirs map[string]*folder // by path; "." is the root
 	open []*folder          // those with a descriptor, oldest first
 	buf  []byte
+
+	other  []byte             // what buf is compared with
+	linked []Variant          // taken from links
+	fresh  map[string]Variant // by path: what links may keep
 
 	size   int64 // of the files' bytes
 	disk   int64
@@ -94,7 +106,7 @@ const (
 	maxOpen   = 32
 	maxPath   = 4095 // a longer one could not be named in a container
 	chunk     = 64 << 10
-	bufChunks = 4
+	bufChunks = 8
 )
 
 func (u *unpacker) close() {
@@ -112,6 +124,17 @@ func (u *unpacker) implied() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+func (u *unpacker) freshFiles() []File {
+	files := make([]File, 0, len(u.fresh))
+	for name, v := range u.fresh {
+		files = append(files, File{name, v})
+	}
+	slices.SortFunc(files, func(a, b File) int {
+		return cmp.Or(cmp.Compare(path.Dir(a.Path), path.Dir(b.Path)), cmp.Compare(a.Path, b.Path))
+	})
+	return files
 }
 
 // run unpacks layer and reads it to its end.
@@ -314,10 +337,7 @@ func (u *unpacker) ensureOpen(f *folder) error {
 	if f.fd >= 0 {
 		return nil
 	}
-	fd, err := unix.Openat2(u.root, f.path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	fd, err := openBeneath(u.root, f.path)
 	if err != nil {
 		return fmt.Errorf("open folder %s: %w", brief(f.path), err)
 	}
@@ -330,6 +350,14 @@ func (u *unpacker) ensureOpen(f *folder) error {
 	f.fd = fd
 	u.open = append(u.open, f)
 	return nil
+}
+
+// openBeneath opens the folder at path below the folder root, through no link.
+func openBeneath(root int, path string) (int, error) {
+	return unix.Openat2(root, path, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
 }
 
 // finish gives the folders their looks; before, each new file would have

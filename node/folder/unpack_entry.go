@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"context"
 	"fmt"
+	"maps"
 	"path"
 	"strings"
 
@@ -33,14 +34,16 @@ func (u *unpacker) clear(dir *folder, base string) error {
 	name := join(dir.path, base)
 	if u.dirs[name] == nil {
 		u.inodes--
+		delete(u.fresh, name)
 		return unix.Unlinkat(dir.fd, base, 0)
 	}
 	u.drop(name)
 	return Remove(context.WithoutCancel(u.ctx), dir.fd, base)
 }
 
-// drop forgets the folder name and those in it.
+// drop forgets the folder name and what is in it.
 func (u *unpacker) drop(name string) {
+	maps.DeleteFunc(u.fresh, func(p string, _ Variant) bool { return strings.HasPrefix(p, name+"/") })
 	for p, f := range u.dirs {
 		if p != name && !strings.HasPrefix(p, name+"/") {
 			continue

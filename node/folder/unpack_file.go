@@ -12,6 +12,91 @@ import (
 )
 
 func (u *unpacker) file(dir *folder, base string, h *tar.Header, body io.Reader) error {
+	if u.size += h.Size; u.size > u.limit {
+		return errs.New(errs.Invalid, "the layer unpacks to more bytes than is allowed")
+	}
+	s := u.share(join(dir.path, base), h)
+	defer s.close()
+	if h.Size > int64(len(u.buf)) {
+		return u.bigFile(&s, dir, base, h, body)
+	}
+	p := u.buf[:h.Size]
+	if err := u.read(body, p); err != nil {
+		return err
+	}
+	if s.holds(p, 0) && s.link(dir, base) {
+		u.disk += onDisk(p)
+		return nil
+	}
+	err := u.create(dir, base, h, func(fd int) error {
+		u.disk += onDisk(p)
+		if len(p) < chunk {
+			return writeAll(fd, p, 0)
+		}
+		return writeSparse(fd, p, 0, h.Size)
+	})
+	if err == nil {
+		s.written()
+	}
+	return err
+}
+
+// bigFile takes a body that does not fit in memory. It is compared as it
+// comes, and written from where it differs from the known file on.
+func (u *unpacker) bigFile(s *sharing, dir *folder, base string, h *tar.Header, body io.Reader) error {
+	offset, p := int64(0), u.buf[:0]
+	for s.known != nil && offset < h.Size {
+		p = u.buf[:min(int64(len(u.buf)), h.Size-offset)]
+		if err := u.read(body, p); err != nil {
+			return err
+		}
+		if !s.holds(p, offset) {
+			break
+		}
+		u.disk += onDisk(p)
+		offset, p = offset+int64(len(p)), p[:0]
+	}
+	if s.known != nil && offset == h.Size && s.link(dir, base) {
+		return nil
+	}
+	err := u.create(dir, base, h, func(fd int) error {
+		if err := s.copyTo(fd, offset); err != nil {
+			return err
+		}
+		for offset < h.Size {
+			if len(p) == 0 {
+				p = u.buf[:min(int64(len(u.buf)), h.Size-offset)]
+				if err := u.read(body, p); err != nil {
+					return err
+				}
+			}
+			u.disk += onDisk(p)
+			if err := writeSparse(fd, p, offset, h.Size); err != nil {
+				return err
+			}
+			offset, p = offset+int64(len(p)), p[:0]
+		}
+		return nil
+	})
+	if err == nil {
+		s.written()
+	}
+	return err
+}
+
+func (u *unpacker) read(body io.Reader, p []byte) error {
+	_, err := io.ReadFull(body, p)
+	if err == nil {
+		return nil
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return &bodyError{err}
+}
+
+// create makes a file, has it filled and gives it its looks.
+func (u *unpacker) create(dir *folder, base string, h *tar.Header, fill func(fd int) error) error {
 	mode := uint32(h.Mode) & 0o7777
 	fd := -1
 	err := u.make(dir, base, func() (err error) {
@@ -22,7 +107,7 @@ func (u *unpacker) file(dir *folder, base string, h *tar.Header, body io.Reader)
 		return fmt.Errorf("make file: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := u.fill(fd, h, body); err != nil {
+	if err := fill(fd); err != nil {
 		return err
 	}
 	owned := h.Uid|h.Gid != 0
@@ -44,58 +129,41 @@ func (u *unpacker) file(dir *folder, base string, h *tar.Header, body io.Reader)
 
 var zeros [chunk]byte
 
-// fill writes the body, leaving holes where a whole chunk is zeros.
-func (u *unpacker) fill(fd int, h *tar.Header, body io.Reader) error {
-	if u.size += h.Size; u.size > u.limit {
-		return errs.New(errs.Invalid, "the layer unpacks to more bytes than is allowed")
+// onDisk is what writeSparse takes for a part of a body.
+func onDisk(p []byte) (n int64) {
+	if len(p) < chunk {
+		return blocks(p)
 	}
-	for offset := int64(0); offset < h.Size; {
-		if err := u.ctx.Err(); err != nil {
-			return err
-		}
-		n := int(min(int64(len(u.buf)), h.Size-offset))
-		if _, err := io.ReadFull(body, u.buf[:n]); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return &bodyError{err}
-		}
-		if h.Size < chunk {
-			u.disk += (h.Size + 4095) &^ 4095
-			return writeAll(fd, u.buf[:n], 0)
-		}
-		if err := u.writeSparse(fd, u.buf[:n], offset); err != nil {
-			return err
-		}
-		offset += int64(n)
-		if offset == h.Size && bytes.Equal(lastChunk(u.buf[:n]), zeros[:len(lastChunk(u.buf[:n]))]) {
-			return unix.Ftruncate(fd, h.Size) // it ends in a hole
+	for at := 0; at < len(p); at += chunk {
+		if part := p[at:min(at+chunk, len(p))]; !isZero(part) {
+			n += blocks(part)
 		}
 	}
-	return nil
+	return n
 }
 
-func lastChunk(p []byte) []byte { return p[(len(p)-1)/chunk*chunk:] }
+func blocks(p []byte) int64 { return (int64(len(p)) + 4095) &^ 4095 }
 
-// writeSparse writes the chunks of p that are not zeros, neighbours at once.
-func (u *unpacker) writeSparse(fd int, p []byte, offset int64) error {
+func isZero(p []byte) bool { return bytes.Equal(p, zeros[:len(p)]) }
+
+// writeSparse writes a part of a body of size bytes in all. It leaves holes
+// where a whole chunk is zeros, and writes what is between two holes at once.
+func writeSparse(fd int, p []byte, offset, size int64) error {
 	start := 0
 	for at := 0; at < len(p); at += chunk {
 		end := min(at+chunk, len(p))
-		if !bytes.Equal(p[at:end], zeros[:end-at]) {
+		if !isZero(p[at:end]) {
 			continue
 		}
-		if err := u.writeRun(fd, p[start:at], offset+int64(start)); err != nil {
+		if err := writeAll(fd, p[start:at], offset+int64(start)); err != nil {
 			return err
 		}
 		start = end
 	}
-	return u.writeRun(fd, p[start:], offset+int64(start))
-}
-
-func (u *unpacker) writeRun(fd int, p []byte, offset int64) error {
-	u.disk += (int64(len(p)) + 4095) &^ 4095
-	return writeAll(fd, p, offset)
+	if start == len(p) && offset+int64(len(p)) == size {
+		return unix.Ftruncate(fd, size) // it ends in a hole
+	}
+	return writeAll(fd, p[start:], offset+int64(start))
 }
 
 func writeAll(fd int, p []byte, offset int64) error {

@@ -29,36 +29,59 @@ type ingest struct {
 // Ingest unpacks layer straight into the folder that it stays in.
 func (s *Store) Ingest(ctx context.Context, layer io.Reader) (snapshot.Ingest, error) {
 	id := s.newID()
-	in, err := s.unpack(ctx, id, layer)
+	unpacked, err := s.unpack(ctx, id, layer)
 	if err != nil {
-		if e := folder.Remove(context.WithoutCancel(ctx), s.dirfd, id); e != nil {
+		ctx := context.WithoutCancel(ctx)
+		if e := errors.Join(folder.Remove(ctx, s.dirfd, id), s.variants.drop(ctx, unpacked.Linked)); e != nil {
 			s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", e)
 		}
 		return nil, fmt.Errorf("unpack layer: %w", full(err))
 	}
-	return in, nil
-}
-
-func (s *Store) unpack(ctx context.Context, id string, layer io.Reader) (*ingest, error) {
-	if err := unix.Mkdirat(s.dirfd, id, 0o700); err != nil {
-		return nil, fmt.Errorf("make layer folder: %w", err)
-	}
-	if err := unix.Mkdirat(s.dirfd, id+"/fs", 0o755); err != nil {
-		return nil, fmt.Errorf("make layer folder: %w", err)
-	}
-	root, err := unix.Openat(s.dirfd, id+"/fs", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open layer folder: %w", err)
-	}
-	defer unix.Close(root)
-	unpacked, err := folder.Unpack(ctx, root, layer, folder.Unpacking{Umask: s.umask, Limit: s.maxLayer})
-	if err != nil {
-		return nil, err
-	}
 	return &ingest{store: s, id: id, Unpacked: unpacked}, nil
 }
 
+func (s *Store) unpack(ctx context.Context, id string, layer io.Reader) (unpacked folder.Unpacked, err error) {
+	if err := unix.Mkdirat(s.dirfd, id, 0o700); err != nil {
+		return unpacked, fmt.Errorf("make layer folder: %w", err)
+	}
+	if err := unix.Mkdirat(s.dirfd, id+"/fs", 0o755); err != nil {
+		return unpacked, fmt.Errorf("make layer folder: %w", err)
+	}
+	root, err := unix.Openat(s.dirfd, id+"/fs", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return unpacked, fmt.Errorf("open layer folder: %w", err)
+	}
+	defer unix.Close(root)
+	unpacked, err = folder.Unpack(ctx, root, layer, folder.Unpacking{Umask: s.umask, Limit: s.maxLayer, Links: s.variants.links()})
+	if err == nil {
+		err = writeList(s.dirfd, id, unpacked)
+	}
+	return unpacked, err
+}
+
 func (in *ingest) Size() int64 { return in.Unpacked.Size }
+
+// fresh are the files of a new layer that later ones may share.
+type fresh struct {
+	id    string
+	files []folder.File
+}
+
+// share keeps the files of layers for those to come. It does so after the
+// layer is committed, for nobody waits for it.
+func (s *Store) share(ctx context.Context) {
+	for {
+		layers := s.sharer.take(ctx)
+		if layers == nil {
+			return
+		}
+		for _, layer := range layers {
+			if err := s.variants.keep(ctx, s.dirfd, layer.id, layer.files); err != nil && ctx.Err() == nil {
+				s.log.WarnContext(ctx, "a layer's files are not shared with later ones", "layer", layer.id, "error", err)
+			}
+		}
+	}
+}
 
 // Abort drops the layer.
 func (in *ingest) Abort(context.Context) error {
@@ -99,6 +122,8 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	rec.Usage = &snapshot.Usage{Size: in.Usage.Size, Inodes: in.Usage.Inodes}
 	info := s.settle(rec)
 	s.markUnsafe()
+	s.sharer.add(fresh{in.id, in.Fresh})
+	in.Fresh, in.Linked = nil, nil
 	return snapshot.Committed{Info: info}, nil
 }
 

@@ -5,6 +5,7 @@
 //	layers/<id>/fs     a layer, or the writable part of an Active snapshot
 //	layers/<id>/work   what overlayfs needs beside a writable part
 //	layers/empty/…     the lowest lowers of every mount
+//	links/ab/cdef…     files of layers that others may have too: see variants
 //
 // An id is never used again, so that a folder needs no renaming: it is made in
 // its final place, belongs to a snapshot once a record names it, and is
@@ -73,13 +74,15 @@ type Store struct {
 	umask    uint32
 	maxLayer int64
 
-	stop    context.CancelFunc
-	work    sync.WaitGroup
-	sweeper queue[string] // ids of folders to delete
-	closer  queue[int]    // descriptors whose closing takes time
-	unsafe  chan struct{} // holds a token while some layer is not yet synced
-	syncing sync.Mutex    // one Sync at a time
-	users   userNamespaces
+	stop     context.CancelFunc
+	work     sync.WaitGroup
+	sweeper  queue[string] // ids of folders to delete
+	closer   queue[int]    // descriptors whose closing takes time
+	sharer   queue[fresh]  // layers whose files later ones may share
+	unsafe   chan struct{} // holds a token while some layer is not yet synced
+	syncing  sync.Mutex    // one Sync at a time
+	users    userNamespaces
+	variants *variants
 
 	mu       sync.RWMutex
 	byKey    map[snapshot.Key]*record
@@ -133,6 +136,9 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
+	if s.variants, err = openVariants(c.Dir, s.dir, s.log); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
 	if s.dirfd, err = unix.Open(s.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("open snapshots: %s: %w", s.dir, err)
 	}
@@ -141,10 +147,14 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s.stop = stop
 	s.sweeper.init()
 	s.closer.init()
-	s.work.Go(func() { s.sweep(life) })
+	s.sharer.init()
+	s.work.Go(func() {
+		s.sweepLeftovers(life, leftovers)
+		s.sweep(life)
+	})
+	s.work.Go(func() { s.share(life) })
 	s.work.Go(func() { s.closeDescriptors(life) })
 	s.work.Go(func() { s.syncLoop(life) })
-	s.sweeper.add(leftovers...)
 	return s, nil
 }
 
@@ -154,6 +164,7 @@ func (s *Store) Close() error {
 	s.stop()
 	s.work.Wait()
 	s.users.close()
+	s.variants.close()
 	return unix.Close(s.dirfd)
 }
 

@@ -168,8 +168,9 @@ func (s *Store) remakeUppers() {
 	}
 }
 
-func (s *Store) hasUpper(id string) bool {
+func (s *Store) hasUpper(id string) bool { return s.has(id+"/fs") && s.has(id+"/work") }
+
+func (s *Store) has(name string) bool {
 	var st unix.Stat_t
-	return unix.Fstatat(s.dirfd, id+"/fs", &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
-		unix.Fstatat(s.dirfd, id+"/work", &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+	return unix.Fstatat(s.dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
 }

@@ -3,8 +3,11 @@ package overlay
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -49,15 +52,35 @@ func (s *Store) sweep(ctx context.Context) {
 				s.log.ErrorContext(ctx, "layers wait to be deleted", "layers", len(ids), "error", err)
 			}
 			s.sweeper.add(ids...)
-			if !rest(ctx) {
+			if !rest(ctx, sweepPause) {
 				return
 			}
 			continue
 		}
-		for _, id := range ids {
-			if err := folder.Remove(ctx, s.dirfd, id); err != nil && ctx.Err() == nil {
-				s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", err)
-			}
+		s.deleteAll(ctx, ids)
+	}
+}
+
+// sweepLeftovers deletes what a crash left. What an ingest that did not end
+// had in common with layers that went before it is on nobody's list.
+func (s *Store) sweepLeftovers(ctx context.Context, ids []string) {
+	unfinished := slices.ContainsFunc(ids, func(id string) bool {
+		_, listed := readList(s.dirfd, id)
+		return !listed && !s.has(id+"/work") // nor was it Active
+	})
+	s.deleteAll(ctx, ids)
+	if !unfinished {
+		return
+	}
+	if err := s.variants.sift(ctx); err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "files that no layer has are left until the next start", "error", err)
+	}
+}
+
+func (s *Store) deleteAll(ctx context.Context, ids []string) {
+	for _, id := range ids {
+		if err := s.delete(ctx, id); err != nil && ctx.Err() == nil {
+			s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", err)
 		}
 	}
 }
@@ -66,9 +89,9 @@ func (s *Store) sweep(ctx context.Context) {
 // may be full, and somebody may make room.
 const sweepPause = time.Second
 
-// rest waits a little; it returns false when ctx is done.
-func rest(ctx context.Context) bool {
-	timer := time.NewTimer(sweepPause)
+// rest waits; it returns false when ctx is done.
+func rest(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -76,6 +99,29 @@ func rest(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// delete deletes the folder of a layer, and the files that only it had. Its
+// list of them goes last, so that a crash forgets none.
+func (s *Store) delete(ctx context.Context, id string) error {
+	if keys, listed := readList(s.dirfd, id); listed {
+		if err := s.deleteFiles(ctx, id); err != nil {
+			return err
+		}
+		if err := s.variants.drop(ctx, keys); err != nil {
+			return err
+		}
+	}
+	return folder.Remove(ctx, s.dirfd, id)
+}
+
+func (s *Store) deleteFiles(ctx context.Context, id string) error {
+	fd, err := unix.Openat(s.dirfd, id, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return folder.Remove(ctx, fd, "fs")
 }
 
 // queue hands values to one background worker; add never waits.
