@@ -14,6 +14,16 @@ func (p *program) commit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "commit [OPTIONS] CONTAINER [NAME[:TAG]]",
 		Short: "Make an image of a container as it is",
+		Long: `Make an image of a container as it is. What the container changed becomes a layer
+on its image; volumes are left out.
+
+A running container is paused while its changes are read, so that they are of one
+moment: about a second for every 60 MB that it changed, and some milliseconds
+where that is little. One that does not run is not paused. With --pause=false it
+runs on, and files that it writes meanwhile may be half written in the image.
+
+The image can be used at once. It is on disk for good some moments later; with
+--sync the command waits for that.`,
 		Example: `  berth commit web web:patched
   berth commit -c 'CMD ["serve"]' -c 'ENV MODE=fast' -m 'tuned' web web:fast`,
 		Args: arguments(1, 2),
@@ -35,6 +45,7 @@ func (p *program) commit() *cobra.Command {
 	flags.StringVarP(&request.Author, "author", "a", "", "who made it, as in \"Ann Example <ann@example.com>\"")
 	flags.StringVarP(&request.Message, "message", "m", "", "what for")
 	flags.StringArrayVarP(&request.Changes, "change", "c", nil, "line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR …")
-	flags.BoolVarP(&pause, "pause", "p", true, "pause the container meanwhile")
+	flags.BoolVarP(&pause, "pause", "p", true, "pause the container while its changes are read")
+	flags.BoolVar(&request.Sync, "sync", false, "wait until the image would survive a loss of power")
 	return cmd
 }

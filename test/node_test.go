@@ -55,6 +55,7 @@ func run(m *testing.M) int {
 type node struct {
 	*client.Client
 	dir, root, state, socket string
+	config                   string // its file of settings, empty at first
 
 	process *exec.Cmd
 	ended   chan struct{}
@@ -82,7 +83,10 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{dir: dir, root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "state", "berth.sock")}
+	n := &node{dir: dir, root: filepath.Join(dir, "root"), state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "state", "berth.sock"), config: filepath.Join(dir, "config.toml")}
+	if err := os.WriteFile(n.config, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { n.discard(t) })
 	n.start(t)
 	n.must(t, "load", "-q", "-i", archive)
@@ -97,7 +101,7 @@ func (n *node) start(t testing.TB) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, "node", "--root", n.root, "--state", n.state, "--socket", n.socket)
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), program, "node", "--root", n.root, "--state", n.state, "--socket", n.socket, "--config", n.config)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
