@@ -24,12 +24,13 @@ type Settler interface {
 	Settle(ctx context.Context, key snapshot.Key) error
 }
 
-// Accountant says what chains take of the disk.
+// Accountant says what layers take of the disk.
 type Accountant interface {
-	// Shares answers for each of tops, which are Committed; each byte is
-	// somebody's own, or shared. Totals is of the whole store. A top that is
-	// not there has no share.
-	Shares(ctx context.Context, tops map[string]snapshot.Key) (map[string]snapshot.Share, snapshot.Totals, error)
+	// Shares answers for each group of chains, by the keys of their topmost
+	// layers, which are Committed. What only one group needs is its own, what
+	// several need is shared; what no group needs is nobody's. A key that is
+	// not there counts for nothing. Totals is of the whole store.
+	Shares(ctx context.Context, groups map[string][]snapshot.Key) (map[string]snapshot.Share, snapshot.Totals, error)
 }
 
 // Scrubber reads what it keeps and holds it against its digests.

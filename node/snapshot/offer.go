@@ -5,12 +5,12 @@ import "context"
 // What follows is the data of what a driver may offer beyond Store. Who uses
 // an offer declares its interface; see those of node/image.
 
-// Share is what one chain of layers takes of the disk, in bytes. The two
-// parts together are what it would take alone.
+// Share is what a group of chains takes of the disk, in bytes. The two parts
+// together are what it would take alone.
 type Share struct {
-	// Shared is what other chains need too.
+	// Shared is what other groups need too.
 	Shared int64 `json:"shared"`
-	// Own is what would be given back if just this chain were removed.
+	// Own is what would be given back if just this group were removed.
 	Own int64 `json:"own"`
 }
 
