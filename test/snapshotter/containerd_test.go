@@ -1,0 +1,287 @@
+package snapshotter
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+)
+
+// engine is a containerd that keeps its snapshots in a berth snapshotter.
+type engine struct {
+	dir         string // holds everything
+	snapshotter *daemon
+	containerd  *daemon
+	backend     snapshots.Snapshotter // the snapshotter as containerd sees it
+}
+
+func newEngine(t *testing.T, driver string) *engine {
+	t.Helper()
+	needRoot(t)
+	dir, err := os.MkdirTemp("", "be-")
+	must(t, err)
+	e := &engine{dir: dir}
+	t.Cleanup(func() {
+		if left := mounted(t, dir); len(left) != 0 {
+			t.Errorf("left mounted: %q", left)
+			for _, target := range left {
+				_ = syscall.Unmount(target, syscall.MNT_DETACH)
+			}
+		}
+		must(t, os.RemoveAll(dir))
+	})
+	must(t, os.Mkdir(e.root(), 0o700))
+	e.snapshotter = newSnapshotter(t, e.root(), driver)
+	backend, conn := dial(t, e.snapshotter.socket)
+	t.Cleanup(func() { _ = conn.Close() })
+	e.backend = backend
+
+	config := filepath.Join(dir, "config.toml")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, `version = 3
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]
+
+[proxy_plugins.berth]
+  type = "snapshot"
+  address = %q
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "berth"
+`, e.snapshotter.socket), 0o600))
+	socket := filepath.Join(dir, "c.sock")
+	e.containerd = &daemon{
+		socket: socket, env: []string{"PATH=" + peers + ":" + os.Getenv("PATH")},
+		argv: []string{filepath.Join(peers, "containerd"), "--config", config, "--address", socket, "--root", filepath.Join(dir, "c"), "--state", filepath.Join(dir, "cs")},
+	}
+	e.containerd.start(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("containerd says:\n%s", e.containerd.log.String())
+		}
+		e.endShims(t)
+		_ = e.containerd.end(syscall.SIGTERM)
+	})
+	return e
+}
+
+func (e *engine) root() string { return filepath.Join(e.dir, "root") }
+
+// endShims ends what a failed test left running, with its containers.
+func (e *engine) endShims(t *testing.T) {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must(t, err)
+	for _, path := range processes {
+		line, _ := os.ReadFile(path)
+		if !strings.Contains(string(line), "containerd-shim-runc-v2\x00") || !strings.Contains(string(line), e.containerd.socket+"\x00") {
+			continue
+		}
+		t.Errorf("left running: %s", strings.ReplaceAll(string(line), "\x00", " "))
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)); err == nil {
+			for _, child := range strings.Fields(string(children)) {
+				if n, err := strconv.Atoi(child); err == nil {
+					_ = syscall.Kill(n, syscall.SIGKILL)
+				}
+			}
+		}
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// ctr runs containerd's command line in a namespace and returns what it says.
+func (e *engine) ctr(t *testing.T, namespace string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(peers, "ctr"), append([]string{"--address", e.containerd.socket, "--namespace", namespace}, args...)...)
+	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "CONTAINERD_SNAPSHOTTER=berth")
+	var says strings.Builder
+	cmd.Stderr = &says
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("ctr %s: %v\n%s%s", strings.Join(args, " "), err, out, says.String())
+	}
+	return string(out)
+}
+
+// run wants a container of the image to say something.
+func (e *engine) run(t *testing.T, namespace, id, command, want string) {
+	t.Helper()
+	if got := e.ctr(t, namespace, "run", "--rm", "--snapshotter", "berth", imageName, id, "sh", "-c", command); got != want {
+		t.Errorf("%s: a container sees\n%s\nwant\n%s", id, got, want)
+	}
+}
+
+// kept lists what the snapshotter holds for containerd, of one kind.
+func (e *engine) kept(t *testing.T, kind string) (names []string) {
+	t.Helper()
+	must(t, e.backend.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+		names = append(names, info.Name)
+		return nil
+	}, "kind=="+kind))
+	return names
+}
+
+// bytes is what the snapshotter's root takes on disk, its records left out.
+func (e *engine) bytes(t *testing.T) (sum int64) {
+	t.Helper()
+	_ = filepath.WalkDir(e.root(), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // removed meanwhile
+		}
+		if entry.Name() == "db" || entry.Name() == "mnt" {
+			return fs.SkipDir
+		}
+		var st syscall.Stat_t
+		if syscall.Lstat(path, &st) == nil && !entry.IsDir() {
+			sum += st.Blocks * 512 / int64(max(1, st.Nlink))
+		}
+		return nil
+	})
+	return sum
+}
+
+func TestContainerd(t *testing.T) {
+	for _, rung := range rungs {
+		t.Run(rung.driver, func(t *testing.T) { tryContainerd(t, newEngine(t, rung.driver)) })
+	}
+}
+
+// tryContainerd is a life with containerd, from the first import to the last
+// removal.
+func tryContainerd(t *testing.T, e *engine) {
+	archive := ociArchive(t, layered(t))
+	e.ctr(t, "one", "images", "import", archive)
+	layers := e.kept(t, "committed")
+	if len(layers) != 3 {
+		t.Fatalf("three layers became %q", layers)
+	}
+	e.run(t, "one", "first", look, shown)
+
+	// The same image in another namespace: known; and by way of the client,
+	// which does not say what it unpacks: unpacked, and kept once.
+	before := e.bytes(t)
+	e.ctr(t, "two", "images", "import", archive)
+	if got := e.kept(t, "committed"); len(got) != 3 {
+		t.Errorf("in a second namespace three layers became %q", got)
+	}
+	e.ctr(t, "three", "images", "import", "--local", "--snapshotter", "berth", archive)
+	until(t, "one copy on disk", func() bool { return e.bytes(t) < before+before/10 })
+	for _, namespace := range []string{"two", "three"} {
+		e.run(t, namespace, "other", look, shown)
+	}
+	usage := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "usage")
+	if !regexp.MustCompile(`(?m)^sha256:\S+ +1\.9 MiB|^sha256:\S+ +2\.\d MiB`).MatchString(usage) {
+		t.Errorf("no layer is as big as busybox:\n%s", usage)
+	}
+
+	kills(t, e)
+	commits(t, e)
+
+	// Collection: with the images go the layers, and their disk.
+	for i, namespace := range []string{"two", "three", "one"} {
+		e.ctr(t, namespace, "images", "rm", "--sync", imageName)
+		if i < 2 {
+			e.run(t, "one", "still", look, shown)
+		}
+	}
+	if all := append(e.kept(t, "committed"), append(e.kept(t, "active"), e.kept(t, "view")...)...); len(all) != 0 {
+		t.Errorf("after the last image there are %q", all)
+	}
+	until(t, "the disk is free", func() bool { return e.bytes(t) < 100<<10 })
+}
+
+// kills ends both daemons the hard way under a running container.
+func kills(t *testing.T, e *engine) {
+	t.Helper()
+	e.ctr(t, "one", "run", "-d", "--snapshotter", "berth", imageName, "web", "sleep", "1000")
+	inside := func(number int, command, want string) {
+		t.Helper()
+		if got := e.ctr(t, "one", "task", "exec", "--exec-id", fmt.Sprint("e", number), "web", "sh", "-c", command); got != want {
+			t.Errorf("in the running container: %q, want %q", got, want)
+		}
+	}
+	inside(1, "echo written > /etc/kept; rm /etc/replaced; echo more > /hidden/more", "")
+	listed := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "ls")
+
+	_ = e.snapshotter.end(syscall.SIGKILL)
+	inside(2, "cat /etc/kept; cat /hidden/c", "written\nc\n")
+	e.snapshotter.start(t)
+	if now := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "ls"); now != listed {
+		t.Errorf("after a kill of the snapshotter:\n%s\nbefore:\n%s", now, listed)
+	}
+	e.run(t, "one", "second", look, shown)
+
+	_ = e.containerd.end(syscall.SIGKILL)
+	_ = e.snapshotter.end(syscall.SIGKILL)
+	e.snapshotter.start(t)
+	e.containerd.start(t)
+	if now := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "ls"); now != listed {
+		t.Errorf("after a kill of both:\n%s\nbefore:\n%s", now, listed)
+	}
+	inside(3, "cat /etc/kept /hidden/more; [ ! -e /etc/replaced ] && echo gone", "written\nmore\ngone\n")
+	e.run(t, "one", "third", look, shown)
+}
+
+// commits makes a layer of what the container web changed, looks at it from
+// another process, and takes both away.
+func commits(t *testing.T, e *engine) {
+	t.Helper()
+	diff := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", "web")
+	if got := namesIn(t, diff); !strings.Contains(got, " etc/kept etc/.wh.replaced ") && !strings.Contains(got, " etc/.wh.replaced etc/kept ") || !strings.Contains(got, " hidden/more ") {
+		t.Errorf("containerd's diff has %q", got)
+	}
+	e.ctr(t, "one", "task", "kill", "-s", "KILL", "web")
+	until(t, "the container ends", func() bool { return strings.Contains(e.ctr(t, "one", "task", "ls"), "STOPPED") })
+	e.ctr(t, "one", "task", "rm", "web")
+	snapshotter := []string{"snapshots", "--snapshotter", "berth"}
+	e.ctr(t, "one", append(snapshotter, "commit", "web-layer", "web")...)
+	target := filepath.Join(e.dir, "target")
+	must(t, os.Mkdir(target, 0o700))
+	for verb, writable := range map[string]bool{"prepare": true, "view": false} {
+		e.ctr(t, "one", append(snapshotter, verb, "on-it", "web-layer")...)
+		line := e.ctr(t, "one", append(snapshotter, "mounts", target, "on-it")...)
+		if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+		body, err := os.ReadFile(filepath.Join(target, "etc/kept"))
+		if err != nil || string(body) != "written\n" {
+			t.Errorf("%s shows %q, %v", verb, body, err)
+		}
+		if _, err := os.Stat(filepath.Join(target, "etc/replaced")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s shows what was deleted: %v", verb, err)
+		}
+		if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o600); (err == nil) != writable {
+			t.Errorf("writing to a %s: %v", verb, err)
+		}
+		must(t, syscall.Unmount(target, 0))
+		e.ctr(t, "one", append(snapshotter, "rm", "on-it")...)
+	}
+	e.ctr(t, "one", append(snapshotter, "rm", "web-layer")...)
+	e.ctr(t, "one", "containers", "rm", "web")
+}
+
+// namesIn lists the names of a tar, each between blanks.
+func namesIn(t *testing.T, text string) string {
+	t.Helper()
+	names := " "
+	for r := tar.NewReader(strings.NewReader(text)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return names
+		}
+		must(t, err)
+		names += h.Name + " "
+	}
+}

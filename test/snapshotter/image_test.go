@@ -1,0 +1,75 @@
+package snapshotter
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth/image/registrytest"
+)
+
+// imageName is the image of these tests, as containerd and Docker know it.
+const imageName = "docker.io/library/layered:1"
+
+// layered is an image of busybox with a layer of files on it, and on that one
+// which deletes, replaces and hides some.
+func layered(t testing.TB) registrytest.Image {
+	t.Helper()
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skip("skipped: busybox-static is not installed")
+	}
+	base := []registrytest.File{{Header: tar.Header{Name: "bin/", Mode: 0o755}}, {Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Body: string(busybox)}}
+	for _, applet := range []string{"sh", "cat", "echo", "sleep", "ls", "stat", "touch", "rm", "find", "md5sum"} {
+		base = append(base, registrytest.File{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox"}})
+	}
+	for _, dir := range []string{"etc/", "dev/", "proc/", "sys/", "tmp/"} {
+		base = append(base, registrytest.File{Header: tar.Header{Name: dir, Mode: 0o755}})
+	}
+	files := []registrytest.File{
+		registrytest.Text("etc/kept", "kept\n"), registrytest.Text("etc/replaced", "old\n"), registrytest.Text("etc/deleted", "deleted\n"),
+		registrytest.Text("hidden/a", "a\n"), registrytest.Text("hidden/b", "b\n"),
+		{Header: tar.Header{Name: "owned", Uid: 33, Gid: 34, Mode: 0o4750}, Body: "owned\n"},
+		{Header: tar.Header{Typeflag: tar.TypeLink, Name: "linked", Linkname: "owned", Uid: 33, Gid: 34, Mode: 0o4750}},
+	}
+	changes := []registrytest.File{
+		registrytest.Text("etc/replaced", "new\n"), registrytest.Text("etc/.wh.deleted", ""),
+		{Header: tar.Header{Name: "hidden/", Mode: 0o755}}, registrytest.Text("hidden/.wh..wh..opq", ""), registrytest.Text("hidden/c", "c\n"),
+	}
+	return registrytest.Make(t, []registrytest.Layer{
+		registrytest.Gzip(t, registrytest.Tar(t, base...)), registrytest.Gzip(t, registrytest.Tar(t, files...)), registrytest.Gzip(t, registrytest.Tar(t, changes...)),
+	}, registrytest.Runs(ocispec.ImageConfig{Env: []string{"PATH=/bin"}, Cmd: []string{"sh"}}))
+}
+
+// shown is what a container of the image sees, by look.
+const (
+	look  = "cat /etc/kept /etc/replaced; ls /hidden; stat -c '%u %g %a %h' /linked; [ ! -e /etc/deleted ] && echo gone"
+	shown = "kept\nnew\nc\n33 34 4750 2\ngone\n"
+)
+
+// ociArchive writes the image as a tar with an OCI layout.
+func ociArchive(t testing.TB, image registrytest.Image) (path string) {
+	t.Helper()
+	manifest := image.Manifest
+	manifest.Annotations = map[string]string{"io.containerd.image.name": imageName, ocispec.AnnotationRefName: "1"}
+	index, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
+	})
+	must(t, err)
+	files := []registrytest.File{
+		registrytest.Text(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`),
+		registrytest.Text(ocispec.ImageIndexFile, string(index)),
+	}
+	for digest, blob := range image.Blobs {
+		files = append(files, registrytest.Text("blobs/sha256/"+digest.Encoded(), string(blob)))
+	}
+	path = filepath.Join(t.TempDir(), "image.tar")
+	must(t, os.WriteFile(path, bytes.Clone(registrytest.Tar(t, files...)), 0o600))
+	return path
+}
