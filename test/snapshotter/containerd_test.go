@@ -91,7 +91,7 @@ func (e *engine) endShims(t *testing.T) {
 		t.Errorf("left running: %s", strings.ReplaceAll(string(line), "\x00", " "))
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 		if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)); err == nil {
-			for _, child := range strings.Fields(string(children)) {
+			for child := range strings.FieldsSeq(string(children)) {
 				if n, err := strconv.Atoi(child); err == nil {
 					_ = syscall.Kill(n, syscall.SIGKILL)
 				}

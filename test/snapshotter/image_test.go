@@ -40,7 +40,8 @@ func layered(t testing.TB) registrytest.Image {
 	}
 	changes := []registrytest.File{
 		registrytest.Text("etc/replaced", "new\n"), registrytest.Text("etc/.wh.deleted", ""),
-		{Header: tar.Header{Name: "hidden/", Mode: 0o755}}, registrytest.Text("hidden/.wh..wh..opq", ""), registrytest.Text("hidden/c", "c\n"),
+		{Header: tar.Header{Name: "hidden/", Mode: 0o755}},
+		registrytest.Text("hidden/.wh..wh..opq", ""), registrytest.Text("hidden/c", "c\n"),
 	}
 	return registrytest.Make(t, []registrytest.Layer{
 		registrytest.Gzip(t, registrytest.Tar(t, base...)), registrytest.Gzip(t, registrytest.Tar(t, files...)), registrytest.Gzip(t, registrytest.Tar(t, changes...)),
