@@ -11,26 +11,20 @@
 package layer
 
 import (
-	"archive/tar"
-	"bufio"
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
+	"crypto/sha256"
+	"hash"
 	"io"
 	"math"
-	"slices"
-	"strings"
+	"runtime"
 
-	"github.com/klauspost/compress/zstd"
-
-	"berth/base/errs"
 	"berth/image/object"
 	"berth/image/tree"
 )
 
 // Config says how a layer is read.
 type Config struct {
+	// Objects takes the bodies. Where it is nil they are only hashed.
 	Objects *object.Batch
 	// InlineLimit is the size up to which bodies stay in the tree.
 	InlineLimit int
@@ -47,189 +41,76 @@ type Config struct {
 // archive's, and returns the tree of what it changes: with whiteouts, opaque
 // folders, and folders that are only implied.
 func Read(ctx context.Context, cfg Config, layer io.Reader) (*tree.Node, error) {
+	var bodies sink = hashes{}
+	if cfg.Objects != nil {
+		bodies = batch{cfg.Objects}
+	}
+	return read(ctx, cfg, bodies, layer)
+}
+
+func read(ctx context.Context, cfg Config, bodies sink, layer io.Reader) (*tree.Node, error) {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = math.MaxInt64
 	}
-	r := &reader{cfg: cfg, builder: newBuilder(), src: &source{ctx: ctx, r: layer, left: cfg.MaxBytes}}
-	r.in = &recorder{r: bufio.NewReaderSize(r.src, 256<<10), on: cfg.Recipe != nil}
-	if cfg.Recipe != nil {
-		var err error
-		r.recipe, err = zstd.NewWriter(cfg.Recipe, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-		if err != nil {
-			return nil, err
-		}
-		defer r.recipe.Close()
-		r.in.raw = append(r.in.raw, magic...)
-		if _, err := r.recipe.Write(r.in.raw); err != nil {
-			return nil, err
-		}
-		r.in.raw = r.in.raw[:0]
+	if cfg.Workers <= 0 {
+		cfg.Workers = runtime.GOMAXPROCS(0)
 	}
-	if err := r.run(); err != nil {
+	in, err := newStream(&source{ctx: ctx, r: layer, left: cfg.MaxBytes}, bodies, cfg.Workers, cfg.Recipe)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{stream: in, builder: newBuilder(), inline: int64(cfg.InlineLimit), left: cfg.MaxBytes}
+	err = r.run()
+	if e := in.finish(err != nil); err == nil {
+		err = e
+	}
+	if err != nil {
 		return nil, err
 	}
 	r.builder.names.Finish()
 	return r.builder.root, nil
 }
 
-type reader struct {
-	cfg     Config
-	builder *builder
-	src     *source
-	in      *recorder
-	recipe  *zstd.Encoder
-	size    int64
+// sink takes bodies; from several goroutines at once.
+type sink interface {
+	put(body []byte) (tree.Digest, error)
+	create() (bodyWriter, error)
+	// block lends room for object.Block bytes.
+	block() *[]byte
+	giveBack(*[]byte)
 }
 
-func (r *reader) run() error {
-	archive := tar.NewReader(r.in)
-	for {
-		h, err := archive.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return r.src.blame(err)
-		}
-		if h.Typeflag == tar.TypeXGlobalHeader {
-			continue
-		}
-		if err := r.entry(h, archive); err != nil {
-			return fmt.Errorf("%s: %w", brief(h.Name), err)
-		}
-		if len(r.in.raw) > longest {
-			if err := r.record(tree.Digest{}, 0); err != nil {
-				return err
-			}
-		}
-	}
-	for {
-		n, err := io.CopyN(io.Discard, r.in, longest)
-		if e := r.record(tree.Digest{}, 0); e != nil {
-			return e
-		}
-		if n < longest {
-			if err != io.EOF {
-				return r.src.blame(err)
-			}
-			break
-		}
-	}
-	if r.recipe != nil {
-		if _, err := r.recipe.Write(lastRecord); err != nil {
-			return err
-		}
-		return r.recipe.Close()
-	}
-	return nil
+// bodyWriter takes one body. Abort after Commit does nothing.
+type bodyWriter interface {
+	io.Writer
+	Commit() (tree.Digest, error)
+	Abort()
 }
 
-func (r *reader) record(d tree.Digest, size int64) error {
-	if r.recipe == nil {
-		return nil
-	}
-	_, err := r.recipe.Write(appendRecord(nil, r.in.raw, d, size))
-	r.in.raw = r.in.raw[:0]
-	return err
+type batch struct{ *object.Batch }
+
+func (b batch) put(body []byte) (tree.Digest, error) { return b.Put(body) }
+func (b batch) create() (bodyWriter, error)          { return b.Create() }
+func (b batch) block() *[]byte                       { return b.Lend() }
+func (b batch) giveBack(p *[]byte)                   { b.GiveBack(p) }
+
+// hashes is a sink that keeps nothing.
+type hashes struct{}
+
+func (hashes) put(body []byte) (tree.Digest, error) { return sha256.Sum256(body), nil }
+func (hashes) create() (bodyWriter, error)          { return hashWriter{sha256.New()}, nil }
+func (hashes) giveBack(*[]byte)                     {}
+
+func (hashes) block() *[]byte {
+	b := make([]byte, object.Block)
+	return &b
 }
 
-func (r *reader) entry(h *tar.Header, body io.Reader) error {
-	e := entry{
-		kind: h.Typeflag, name: h.Name, link: h.Linkname, mode: h.Mode, uid: int64(h.Uid), gid: int64(h.Gid), size: h.Size,
-		sec: h.ModTime.Unix(), nsec: uint32(h.ModTime.Nanosecond()), major: h.Devmajor, minor: h.Devminor,
-	}
-	sparse := h.Typeflag == tar.TypeGNUSparse
-	for name, value := range h.PAXRecords {
-		if x, ok := strings.CutPrefix(name, "SCHILY.xattr."); ok {
-			e.xattrs = append(e.xattrs, tree.Xattr{Name: x, Value: []byte(value)})
-		}
-		sparse = sparse || strings.HasPrefix(name, "GNU.sparse.")
-	}
-	slices.SortFunc(e.xattrs, func(a, b tree.Xattr) int { return cmp.Compare(a.Name, b.Name) })
-	n, err := r.builder.add(&e)
-	if err != nil || n == nil {
-		return err
-	}
-	n.Size = h.Size
-	if r.size += h.Size; r.size > r.cfg.MaxBytes || r.size < 0 {
-		return errs.New(errs.Invalid, "the layer unpacks to more bytes than is allowed")
-	}
-	if n.Size <= int64(r.cfg.InlineLimit) {
-		n.Body = make([]byte, n.Size)
-		if _, err := io.ReadFull(body, n.Body); err != nil {
-			return r.src.blame(err)
-		}
-		return nil
-	}
-	on := r.in.on
-	r.in.on = on && sparse
-	n.Object, _, err = r.cfg.Objects.PutFrom(&marked{r: body, src: r.src}, n.Size)
-	r.in.on = on
-	if err == nil && !sparse {
-		err = r.record(n.Object, n.Size)
-	}
-	return err
-}
+type hashWriter struct{ hash.Hash }
 
-type marked struct {
-	r   io.Reader
-	src *source
-}
+func (hashWriter) Abort() {}
 
-func (m *marked) Read(p []byte) (int, error) {
-	n, err := m.r.Read(p)
-	if err != nil && err != io.EOF {
-		err = m.src.blame(err)
-	}
-	return n, err
-}
-
-// recorder keeps what is read through it, while it is on.
-type recorder struct {
-	r   io.Reader
-	on  bool
-	raw []byte
-}
-
-func (r *recorder) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	if r.on {
-		r.raw = append(r.raw, p[:n]...)
-	}
-	return n, err
-}
-
-// source bounds the stream and remembers whether it was the stream that
-// failed, rather than what is in it.
-type source struct {
-	ctx  context.Context //nolint:containedctx // lives as long as Read
-	r    io.Reader
-	left int64
-	err  error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	if s.err = s.ctx.Err(); s.err != nil {
-		return 0, s.err
-	}
-	n, err := s.r.Read(p)
-	if s.left -= int64(n); s.left < 0 {
-		err = errs.New(errs.Invalid, "the layer unpacks to more bytes than is allowed")
-	}
-	if err != nil && err != io.EOF { //nolint:errorlint // readers return io.EOF itself
-		s.err = err
-	}
-	return n, err
-}
-
-// blame says whose fault err is: the stream's, with its own kind, or the
-// archive's, which is Invalid.
-func (s *source) blame(err error) error {
-	switch {
-	case s.err != nil && !errors.Is(s.err, io.ErrUnexpectedEOF):
-		return s.err
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		return errs.New(errs.Invalid, "the layer is cut short: %w", err)
-	}
-	return errs.New(errs.Invalid, "not a tar archive: %w", err)
+func (w hashWriter) Commit() (d tree.Digest, err error) {
+	w.Sum(d[:0])
+	return d, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -14,37 +13,6 @@ import (
 	"berth/base/errs"
 	"berth/image/tree"
 )
-
-// A recipe is a zstd stream, of one or more frames, of records: a length, that
-// many bytes of the tar, then the size and the digest of the body that comes
-// next in it. Lengths and sizes are unsigned varints. A record of size 0 has
-// no digest; one of length 0 and size 0 is the last. It begins with magic.
-const magic = "berth recipe 1\n"
-
-// longest is the most raw bytes that one record has.
-const longest = 1 << 20
-
-// appendRecord adds a record to recipe.
-func appendRecord(recipe, raw []byte, d tree.Digest, size int64) []byte {
-	for len(raw) > longest {
-		recipe = binary.AppendUvarint(recipe, longest)
-		recipe = append(recipe, raw[:longest]...)
-		recipe = append(recipe, 0)
-		raw = raw[longest:]
-	}
-	if len(raw) == 0 && size == 0 {
-		return recipe
-	}
-	recipe = binary.AppendUvarint(recipe, uint64(len(raw)))
-	recipe = append(recipe, raw...)
-	recipe = binary.AppendUvarint(recipe, uint64(size))
-	if size > 0 {
-		recipe = append(recipe, d[:]...)
-	}
-	return recipe
-}
-
-var lastRecord = []byte{0, 0}
 
 // record is one of a recipe. Raw is valid until the next.
 type record struct {
@@ -63,7 +31,8 @@ func records(recipe io.Reader) iter.Seq2[record, error] {
 }
 
 func readRecords(recipe io.Reader, yield func(record) bool) error {
-	z, err := zstd.NewReader(recipe, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
+	m := &marked{r: recipe}
+	z, err := zstd.NewReader(m, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
 	if err != nil {
 		return err
 	}
@@ -71,31 +40,31 @@ func readRecords(recipe io.Reader, yield func(record) bool) error {
 	in := bufio.NewReaderSize(z, 64<<10)
 	got := make([]byte, len(magic))
 	if _, err := io.ReadFull(in, got); err != nil || string(got) != magic {
-		return blame(err)
+		return m.blame(err)
 	}
 	var buf []byte
 	for {
 		n, err := binary.ReadUvarint(in)
 		if err != nil || n > longest {
-			return blame(err)
+			return m.blame(err)
 		}
 		if uint64(cap(buf)) < n {
 			buf = make([]byte, n)
 		}
 		r := record{raw: buf[:n]}
 		if _, err := io.ReadFull(in, r.raw); err != nil {
-			return blame(err)
+			return m.blame(err)
 		}
 		size, err := binary.ReadUvarint(in)
 		if r.size = int64(size); err != nil || r.size < 0 {
-			return blame(err)
+			return m.blame(err)
 		}
 		if r.size == 0 && n == 0 {
 			return nil
 		}
 		if r.size > 0 {
 			if _, err := io.ReadFull(in, r.digest[:]); err != nil {
-				return blame(err)
+				return m.blame(err)
 			}
 		}
 		if !yield(r) {
@@ -104,28 +73,29 @@ func readRecords(recipe io.Reader, yield func(record) bool) error {
 	}
 }
 
-// blame tells a recipe that is damaged from one that cannot be read.
-func blame(err error) error {
-	switch {
-	case err == nil:
-		return errs.New(errs.Invalid, "it is damaged")
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isZstd(err):
-		return errs.New(errs.Invalid, "it is damaged: %w", err)
-	}
-	return err
+// marked remembers why its reader failed.
+type marked struct {
+	r   io.Reader
+	err error
 }
 
-func isZstd(err error) bool {
-	for _, known := range []error{
-		zstd.ErrMagicMismatch, zstd.ErrWindowSizeExceeded, zstd.ErrWindowSizeTooSmall, zstd.ErrDecoderSizeExceeded, zstd.ErrUnknownDictionary,
-		zstd.ErrFrameSizeExceeded, zstd.ErrFrameSizeMismatch, zstd.ErrCRCMismatch, zstd.ErrReservedBlockType, zstd.ErrCompressedSizeTooBig, zstd.ErrBlockTooSmall,
-		zstd.ErrUnexpectedBlockSize,
-	} {
-		if errors.Is(err, known) {
-			return true
-		}
+func (m *marked) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // readers return io.EOF itself
+		m.err = err
 	}
-	return false
+	return n, err
+}
+
+// blame tells a recipe that is damaged from one that cannot be read.
+func (m *marked) blame(err error) error {
+	switch {
+	case m.err != nil:
+		return m.err
+	case err == nil:
+		return errs.New(errs.Invalid, "it is damaged")
+	}
+	return errs.New(errs.Invalid, "it is damaged: %w", err)
 }
 
 // Write writes to w the very tar that Read made recipe of. Bodies come from

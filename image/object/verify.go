@@ -96,12 +96,19 @@ func (s *Store) Replace(d tree.Digest, body io.Reader) error {
 	if w.hash.Sum(got[:0]); got != d {
 		return errs.New(errs.Invalid, "body for object %x is %x", d, got)
 	}
-	err = unix.Ftruncate(fd, w.size)
-	if err == nil {
-		err = unix.Fsync(fd)
-	}
-	if err != nil {
+	if err := s.replace(d, fd, temporary, w.size); err != nil {
 		return fmt.Errorf("replace object %x: %w", d, full(err))
+	}
+	return nil
+}
+
+// replace gives a temporary file that holds the body d its name, durably.
+func (s *Store) replace(d tree.Digest, fd int, temporary string, size int64) error {
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return err
+	}
+	if err := unix.Fsync(fd); err != nil {
+		return err
 	}
 	sh, k := s.shard(d), keyOf(d)
 	sh.mu.Lock()
@@ -110,15 +117,14 @@ func (s *Store) Replace(d tree.Digest, body io.Reader) error {
 		return err
 	}
 	sh.claim(k)
+	defer sh.release(k)
 	sh.mu.Unlock()
-	err = unix.Renameat(s.fd, temporary, sh.dir, name(d))
+	err := unix.Renameat(s.fd, temporary, sh.dir, name(d))
 	sh.mu.Lock()
-	sh.release(k)
-	if err != nil {
-		return fmt.Errorf("replace object %x: %w", d, full(err))
+	if err == nil {
+		sh.known.add(k)
 	}
-	sh.known.add(k)
-	return nil
+	return err
 }
 
 type writerOnly struct{ io.Writer }

@@ -3,6 +3,7 @@ package object
 import (
 	"bytes"
 	"crypto/sha256"
+	"fmt"
 	"hash"
 	"strconv"
 
@@ -119,6 +120,23 @@ func (w *Writer) Commit() (d tree.Digest, err error) {
 	return d, w.batch.add(d, func(dir int, name string) error { return w.batch.store.place(w.name, dir, name) })
 }
 
+// Replace stores the body in place of what is there, where want asks for that,
+// and says whether it did. Otherwise the body is dropped.
+func (w *Writer) Replace(want func(tree.Digest) bool) (bool, error) {
+	defer w.Abort()
+	if w.err != nil {
+		return false, w.err
+	}
+	var d tree.Digest
+	if w.hash.Sum(d[:0]); !want(d) {
+		return false, nil
+	}
+	if err := w.batch.store.replace(d, w.fd, w.name, w.size); err != nil {
+		return false, fmt.Errorf("replace object %x: %w", d, full(err))
+	}
+	return true, nil
+}
+
 // place moves a temporary file to its name.
 func (s *Store) place(temporary string, dir int, name string) error {
 	return unix.Renameat2(s.fd, temporary, dir, name, unix.RENAME_NOREPLACE)
@@ -136,3 +154,9 @@ func (w *Writer) Abort() {
 		w.err = errs.New(errs.Conflict, "the body is committed or dropped already")
 	}
 }
+
+// Lend gives room for one Block, which GiveBack returns.
+func (b *Batch) Lend() *[]byte { return b.store.blocks.Get().(*[]byte) }
+
+// GiveBack ends what Lend began.
+func (b *Batch) GiveBack(block *[]byte) { b.store.blocks.Put(block) }
