@@ -15,6 +15,10 @@ import (
 // imageRows are the storage rows that go through the daemons.
 var imageRows = []string{"storage-pull", "storage-remove", "storage-disk"}
 
+// pulledTags are the images in the order that they are pulled, each onto those
+// before.
+func pulledTags() []string { return []string{"first", "moved", "modes", "config"} }
+
 // measureImages pulls images of many layers from a registry on loopback.
 func (b *bench) measureImages(ctx context.Context) (err error) {
 	server, err := shelf(b.shelf).serve(ctx)
@@ -38,9 +42,9 @@ func (b *bench) measureImages(ctx context.Context) (err error) {
 }
 
 // layeredPulls pulls an image into nothing, then one that has the same bodies
-// in other layers, then one with the layers of the first and new metadata.
+// in other layers, then two with the layers of the first and new metadata.
 func (b *bench) layeredPulls(ctx context.Context, s named, server *shelfServer) error {
-	tags := []string{"first", "moved", "modes"}
+	tags := pulledTags()
 	for _, tag := range tags {
 		if err := b.calm(ctx, s); err != nil {
 			return err

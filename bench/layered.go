@@ -47,6 +47,7 @@ func variants() []layered {
 		{tag: "first"},
 		{tag: "moved", salt: 1, later: time.Hour}, // the same bodies, but no layer the same
 		{tag: "modes", top: true},
+		{tag: "config"}, // the same layers
 		{tag: "near", version: func(name string) bool { return chance(name, 2, 10) == 0 }},
 	}
 	for n := 1; n < diskVersions; n++ {

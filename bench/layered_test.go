@@ -36,8 +36,8 @@ func TestLayeredImage(t *testing.T) {
 		t.Error("another layer the second time")
 	}
 	for _, l := range variants()[1:] {
-		if l.top {
-			continue // it has the same layers, and one more
+		if l.top || l.tag == "config" {
+			continue // they have the same layers
 		}
 		if other, err := s.layer(l, 7); err != nil || other.diff == first.diff {
 			t.Errorf("%s has the same layer: %v", l.tag, err)

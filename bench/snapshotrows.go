@@ -44,7 +44,7 @@ func (s *storage) commits(ctx context.Context) error {
 }
 
 func (s *storage) commit(ctx context.Context, w *worker, n int) error {
-	key, target, _, err := s.mounted(w, "commit.1")
+	key, target, _, err := s.mounted(w, "commit.1", false)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (s *storage) chains(ctx context.Context) error {
 		top := fmt.Sprintf("%s.%d", tag, depth)
 		err = s.rounds(ctx, rounds, s.pair(), func(w *worker) error {
 			for range block {
-				key, target, took, err := s.mounted(w, top)
+				key, target, took, err := s.mounted(w, top, false)
 				if err != nil {
 					return err
 				}
@@ -164,7 +164,7 @@ func (s *storage) containers(ctx context.Context) error {
 func (s *storage) manyContainers(w *worker, n int) (sum time.Duration, err error) {
 	var ends [][]request
 	for range n {
-		key, target, took, err := s.mounted(w, s.top(w))
+		key, target, took, err := s.mounted(w, s.top(w), false)
 		if err != nil {
 			return 0, err
 		}
@@ -187,36 +187,17 @@ func (s *storage) manyContainers(w *worker, n int) (sum time.Duration, err error
 
 // build measures steps as those of a build: clone, change files, commit.
 func (s *storage) build(ctx context.Context) error {
-	const steps = 40
 	source := newSource()
-	return s.rounds(ctx, 3, s.workers, func(w *worker) error {
+	err := s.rounds(ctx, 5, s.pair(), func(w *worker) error {
 		before, err := w.cpu()
 		if err != nil {
 			return err
 		}
-		var sum, own time.Duration
-		var layers []string
-		parent := s.top(w)
-		for step := range steps {
-			key, target, took, err := s.mounted(w, parent)
-			if err != nil {
-				return err
-			}
-			began := time.Now()
-			if err := s.change(target, source, step); err != nil {
-				return err
-			}
-			changed := time.Since(began)
-			parent = w.name("step")
-			ended, err := w.all(request{Verb: "unmount", Path: target}, request{Verb: "commit", Key: parent, Parent: key})
-			if err != nil {
-				return err
-			}
-			layers = append(layers, parent)
-			own += took + ended
-			sum += took + changed + ended
+		layers, own, changes, err := s.steps(w, source, false)
+		if err != nil {
+			return err
 		}
-		s.results.add("storage-build", w.column, milliseconds(sum))
+		s.results.add("storage-build", w.column, milliseconds(own+changes))
 		s.results.add("storage-build-own", w.column, milliseconds(own))
 		if err := rest(ctx, w); err != nil {
 			return err
@@ -228,6 +209,42 @@ func (s *storage) build(ctx context.Context) error {
 		s.results.add("storage-build-cpu", w.column, milliseconds(after-before))
 		return w.removeAll(layers)
 	})
+	if err != nil {
+		return err
+	}
+	return s.rounds(ctx, 5, s.pair(), func(w *worker) error {
+		layers, own, changes, err := s.steps(w, source, true)
+		if err != nil {
+			return err
+		}
+		s.results.add("storage-build-volatile", w.column, milliseconds(own+changes))
+		return w.removeAll(layers)
+	})
+}
+
+// steps makes a chain of forty layers, and returns them with the time of the
+// store's part and that of the changes themselves.
+func (s *storage) steps(w *worker, source *source, volatile bool) (layers []string, own, changes time.Duration, err error) {
+	parent := s.top(w)
+	for step := range 40 {
+		key, target, took, err := s.mounted(w, parent, volatile)
+		if err != nil {
+			return nil, 0, 0, err
+		}
+		began := time.Now()
+		if err := s.change(target, source, step); err != nil {
+			return nil, 0, 0, err
+		}
+		changes += time.Since(began)
+		parent = w.name("step")
+		ended, err := w.all(request{Verb: "unmount", Path: target}, request{Verb: "commit", Key: parent, Parent: key})
+		if err != nil {
+			return nil, 0, 0, err
+		}
+		layers = append(layers, parent)
+		own += took + ended
+	}
+	return layers, own, changes, nil
 }
 
 // change changes 200 files: of those that are there it writes 40 anew and

@@ -74,7 +74,7 @@ func (b *bench) fillShelf(ctx context.Context) error {
 			needed[tag] = needed[tag] || b.wants(row.name)
 		}
 	}
-	for _, tag := range []string{"first", "moved", "modes"} {
+	for _, tag := range pulledTags() {
 		needed[tag] = needed[tag] || b.wants("storage-pull", "storage-remove")
 	}
 	var images []layered
@@ -184,14 +184,15 @@ func (s *storage) pair() (pair []*worker) {
 	return pair
 }
 
-// mounted prepares a snapshot on parent and mounts it.
-func (s *storage) mounted(w *worker, parent string) (key, target string, took time.Duration, err error) {
+// mounted prepares a snapshot on parent and mounts it, without the syncs of
+// overlayfs where volatile.
+func (s *storage) mounted(w *worker, parent string, volatile bool) (key, target string, took time.Duration, err error) {
 	key = w.name("active")
 	target = s.place.run("mnt", w.column, key)
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return "", "", 0, err
 	}
-	took, err = w.all(request{Verb: "prepare", Key: key, Parent: parent}, request{Verb: "mount", Key: key, Path: target})
+	took, err = w.all(request{Verb: "prepare", Key: key, Parent: parent, Volatile: volatile}, request{Verb: "mount", Key: key, Path: target, Volatile: volatile})
 	return key, target, took, err
 }
 

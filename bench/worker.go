@@ -68,6 +68,8 @@ type request struct {
 	Key    string `json:"key,omitempty"`
 	Parent string `json:"parent,omitempty"`
 	Path   string `json:"path,omitempty"`
+
+	Volatile bool `json:"volatile,omitempty"`
 }
 
 // do makes one call and returns what it took.

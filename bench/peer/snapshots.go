@@ -26,6 +26,8 @@ type request struct {
 	Key    string `json:"key"`
 	Parent string `json:"parent"`
 	Path   string `json:"path"`
+
+	Volatile bool `json:"volatile"` // without the syncs of overlayfs
 }
 
 // reply is what the call took by the clock, in nanoseconds.
@@ -74,6 +76,9 @@ func call(ctx context.Context, store snapshots.Snapshotter, dir string, q reques
 	case "mount":
 		var mounts []mount.Mount
 		if mounts, err = store.Mounts(ctx, q.Key); err == nil {
+			if q.Volatile {
+				mounts[0].Options = append(mounts[0].Options, "volatile")
+			}
 			err = mount.All(mounts, q.Path)
 		}
 	case "unmount":

@@ -33,6 +33,8 @@ type request struct {
 	Key    string `json:"key"`
 	Parent string `json:"parent"`
 	Path   string `json:"path"`
+
+	Volatile bool `json:"volatile"` // without the syncs of overlayfs
 }
 
 // reply is what the call took by the clock, in nanoseconds.
@@ -119,7 +121,11 @@ func call(ctx context.Context, store snapshot.Store, q request) (err error) {
 	key, parent := snapshot.Key(q.Key), snapshot.Key(q.Parent)
 	switch q.Verb {
 	case "prepare":
-		_, err = store.Prepare(ctx, key, parent, nil)
+		var labels map[string]string
+		if q.Volatile {
+			labels = map[string]string{snapshot.Volatile: "yes"}
+		}
+		_, err = store.Prepare(ctx, key, parent, labels)
 	case "view":
 		_, err = store.View(ctx, key, parent, nil)
 	case "mount":
