@@ -164,26 +164,26 @@ func takeAttrs(b []byte, n *tree.Node) error {
 }
 
 func takeAttr(index uint8, suffix, value []byte, n *tree.Node, metacopy *bool) error {
-	valid := true
-	if index == trusted {
-		switch string(suffix) {
-		case opaqueXattr:
-			valid, n.Opaque = n.IsDir() && string(value) == "y", true
-		case impliedXattr:
-			valid, n.Implied = n.IsDir() && string(value) == "y", true
-		case metacopyXattr:
-			valid, *metacopy = n.IsRegular() && len(value) == 0, true
-		case redirectXattr:
-			n.Object, valid = parseRedirect(value)
-		default:
-			return takeTreeXattr(index, string(suffix), value, n)
-		}
-		if !valid {
-			return errs.New(errs.Invalid, "xattr trusted.%s is %.80q", suffix, value)
-		}
-		return nil
+	if index != trusted {
+		return takeTreeXattr(index, string(suffix), value, n)
 	}
-	return takeTreeXattr(index, string(suffix), value, n)
+	var valid bool
+	switch string(suffix) {
+	case opaqueXattr:
+		valid, n.Opaque = n.IsDir() && string(value) == "y", true
+	case impliedXattr:
+		valid, n.Implied = n.IsDir() && string(value) == "y", true
+	case metacopyXattr:
+		valid, *metacopy = n.IsRegular() && len(value) == 0, true
+	case redirectXattr:
+		n.Object, valid = parseRedirect(value)
+	default:
+		return takeTreeXattr(index, string(suffix), value, n)
+	}
+	if !valid {
+		return errs.New(errs.Invalid, "xattr trusted.%s is %.80q", suffix, value)
+	}
+	return nil
 }
 
 // takeTreeXattr takes an xattr that is the tree's own.

@@ -158,7 +158,7 @@ func (a *archive) body(ctx context.Context, path string, n *Node) error {
 		got, err := io.ReadFull(r, p)
 		switch {
 		case err == nil:
-		case err != io.EOF && err != io.ErrUnexpectedEOF: //nolint:errorlint // ReadFull returns them bare
+		case err != io.EOF && err != io.ErrUnexpectedEOF:
 			return fmt.Errorf("read: %w", err)
 		case n.Object != Digest{}:
 			return errs.New(errs.Internal, "object %x ends %d bytes early", n.Object, left-int64(got))

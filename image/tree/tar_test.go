@@ -65,7 +65,7 @@ func TestTar(t *testing.T) {
 	r := tar.NewReader(bytes.NewReader(written(t, treetest.Made{Root: root})))
 	for {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
