@@ -110,12 +110,20 @@ type Info struct {
 	RegistryHosts string            `json:"registryHosts" doc:"folder of certs.d/<host>/hosts.toml"`
 }
 
-// DiskUsage is what a node keeps on disk, in bytes.
+// DiskUsage is what a node keeps on disk, in bytes as the file system counts
+// them: a file of one byte takes a block. The shares and Other make up Total.
 type DiskUsage struct {
-	Images     DiskShare `json:"images"`
-	Containers DiskShare `json:"containers"`
+	Images     DiskShare `json:"images" doc:"their layers; size is that of Store without its uppers"`
+	Containers DiskShare `json:"containers" doc:"what they have written; size is the uppers of Store"`
 	Volumes    DiskShare `json:"volumes"`
-	Blobs      DiskShare `json:"blobs"`
+	Blobs      DiskShare `json:"blobs" doc:"manifests, configurations, compressed layers, downloads under way"`
+	Other      int64     `json:"other" doc:"records, logs and the like"`
+	Total      int64     `json:"total"`
+
+	Store         StoreUsage   `json:"store"`
+	ImageList     []ImageUsage `json:"imageList"`
+	ContainerList []Container  `json:"containerList" doc:"with their sizes"`
+	VolumeList    []Volume     `json:"volumeList" doc:"with their sizes"`
 }
 
 // DiskShare is one line of DiskUsage.
@@ -124,6 +132,26 @@ type DiskShare struct {
 	Active      int   `json:"active" doc:"in use by a container"`
 	Size        int64 `json:"size"`
 	Reclaimable int64 `json:"reclaimable"`
+}
+
+// StoreUsage is what the layers of images and containers take.
+type StoreUsage struct {
+	Objects     int64 `json:"objects" doc:"bodies of files, once each"`
+	ObjectCount int64 `json:"objectCount"`
+	Metadata    int64 `json:"metadata" doc:"the trees of layers"`
+	Layers      int64 `json:"layers" doc:"layers that are kept as folders"`
+	Uppers      int64 `json:"uppers" doc:"what containers have written"`
+}
+
+// ImageUsage is what one image takes, its blobs included.
+type ImageUsage struct {
+	ID         string    `json:"id"`
+	Names      []string  `json:"names"`
+	Created    time.Time `json:"created,omitzero"`
+	Shared     int64     `json:"shared" doc:"what other images need too"`
+	Own        int64     `json:"own" doc:"what would be given back if just this image were removed"`
+	Blobs      int64     `json:"blobs" doc:"how much of the two is blobs"`
+	Containers int       `json:"containers"`
 }
 
 // SystemPruned says what pruning everything removed.

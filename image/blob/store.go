@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -44,6 +45,8 @@ const (
 type Info struct {
 	Digest digest.Digest
 	Size   int64
+	// Disk is what it takes of the disk, in whole blocks.
+	Disk int64
 	// Stored is when it was put here.
 	Stored time.Time
 }
@@ -120,7 +123,7 @@ func (s *Store) Info(d digest.Digest) (Info, error) {
 	if err != nil {
 		return Info{}, s.missing(d, err)
 	}
-	return Info{Digest: d, Size: st.Size(), Stored: st.ModTime()}, nil
+	return Info{Digest: d, Size: st.Size(), Disk: blocks(st), Stored: st.ModTime()}, nil
 }
 
 // Has says whether the whole blob is here.
@@ -237,6 +240,31 @@ func (s *Store) Sweep(before time.Time) (int64, error) {
 		freed += st.Size()
 	}
 	return freed, nil
+}
+
+// Loose is what the disk holds besides whole blobs: downloads under way, or
+// broken off.
+func (s *Store) Loose() (int64, error) {
+	var size int64
+	for _, dir := range []string{partialDir, ingestDir} {
+		entries, err := os.ReadDir(filepath.Join(s.dir, dir))
+		if err != nil {
+			return size, fmt.Errorf("count partial blobs: %w", err)
+		}
+		for _, e := range entries {
+			if st, err := e.Info(); err == nil {
+				size += blocks(st)
+			}
+		}
+	}
+	return size, nil
+}
+
+func blocks(st os.FileInfo) int64 {
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return sys.Blocks * 512
+	}
+	return st.Size()
 }
 
 // path is where the whole blob stands; it also guards against digests that

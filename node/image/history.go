@@ -6,11 +6,8 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"berth/image/blob"
-	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -54,51 +51,6 @@ func (s *Set) layerSizes(ctx context.Context, rec *record) []int64 {
 		}
 	}
 	return sizes
-}
-
-// DiskUsage counts what images take: unpacked layers, each once however many
-// images have it, and blobs. Reclaimable is what removing the images that no
-// container uses would give back.
-func (s *Set) DiskUsage(ctx context.Context) (images, blobs spec.DiskShare, err error) {
-	layers := map[snapshot.Key]bool{} // to whether a container uses it
-	parts := map[digest.Digest]bool{}
-	for _, rec := range s.all() {
-		used := len(s.usersOf(rec.Image.ID)) > 0
-		images.Total++
-		if used {
-			images.Active++
-		}
-		for _, key := range chain(rec.Layers) {
-			layers[key] = layers[key] || used
-		}
-		for _, desc := range rec.parts() {
-			parts[desc.Digest] = parts[desc.Digest] || used
-		}
-	}
-	for key, used := range layers {
-		usage, err := s.Snapshots.Usage(ctx, key)
-		if isMissing(err) {
-			continue // lost, and not unpacked again yet
-		}
-		if err != nil {
-			return images, blobs, fmt.Errorf("disk usage of images: %w", err)
-		}
-		images.Size += usage.Size
-		if !used {
-			images.Reclaimable += usage.Size
-		}
-	}
-	err = s.Blobs.Walk(ctx, func(info blob.Info) error {
-		blobs.Total++
-		blobs.Size += info.Size
-		if parts[info.Digest] {
-			blobs.Active++
-		} else {
-			blobs.Reclaimable += info.Size
-		}
-		return nil
-	})
-	return images, blobs, err
 }
 
 // parts are the blobs of an image.

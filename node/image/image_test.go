@@ -513,8 +513,9 @@ func TestHistoryAndUsage(t *testing.T) {
 		t.Errorf("history %+v", history)
 	}
 	n.users[a.ID] = []string{"container"}
-	images, blobs, err := n.set.DiskUsage(t.Context())
+	usage, err := n.set.DiskUsage(t.Context())
 	n.must(err)
+	images, blobs := usage.Images, usage.Blobs
 	if images.Total != 2 || images.Active != 1 || images.Size <= images.Reclaimable || images.Reclaimable <= 0 {
 		t.Errorf("images %+v", images)
 	}

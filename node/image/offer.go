@@ -37,9 +37,10 @@ type Accountant interface {
 type Scrubber interface {
 	// Scrub tells fn of each thing that it has read, in an order that stays
 	// the same, beginning behind the place after ("" for all). It asks pace
-	// before it reads. It stops at an error of either and returns it. What
-	// comes and goes meanwhile may be left out.
-	Scrub(ctx context.Context, after string, pace snapshot.Pace, fn func(snapshot.Checked) error) error
+	// before it reads bytes, which returns when that many may be read. It
+	// stops at an error of either and returns it. What comes and goes
+	// meanwhile may be left out.
+	Scrub(ctx context.Context, after string, pace func(ctx context.Context, bytes int64) error, fn func(snapshot.Checked) error) error
 	// Heal writes again what is missing or damaged of the layer key, from the
 	// same uncompressed tar that it was made from, which it reads to its end.
 	// NotFound: no such key. Invalid: it is not that tar.

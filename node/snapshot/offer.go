@@ -1,7 +1,5 @@
 package snapshot
 
-import "context"
-
 // What follows is the data of what a driver may offer beyond Store. Who uses
 // an offer declares its interface; see those of node/image.
 
@@ -52,7 +50,3 @@ type Checked struct {
 	// known: the tar of any of them has what is needed to heal it.
 	Keys []Key
 }
-
-// Pace is told before n bytes are read, and returns when they may be. Its
-// error ends the scrub.
-type Pace func(ctx context.Context, n int64) error

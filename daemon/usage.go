@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"berth/spec"
+)
+
+// Folders of the root that are not the layer store's.
+var (
+	counted   = []string{"blobs", "volumes"} // by their rooms
+	uncounted = []string{"db", "logs"}       //nolint:gochecknoglobals // both are constants
+)
+
+// DiskUsage implements rest.System.
+func (n *node) DiskUsage(ctx context.Context) (spec.DiskUsage, error) {
+	images, err := n.images.DiskUsage(ctx)
+	if err != nil {
+		return spec.DiskUsage{}, err
+	}
+	usage := spec.DiskUsage{
+		Images: images.Images, Blobs: images.Blobs, Store: images.Store, ImageList: images.List,
+		ContainerList: []spec.Container{}, VolumeList: []spec.Volume{},
+	}
+	if usage.ImageList == nil {
+		usage.ImageList = []spec.ImageUsage{}
+	}
+	if err := n.containerUsage(ctx, &usage); err != nil {
+		return usage, err
+	}
+	if err := n.volumeUsage(ctx, &usage); err != nil {
+		return usage, err
+	}
+	if err := n.folderUsage(ctx, &usage, images.Estimated); err != nil {
+		return usage, err
+	}
+	usage.Total = usage.Images.Size + usage.Containers.Size + usage.Volumes.Size + usage.Blobs.Size + usage.Other
+	return usage, nil
+}
+
+func (n *node) containerUsage(ctx context.Context, usage *spec.DiskUsage) error {
+	containers, err := n.containers.List(ctx, true, nil)
+	if err != nil {
+		return err
+	}
+	for _, c := range containers {
+		sizes, err := n.containers.Sizes(ctx, c.ID)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		add(&usage.Containers, c.State.Pid != 0, sizes.RW)
+		c.Size = &sizes
+		usage.ContainerList = append(usage.ContainerList, c)
+	}
+	// Others than containers may have writable trees too, such as another
+	// engine that uses the store.
+	if rest := usage.Store.Uppers - usage.Containers.Size; rest > 0 {
+		usage.Containers.Size += rest
+	}
+	return nil
+}
+
+func (n *node) volumeUsage(ctx context.Context, usage *spec.DiskUsage) error {
+	volumes, err := n.volumes.List(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes {
+		size, err := n.volumes.Size(ctx, v.Name)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		add(&usage.Volumes, len(v.UsedBy) > 0, size)
+		v.Size = &size
+		usage.VolumeList = append(usage.VolumeList, v)
+	}
+	return nil
+}
+
+func add(share *spec.DiskShare, active bool, size int64) {
+	share.Total++
+	share.Size += size
+	if active {
+		share.Active++
+	} else {
+		share.Reclaimable += size
+	}
+}
+
+// folderUsage counts what no room does. Where the store of layers has not
+// counted itself, its folders are: layers may share more than it knows.
+func (n *node) folderUsage(ctx context.Context, usage *spec.DiskUsage, estimated bool) error {
+	for _, name := range uncounted {
+		size, err := onDisk(ctx, filepath.Join(n.config.Root, name))
+		if err != nil {
+			return err
+		}
+		usage.Other += size
+	}
+	if !estimated {
+		return nil
+	}
+	entries, err := os.ReadDir(n.config.Root)
+	if err != nil {
+		return err
+	}
+	var store int64
+	for _, e := range entries {
+		if slices.Contains(counted, e.Name()) || slices.Contains(uncounted, e.Name()) {
+			continue
+		}
+		size, err := onDisk(ctx, filepath.Join(n.config.Root, e.Name()))
+		if err != nil {
+			return err
+		}
+		store += size
+	}
+	layers := max(0, store-usage.Containers.Size)
+	usage.Store.Layers, usage.Images.Size = layers, layers
+	usage.Images.Reclaimable = min(usage.Images.Reclaimable, layers)
+	return nil
+}
+
+// onDisk counts the blocks below path, those of a file with several names
+// once, and what is mounted there not at all.
+func onDisk(ctx context.Context, path string) (total int64, err error) {
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
+	var device uint64
+	err = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil //nolint:nilerr // gone meanwhile
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if device == 0 {
+			device = st.Dev
+		}
+		if st.Dev != device {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if st.Nlink > 1 && !d.IsDir() {
+			if at := (inode{st.Dev, st.Ino}); seen[at] {
+				return nil
+			} else {
+				seen[at] = true
+			}
+		}
+		total += st.Blocks * 512
+		return nil
+	})
+	return total, err
+}
