@@ -14,7 +14,7 @@ import (
 
 // inside calls fn with a descriptor of the record's own folder. A View has
 // none, so that fn is not called.
-func (s *Store) inside(ctx context.Context, rec *record, fn func(dirfd int) error) error {
+func (s *Store) inside(ctx context.Context, rec *snapshot.Record, fn func(dirfd int) error) error {
 	if rec.Kind == snapshot.KindView {
 		return ctx.Err()
 	}
@@ -28,7 +28,7 @@ func (s *Store) inside(ctx context.Context, rec *record, fn func(dirfd int) erro
 
 // Usage counts an Active snapshot, and a Committed one the first time.
 func (s *Store) Usage(ctx context.Context, key snapshot.Key) (snapshot.Usage, error) {
-	rec, err := s.find(key)
+	rec, err := s.records.Find(key)
 	if err != nil {
 		return snapshot.Usage{}, err
 	}
@@ -45,24 +45,14 @@ func (s *Store) Usage(ctx context.Context, key snapshot.Key) (snapshot.Usage, er
 		return snapshot.Usage{}, fmt.Errorf("usage of snapshot %s: %w", key, err)
 	}
 	if rec.Kind == snapshot.KindCommitted {
-		s.remember(rec, usage)
+		s.records.Change(rec, func(r *snapshot.Record) { r.Usage = &usage })
 	}
 	return usage, nil
 }
 
-func (s *Store) remember(rec *record, usage snapshot.Usage) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now := s.byKey[rec.Key]; now != nil && now.ID == rec.ID {
-		changed := *now
-		changed.Usage = &usage
-		s.put(&changed)
-	}
-}
-
 // Diff writes the snapshot's own folder as a tar layer.
 func (s *Store) Diff(ctx context.Context, key snapshot.Key, w io.Writer) error {
-	rec, err := s.find(key)
+	rec, err := s.records.Find(key)
 	if err != nil {
 		return err
 	}
@@ -79,7 +69,7 @@ func (s *Store) Diff(ctx context.Context, key snapshot.Key, w io.Writer) error {
 
 // Changes compares the snapshot's own folder with what shows below it.
 func (s *Store) Changes(ctx context.Context, key snapshot.Key) (changes []spec.Change, err error) {
-	rec, err := s.find(key)
+	rec, err := s.records.Find(key)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ type ingest struct {
 
 // Ingest unpacks layer straight into the folder that it stays in.
 func (s *Store) Ingest(ctx context.Context, layer io.Reader) (snapshot.Ingest, error) {
-	id := s.newID()
+	id := s.records.NewID()
 	unpacked, err := s.unpack(ctx, id, layer)
 	if err != nil {
 		ctx := context.WithoutCancel(ctx)
@@ -71,7 +71,7 @@ type fresh struct {
 // layer is committed, for nobody waits for it.
 func (s *Store) share(ctx context.Context) {
 	for {
-		layers := s.sharer.take(ctx)
+		layers := s.sharer.Take(ctx)
 		if layers == nil {
 			return
 		}
@@ -89,7 +89,7 @@ func (in *ingest) Abort(context.Context) error {
 	defer in.mu.Unlock()
 	if !in.done {
 		in.done = true
-		in.store.sweeper.add(in.id)
+		in.store.sweeper.Add(in.id)
 	}
 	return nil
 }
@@ -103,15 +103,15 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 		return snapshot.Committed{}, errs.New(errs.Conflict, "commit layer %s: it is committed or dropped already", name)
 	}
 	s := in.store
-	rec, err := s.claim(ctx, snapshot.KindCommitted, name, parent, labels)
+	rec, err := s.records.Claim(ctx, snapshot.KindCommitted, name, parent, labels)
 	if err == nil {
 		if err = s.dressImplied(in, parent); err != nil {
-			s.release(rec)
+			s.records.Release(rec)
 		}
 	}
 	if errors.Is(err, errs.Exists) {
 		in.done = true
-		s.sweeper.add(in.id)
+		s.sweeper.Add(in.id)
 	}
 	if err != nil {
 		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", full(err))
@@ -120,9 +120,8 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	rec.ID = in.id // the id that claim chose was never used
 	rec.Boot, rec.Opaque = s.boot, in.Opaque
 	rec.Usage = &snapshot.Usage{Size: in.Usage.Size, Inodes: in.Usage.Inodes}
-	info := s.settle(rec)
-	s.markUnsafe()
-	s.sharer.add(fresh{in.id, in.Fresh})
+	info := s.records.Settle(rec)
+	s.sharer.Add(fresh{in.id, in.Fresh})
 	in.Fresh, in.Linked = nil, nil
 	return snapshot.Committed{Info: info}, nil
 }
@@ -154,9 +153,7 @@ func (s *Store) dressImplied(in *ingest, parent snapshot.Key) error {
 // foldersBelow lists the folders of the chain from parent down, the topmost
 // first.
 func (s *Store) foldersBelow(parent snapshot.Key) ([]string, error) {
-	s.mu.RLock()
-	chain, err := s.chainLocked(parent)
-	s.mu.RUnlock()
+	chain, err := s.chain(parent)
 	folders := make([]string, len(chain))
 	for i, layer := range chain {
 		folders[i] = s.fs(layer.ID)

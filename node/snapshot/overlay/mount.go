@@ -72,7 +72,7 @@ func (s *Store) Unmount(ctx context.Context, target string) error {
 	held, heldErr := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if heldErr == nil {
-		s.closer.add(held)
+		s.closer.Add(held)
 	}
 	if err != nil && !isAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
 		return &os.PathError{Op: "unmount", Path: target, Err: err}
@@ -82,9 +82,9 @@ func (s *Store) Unmount(ctx context.Context, target string) error {
 
 func (s *Store) closeDescriptors(ctx context.Context) {
 	for {
-		fds := s.closer.take(ctx)
+		fds := s.closer.Take(ctx)
 		if fds == nil {
-			fds = s.closer.takeAll()
+			fds = s.closer.TakeAll()
 		}
 		for _, fd := range fds {
 			_ = unix.Close(fd)
@@ -97,20 +97,15 @@ func (s *Store) closeDescriptors(ctx context.Context) {
 
 // stack finds the layers of an Active snapshot or a View.
 func (s *Store) stack(key snapshot.Key) (stack, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	rec, err := s.findLocked(key)
+	rec, err := s.records.Mountable(key)
 	if err != nil {
 		return stack{}, err
 	}
-	if rec.Kind == snapshot.KindCommitted {
-		return stack{}, errs.New(errs.Conflict, "snapshot %s is committed: make a view of it", key)
+	chain, err := s.chain(rec.Parent)
+	if err != nil {
+		return stack{}, err
 	}
 	var st stack
-	chain, err := s.chainLocked(rec.Parent)
-	if err != nil {
-		return stack{}, err
-	}
 	for _, layer := range chain {
 		st.lowers = append(st.lowers, layer.ID+"/fs")
 	}
@@ -126,21 +121,9 @@ func (s *Store) stack(key snapshot.Key) (stack, error) {
 	return st, err
 }
 
-// chainLocked lists the layers from key down that a mount needs. mu is held.
-func (s *Store) chainLocked(key snapshot.Key) ([]*record, error) {
-	var chain []*record
-	for key != "" {
-		rec, err := s.findLocked(key)
-		if err != nil {
-			return nil, errs.New(errs.NotFound, "layer %s was lost", key)
-		}
-		chain = append(chain, rec)
-		if rec.Opaque {
-			break
-		}
-		key = rec.Parent
-	}
-	return chain, nil
+// chain lists the layers from key down that a mount needs.
+func (s *Store) chain(key snapshot.Key) ([]*snapshot.Record, error) {
+	return s.records.Chain(key, func(rec *snapshot.Record) bool { return rec.Opaque })
 }
 
 // mount tries the kernel's interface of descriptors, which knows no limit on

@@ -9,11 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"berth/node/folder"
+	"berth/node/snapshot"
 )
 
 // variants keeps the regular files of unpacked layers once more, as hard links
@@ -114,18 +114,18 @@ func (v *variants) keep(ctx context.Context, layers int, id string, files []fold
 		return err
 	}
 	defer unix.Close(root)
-	p := newPace()
+	p := snapshot.NewHalfTime()
 	err = folder.Keep(ctx, root, files, func(key folder.Variant, dirfd int, base string) error {
 		name := nameOf(key)
 		err := unix.Linkat(dirfd, base, v.fd, name, 0)
-		if err == unix.ENOENT { //nolint:errorlint // a bare errno
+		if err == unix.ENOENT {
 			_ = unix.Mkdirat(v.fd, name[:2], 0o700)
 			err = unix.Linkat(dirfd, base, v.fd, name, 0)
 		}
 		if err != nil && !isAny(err, unix.EEXIST, unix.EMLINK) {
 			return full(err)
 		}
-		return p.step(ctx)
+		return p.Step(ctx)
 	})
 	if isAny(err, unix.ENOENT) {
 		return nil // removed meanwhile, and the sweeper drops what was kept
@@ -138,12 +138,12 @@ func (v *variants) drop(ctx context.Context, keys []folder.Variant) error {
 	if v.fd < 0 {
 		return nil
 	}
-	p := newPace()
+	p := snapshot.NewHalfTime()
 	for _, key := range keys {
 		if err := dropLonely(v.fd, nameOf(key)); err != nil {
 			return err
 		}
-		if err := p.step(ctx); err != nil {
+		if err := p.Step(ctx); err != nil {
 			return err
 		}
 	}
@@ -171,7 +171,7 @@ func (v *variants) sift(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p := newPace()
+	p := snapshot.NewHalfTime()
 	for _, shard := range shards {
 		fd, err := unix.Openat(v.fd, shard, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
@@ -183,7 +183,7 @@ func (v *variants) sift(ctx context.Context) error {
 				err = dropLonely(fd, name)
 			}
 			if err == nil {
-				err = p.step(ctx)
+				err = p.Step(ctx)
 			}
 		}
 		_ = unix.Close(fd)
@@ -235,29 +235,4 @@ func readList(layers int, id string) (keys []folder.Variant, found bool) {
 		}
 	}
 	return keys, true
-}
-
-// pace keeps background work from taking more than half of the time.
-type pace struct {
-	steps int
-	since time.Time
-}
-
-const (
-	paceSteps = 64
-	paceRest  = 50 * time.Millisecond // at most
-)
-
-func newPace() *pace { return &pace{since: time.Now()} }
-
-// step counts one thing done, and rests after some.
-func (p *pace) step(ctx context.Context) error {
-	if p.steps++; p.steps%paceSteps != 0 {
-		return nil
-	}
-	if !rest(ctx, min(time.Since(p.since), paceRest)) {
-		return ctx.Err()
-	}
-	p.since = time.Now()
-	return nil
 }
