@@ -1,0 +1,198 @@
+package lcfs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"berth/node/snapshot"
+)
+
+// mergeEvery is how many layers lie between two merged images in the middle
+// of a chain.
+const mergeEvery = 8
+
+// changed notes that a layer was committed: what is done in the background
+// waits until that has not happened for a while.
+func (s *Store) changed() {
+	s.busySince.Store(time.Now().UnixNano())
+	s.nudge(s.tidy)
+}
+
+// wantMerged notes that a mount stands on the chain of key unmerged.
+func (s *Store) wantMerged(key snapshot.Key) {
+	s.mu.RLock()
+	rec := s.byKey[key]
+	s.mu.RUnlock()
+	if rec != nil {
+		s.change(rec, func(r *record) { r.Top = true })
+		s.nudge(s.tidy)
+	}
+}
+
+// mergeChain makes the merged image of a settled chain. Top says that mounts
+// want it, so that it is kept.
+func (s *Store) mergeChain(ctx context.Context, key snapshot.Key, top bool) error {
+	rec, letGoChain, err := s.pin(key)
+	if err != nil {
+		return err
+	}
+	defer letGoChain()
+	if lowers, settled := s.distance(key); lowers <= 1 || !settled {
+		return nil
+	}
+	c, err := s.chainTree(ctx, key)
+	if err != nil {
+		return err
+	}
+	image, letGo, err := s.writeImage(c.root)
+	if err != nil {
+		return err
+	}
+	defer letGo()
+	s.change(rec, func(r *record) {
+		r.Merged, r.Fresh = image, s.boot
+		r.Top = r.Top || top
+	})
+	s.nudge(s.unsafe)
+	return nil
+}
+
+// distance says how many lowers a mount on key has, and whether all of them
+// are images.
+func (s *Store) distance(key snapshot.Key) (lowers int, settled bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	stack, err := s.lowersLocked(key)
+	if err != nil {
+		return 0, false
+	}
+	for _, l := range stack {
+		if l.image == "" {
+			return len(stack), false
+		}
+	}
+	return len(stack), true
+}
+
+// toMerge lists chains that deserve a merged image: those that end here or
+// that something was mounted on, and every few layers of the others.
+func (s *Store) toMerge() []snapshot.Key {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	layered := map[snapshot.Key]bool{} // has a layer on it
+	for _, rec := range s.byKey {
+		if rec.Kind == snapshot.KindCommitted {
+			layered[rec.Parent] = true
+		}
+	}
+	var keys []snapshot.Key
+	for key, rec := range s.byKey {
+		if rec.claimed || rec.Kind != snapshot.KindCommitted || rec.Merged != "" || !rec.isSettled() {
+			continue
+		}
+		lowers, err := s.lowersLocked(key)
+		if err != nil || len(lowers) <= 1 {
+			continue
+		}
+		if !layered[key] || rec.Top || len(lowers)%mergeEvery == 0 {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// dropMerged forgets merged images in the middle of chains that nobody asked
+// for: what lies on them has one of its own.
+func (s *Store) dropMerged() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	needed := map[snapshot.Key]bool{}
+	layered := map[snapshot.Key]bool{}
+	for _, rec := range s.byKey {
+		layered[rec.Parent] = true
+		if rec.Merged == "" || rec.claimed {
+			needed[rec.Parent] = true
+		}
+	}
+	for key, rec := range s.byKey {
+		if rec.Merged != "" && !rec.Top && layered[key] && !needed[key] {
+			s.changeLocked(rec, func(r *record) { r.Merged = "" })
+		}
+	}
+}
+
+// tidyLoop works in the background when the store is quiet: it settles, gives
+// folders back, merges and sweeps.
+func (s *Store) tidyLoop(ctx context.Context) {
+	for {
+		select {
+		case <-s.tidy:
+		case <-ctx.Done():
+			return
+		}
+		for {
+			wait := s.quiet - time.Since(time.Unix(0, s.busySince.Load()))
+			if wait <= 0 {
+				break
+			}
+			if sleep(ctx, wait) != nil {
+				return
+			}
+		}
+		if !s.tidyUp(ctx) {
+			if sleep(ctx, s.quiet) != nil {
+				return
+			}
+			s.nudge(s.tidy)
+		}
+	}
+}
+
+// tidyUp does what there is to do, and says whether that is all for now.
+func (s *Store) tidyUp(ctx context.Context) bool {
+	done := true
+	failed := func(doing string, key snapshot.Key, err error) {
+		if err != nil && ctx.Err() == nil {
+			done = false
+			s.log.WarnContext(ctx, "work on layers is put off", "doing", doing, "key", key, "error", err)
+		}
+	}
+	for _, rec := range s.unsettled() {
+		if ctx.Err() != nil {
+			return true
+		}
+		switch err := s.settle(ctx, rec); {
+		case errors.Is(err, errBusy):
+			done = false
+		default:
+			failed("settle", rec.Key, err)
+		}
+	}
+	for _, key := range s.toMerge() {
+		if ctx.Err() != nil {
+			return true
+		}
+		failed("merge", key, s.mergeChain(ctx, key, false))
+	}
+	s.dropMerged()
+	s.dropUppers()
+	failed("hide images", "", s.hideImages())
+	failed("sweep", "", s.sweepImages(ctx))
+	s.trees.clear()
+	return done
+}
+
+// unsettled lists layers that are folders still, those at the bottom first.
+func (s *Store) unsettled() []*record {
+	var recs []*record
+	for _, rec := range s.all() {
+		if rec.Kind == snapshot.KindCommitted && !rec.isSettled() {
+			recs = append(recs, rec)
+		}
+	}
+	slices.SortFunc(recs, func(a, b *record) int { return cmp.Compare(a.Depth, b.Depth) })
+	return recs
+}

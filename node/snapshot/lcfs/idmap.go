@@ -1,0 +1,171 @@
+package lcfs
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/node/snapshot"
+)
+
+// shift is a detached copy of the mount that the layers lie on, with owners
+// shifted. overlayfs takes uppers and lowers out of such a mount.
+type shift struct {
+	ns      *os.File
+	folders int
+}
+
+func (s *Store) shifted(uids, gids []snapshot.IDMap) (*shift, error) {
+	ns, err := s.users.get(uids, gids)
+	if err != nil {
+		return nil, err
+	}
+	folders, err := unix.OpenTree(s.dirfd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	sh := &shift{ns: ns, folders: folders}
+	if err := sh.apply(folders); err != nil {
+		sh.close()
+		return nil, errs.New(errs.Unsupported, "the kernel cannot shift the owners of %s: %w", s.layers, err)
+	}
+	return sh, nil
+}
+
+func (sh *shift) close() { _ = unix.Close(sh.folders) }
+
+func (sh *shift) apply(mount int) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(sh.ns.Fd())}
+	return unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH, &attr)
+}
+
+// setFolder names a folder by a descriptor out of the shifted mount.
+func (sh *shift) setFolder(fsfd int, option, name string) error {
+	fd, err := unix.Openat(sh.folders, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.FsconfigSetFd(fsfd, option, fd)
+}
+
+// image mounts an image for this shift alone.
+func (sh *shift) image(im *images, name string) (int, error) {
+	mount, err := im.mount(name)
+	if err != nil {
+		return -1, err
+	}
+	if err := sh.apply(mount); err != nil {
+		_ = unix.Close(mount)
+		return -1, errs.New(errs.Unsupported, "the kernel cannot shift the owners of an image: %w", err)
+	}
+	return mount, nil
+}
+
+// createShifted makes the overlay as the host's ids of the container's root.
+// overlayfs does its own work on the layers with the identity of who made the
+// mount; through a mount that shifts owners only those in the map can own what
+// is made.
+func (s *Store) createShifted(fsfd int, uids, gids []snapshot.IDMap) error {
+	uid, okUID := hostRoot(uids)
+	gid, okGID := hostRoot(gids)
+	if !okUID || !okGID {
+		return errs.New(errs.Unsupported, "the id maps have no root")
+	}
+	return s.onOwnThread(func() error {
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		if err := unix.Capget(&header, &caps[0]); err != nil {
+			return os.NewSyscallError("capget", err)
+		}
+		if err := unix.Setfsgid(gid); err != nil {
+			return os.NewSyscallError("setfsgid", err)
+		}
+		if err := unix.Setfsuid(uid); err != nil {
+			return os.NewSyscallError("setfsuid", err)
+		}
+		// The change from root took the capabilities over files away.
+		if err := unix.Capset(&header, &caps[0]); err != nil {
+			return os.NewSyscallError("capset", err)
+		}
+		return unix.FsconfigCreate(fsfd)
+	})
+}
+
+func hostRoot(maps []snapshot.IDMap) (int, bool) {
+	for _, m := range maps {
+		if m.Container == 0 {
+			return int(m.Host), true
+		}
+	}
+	return 0, false
+}
+
+// userNamespaces keeps one user namespace for each pair of maps: they are few.
+type userNamespaces struct {
+	mu     sync.Mutex
+	byMaps map[string]*os.File
+}
+
+func (u *userNamespaces) get(uids, gids []snapshot.IDMap) (*os.File, error) {
+	key := fmt.Sprint(uids, gids)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if ns := u.byMaps[key]; ns != nil {
+		return ns, nil
+	}
+	ns, err := newUserNamespace(uids, gids)
+	if err != nil {
+		return nil, fmt.Errorf("user namespace for shifted owners: %w", err)
+	}
+	if u.byMaps == nil {
+		u.byMaps = map[string]*os.File{}
+	}
+	u.byMaps[key] = ns
+	return ns, nil
+}
+
+func (u *userNamespaces) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, ns := range u.byMaps {
+		_ = ns.Close()
+	}
+	u.byMaps = nil
+}
+
+// newUserNamespace has a child made in a namespace of its own, stopped before
+// it runs a single instruction, and takes the namespace from it.
+func newUserNamespace(uids, gids []snapshot.IDMap) (*os.File, error) {
+	runtime.LockOSThread() // the thread that starts a traced child is its tracer
+	defer runtime.UnlockOSThread()
+	child, err := os.StartProcess("/proc/self/exe", []string{"userns"}, &os.ProcAttr{
+		Env: []string{},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:  unix.CLONE_NEWUSER,
+			UidMappings: sysMaps(uids), GidMappings: sysMaps(gids), GidMappingsEnableSetgroups: true,
+			Ptrace: true, Pdeathsig: syscall.SIGKILL,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		_ = child.Kill()
+		_, _ = child.Wait()
+	}()
+	return os.Open(fmt.Sprintf("/proc/%d/ns/user", child.Pid))
+}
+
+func sysMaps(maps []snapshot.IDMap) []syscall.SysProcIDMap {
+	sys := make([]syscall.SysProcIDMap, len(maps))
+	for i, m := range maps {
+		sys[i] = syscall.SysProcIDMap{ContainerID: int(m.Container), HostID: int(m.Host), Size: int(m.Size)}
+	}
+	return sys
+}

@@ -1,0 +1,203 @@
+package lcfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"berth/base/errs"
+	"berth/image/layer"
+	"berth/image/object"
+	"berth/image/tree"
+	"berth/node/snapshot"
+)
+
+// inlineLimit is the size up to which bodies are kept in the metadata: an
+// object costs a file and a block.
+const inlineLimit = 256
+
+// ingest is a layer in memory, its bodies objects, named by no record yet.
+type ingest struct {
+	store  *Store
+	id     string
+	root   *tree.Node
+	batch  *object.Batch
+	recipe string // temporary name
+	size   int64
+	usage  snapshot.Usage
+
+	mu   sync.Mutex
+	done bool // committed or dropped
+}
+
+// Ingest turns layer into a tree and objects.
+func (s *Store) Ingest(ctx context.Context, stream io.Reader) (snapshot.Ingest, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	in, err := s.read(ctx, stream)
+	if err != nil {
+		return nil, fmt.Errorf("unpack layer: %w", full(err))
+	}
+	return in, nil
+}
+
+func (s *Store) read(ctx context.Context, stream io.Reader) (_ *ingest, err error) {
+	batch, err := s.objects.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in := &ingest{store: s, id: s.newID(), batch: batch}
+	recipe, err := os.CreateTemp(filepath.Join(s.dir, "recipes"), temporaryPrefix)
+	if err == nil {
+		in.recipe = recipe.Name()
+		in.root, err = layer.Read(ctx, layer.Config{
+			Objects: batch, InlineLimit: inlineLimit, MaxBytes: s.maxLayer, Recipe: recipe,
+		}, stream)
+		err = errors.Join(err, recipe.Close())
+	}
+	if err != nil {
+		in.drop()
+		return nil, err
+	}
+	in.usage.Size, in.usage.Inodes = tree.Usage(in.root)
+	in.size, err = bytesOf(in.root)
+	return in, err
+}
+
+// bytesOf adds up the bodies of a tree's files.
+func bytesOf(root *tree.Node) (size int64, err error) {
+	seen := map[*tree.Node]struct{}{}
+	err = tree.Walk(root, func(_ string, n *tree.Node) error {
+		if _, met := seen[n]; n.IsRegular() && !met {
+			seen[n] = struct{}{}
+			size += n.Size
+		}
+		return nil
+	})
+	return size, err
+}
+
+func (in *ingest) Size() int64 { return in.size }
+
+// Abort drops the layer.
+func (in *ingest) Abort(context.Context) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.done {
+		in.drop()
+	}
+	return nil
+}
+
+// drop forgets the layer. Objects that only it had are orphans now.
+func (in *ingest) drop() {
+	in.done = true
+	if in.recipe != "" {
+		_ = os.Remove(in.recipe)
+	}
+	in.batch.End()
+	var digests []tree.Digest // nil: not known
+	if in.root != nil {
+		digests = append([]tree.Digest{}, tree.Objects(in.root)...)
+	}
+	in.store.orphan(digests)
+	in.root = nil
+}
+
+// Commit names the layer. Folders that its tar only implied get the looks
+// that they have in the parent.
+func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels map[string]string) (snapshot.Committed, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.done {
+		return snapshot.Committed{}, errs.New(errs.Conflict, "commit layer %s: it is committed or dropped already", name)
+	}
+	s := in.store
+	rec, err := s.claim(ctx, snapshot.KindCommitted, name, parent, labels)
+	if err != nil {
+		if errors.Is(err, errs.Exists) {
+			in.drop()
+		}
+		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", err)
+	}
+	rec.ID = in.id // the id that claim chose is never used
+	info, err := in.place(ctx, rec)
+	if err != nil {
+		s.release(rec)
+		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", full(err))
+	}
+	in.done = true
+	in.batch.End()
+	in.root = nil
+	s.nudge(s.unsafe)
+	s.changed()
+	return snapshot.Committed{Info: info}, nil
+}
+
+// place writes the image of the layer and shows its record.
+func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error) {
+	s := in.store
+	below, err := in.below(ctx, rec.Parent)
+	if err != nil {
+		return snapshot.Info{}, err
+	}
+	delta := tree.Dress(in.root, below)
+	image, letGo, err := s.writeImage(delta)
+	if err != nil {
+		return snapshot.Info{}, err
+	}
+	defer letGo()
+	if err := os.Rename(in.recipe, s.recipe(in.id)); err != nil {
+		return snapshot.Info{}, err
+	}
+	rec.Delta, rec.Recipe, rec.Boot, rec.Usage = image, true, s.boot, &in.usage
+	rec.Opaque, rec.Looks = delta.Opaque, looksOf(delta)
+	if below != nil || rec.Parent == "" {
+		if rec.Opaque {
+			below = nil
+		}
+		s.trees.put(rec.ID, tree.Merge(below, delta))
+	}
+	return s.show(rec), nil
+}
+
+// below returns the tree under the layer, where it is needed for what is
+// implied, or at hand.
+func (in *ingest) below(ctx context.Context, parent snapshot.Key) (*tree.Node, error) {
+	if parent == "" {
+		return nil, nil //nolint:nilnil // nothing is below
+	}
+	if !hasImplied(in.root) {
+		if rec, err := in.store.find(parent); err == nil {
+			return in.store.trees.get(rec.ID), nil
+		}
+	}
+	below, err := in.store.chainTree(ctx, parent)
+	if err != nil {
+		return nil, err
+	}
+	return below.root, nil
+}
+
+func hasImplied(n *tree.Node) bool {
+	if n.Implied {
+		return true
+	}
+	for _, e := range n.Entries() {
+		if e.Node.IsDir() && hasImplied(e.Node) {
+			return true
+		}
+	}
+	return false
+}
+
+func looksOf(root *tree.Node) looks {
+	return looks{Mode: root.Mode & 0o7777, UID: root.UID, GID: root.GID}
+}
+
+func (s *Store) recipe(id string) string { return filepath.Join(s.dir, "recipes", id) }

@@ -1,0 +1,157 @@
+package lcfs
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"berth/base/errs"
+	"berth/image/erofs"
+	"berth/image/tree"
+)
+
+const (
+	objectsSuffix   = ".objs"
+	temporaryPrefix = "tmp-"
+)
+
+// writeImage keeps the tree as an image and returns its name, the image's own
+// digest: the same tree is kept once. Nobody sweeps the image before letGo is
+// called; by then a record should name it.
+func (s *Store) writeImage(root *tree.Node) (name string, letGo func(), err error) {
+	dir := filepath.Join(s.dir, "meta")
+	f, err := os.CreateTemp(dir, temporaryPrefix)
+	if err != nil {
+		return "", nil, fmt.Errorf("write image: %w", err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	hash := sha256.New()
+	w := bufio.NewWriterSize(io.MultiWriter(f, hash), 256<<10)
+	if _, err := erofs.Write(w, root); err != nil {
+		return "", nil, fmt.Errorf("write image: %w", err)
+	}
+	if err := w.Flush(); err != nil {
+		return "", nil, fmt.Errorf("write image: %w", err)
+	}
+	name = hex.EncodeToString(hash.Sum(nil))
+	letGo = s.hold(name)
+	if err := s.placeImage(f.Name(), name, root); err != nil {
+		letGo()
+		return "", nil, fmt.Errorf("write image: %w", err)
+	}
+	return name, letGo, nil
+}
+
+// placeImage gives an image its name, unless it is there. One that a process
+// before us left unnamed may be torn: it is replaced.
+func (s *Store) placeImage(file, name string, root *tree.Node) error {
+	s.placing.Lock()
+	defer s.placing.Unlock()
+	s.mu.RLock()
+	_, known := s.sound[name]
+	s.mu.RUnlock()
+	if known {
+		return nil
+	}
+	if err := s.writeObjects(name, tree.Objects(root)); err != nil {
+		return err
+	}
+	if err := os.Rename(file, s.images.path(name)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sound[name] = struct{}{}
+	return nil
+}
+
+// hold keeps an image from the sweep until the returned function is called.
+func (s *Store) hold(name string) (letGo func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.making[name]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.gone[name] = struct{}{} // looked at by the next sweep, if no record took it
+		add(s.making, name, -1)
+	}
+}
+
+func (s *Store) objectsPath(name string) string {
+	return filepath.Join(s.dir, "meta", name+objectsSuffix)
+}
+
+// writeObjects keeps the digests that an image names, in order.
+func (s *Store) writeObjects(name string, digests []tree.Digest) error {
+	f, err := os.CreateTemp(filepath.Join(s.dir, "meta"), temporaryPrefix)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	for _, d := range digests {
+		if _, err := w.Write(d[:]); err != nil {
+			return err
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), s.objectsPath(name))
+}
+
+// eachObject calls fn for the digests that an image names, in order, until fn
+// returns false.
+func (s *Store) eachObject(ctx context.Context, name string, fn func(tree.Digest) bool) error {
+	f, err := os.Open(s.objectsPath(name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r := bufio.NewReaderSize(f, 64<<10)
+	for n := 0; ; n++ {
+		var d tree.Digest
+		switch _, err := io.ReadFull(r, d[:]); {
+		case err == io.EOF: //nolint:errorlint // ReadFull returns it bare
+			return nil
+		case err != nil:
+			return fmt.Errorf("read %s: %w", f.Name(), err)
+		}
+		if n%4096 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !fn(d) {
+			return nil
+		}
+	}
+}
+
+// readImage reads the tree of an image.
+func (s *Store) readImage(name string) (*tree.Node, error) {
+	f, err := os.Open(s.images.path(name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	image, err := erofs.Open(f, info.Size())
+	if err != nil {
+		return nil, errs.New(errs.Internal, "image %.16s is damaged: %w", name, err)
+	}
+	root, err := image.Tree()
+	if err != nil {
+		return nil, errs.New(errs.Internal, "image %.16s is damaged: %w", name, err)
+	}
+	return root, nil
+}

@@ -1,0 +1,211 @@
+package lcfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/image/object"
+	"berth/image/tree"
+	"berth/node/snapshot"
+)
+
+// settlePatience is how long somebody who asks for it waits for a layer whose
+// mount is still being taken down.
+const settlePatience = 10 * time.Second
+
+// errBusy says that a layer's folder may still be written to.
+var errBusy = errs.New(errs.Unavailable, "something still writes to the layer's folder")
+
+// Settle makes the layers of key's chain images and objects, and merges them.
+// Unavailable: a mount that writes to one of them is still there.
+func (s *Store) Settle(ctx context.Context, key snapshot.Key) error {
+	rec, err := s.find(key)
+	if err != nil {
+		return err
+	}
+	if rec.Kind != snapshot.KindCommitted {
+		return errs.New(errs.Conflict, "settle snapshot %s: it is %s, not committed", key, rec.Kind)
+	}
+	if err := s.settleChain(ctx, key); err != nil {
+		return fmt.Errorf("settle snapshot %s: %w", key, full(err))
+	}
+	if err := s.mergeChain(ctx, key, true); err != nil {
+		return fmt.Errorf("settle snapshot %s: %w", key, full(err))
+	}
+	return nil
+}
+
+// settleChain settles the layers of a chain, from the bottom up. It waits for
+// mounts that are on their way out.
+func (s *Store) settleChain(ctx context.Context, key snapshot.Key) error {
+	chain, err := s.chain(key)
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(settlePatience)
+	for _, rec := range slices.Backward(chain) {
+		for {
+			err := s.settle(ctx, rec)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, errBusy) || time.Now().After(deadline) {
+				return fmt.Errorf("layer %s: %w", rec.Key, err)
+			}
+			if err := sleep(ctx, 50*time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// settle makes one layer an image and objects. Its folder stays, for those who
+// stand on it.
+func (s *Store) settle(ctx context.Context, rec *record) error {
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	rec, err := s.find(rec.Key)
+	if err != nil || rec.Kind != snapshot.KindCommitted || rec.isSettled() {
+		return err
+	}
+	if err := s.idle(rec.ID); err != nil {
+		return err
+	}
+	batch, err := s.objects.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer batch.End()
+	_, letGoChain, err := s.pin(rec.Key)
+	if err != nil {
+		return err
+	}
+	defer letGoChain()
+	made, err := s.readUpper(ctx, rec)
+	if err != nil {
+		return err
+	}
+	for n, body := range made.bodies {
+		if err := s.adopt(ctx, batch, n, body); err != nil {
+			return err
+		}
+	}
+	image, letGo, err := s.writeImage(made.root)
+	if err != nil {
+		return err
+	}
+	defer letGo()
+	size, inodes := tree.Usage(made.root)
+	s.change(rec, func(r *record) {
+		r.Delta, r.Fresh, r.Usage = image, s.boot, &snapshot.Usage{Size: size, Inodes: inodes}
+	})
+	s.nudge(s.unsafe)
+	return nil
+}
+
+// adopt makes the body of a file in the layer's folder an object, or part of
+// the tree if it is small.
+func (s *Store) adopt(ctx context.Context, batch *object.Batch, n *tree.Node, body bodyFile) error {
+	if n.Size == 0 || n.Object != (tree.Digest{}) {
+		return nil
+	}
+	f, err := s.openBody(body)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := lease(f); err != nil {
+		return fmt.Errorf("%s: %w", body.path, err)
+	}
+	if n.Size <= inlineLimit {
+		n.Body = make([]byte, n.Size)
+		_, err = io.ReadFull(f, n.Body)
+	} else {
+		n.Object, err = batch.Adopt(ctx, f, n.Size)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", body.path, err)
+	}
+	return nil
+}
+
+// lease fails with errBusy if somebody has the file open for writing. While it
+// holds, until f is closed, who opens it for writing waits.
+func lease(f *os.File) error {
+	_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
+	switch {
+	case isAny(err, unix.EAGAIN):
+		return errBusy
+	case isAny(err, unix.EINVAL, unix.EOPNOTSUPP, unix.EACCES):
+		return nil // no leases on this file system
+	case err != nil:
+		return os.NewSyscallError("lease", err)
+	}
+	return nil
+}
+
+// idle fails with errBusy if some overlay still has the folder of id as its
+// upper, be it one of ours or another process's.
+func (s *Store) idle(id string) error {
+	s.mu.RLock()
+	used := s.uses.own[id] > 0
+	s.mu.RUnlock()
+	if used {
+		return errBusy
+	}
+	err := s.askUpper(id)
+	if isAny(err, unix.EBUSY) {
+		s.closeNow() // perhaps it is only waiting for that
+		err = s.askUpper(id)
+	}
+	if isAny(err, unix.EBUSY) {
+		return errBusy
+	}
+	return nil
+}
+
+// askUpper has overlayfs say EBUSY if it has a mount on this upper: with an
+// index it insists on being the only one. The mount that is asked for can
+// never be made, for its work folder is the upper itself.
+func (s *Store) askUpper(id string) error {
+	mount, err := mountFS("overlay", 0, func(fsfd int) error {
+		for _, option := range []string{"lowerdir=" + s.short(emptyFolder), "upperdir=" + s.short(id+"/fs"), "workdir=" + s.short(id+"/fs"), "index=on"} {
+			if err := set(fsfd, option); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, unix.FsconfigCreate)
+	if err == nil {
+		_ = unix.Close(mount)
+	}
+	return err
+}
+
+// dropUppers has the folders of settled layers deleted, once nothing stands on
+// them and what took their place is safe.
+func (s *Store) dropUppers() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, rec := range s.byKey {
+		if rec.claimed || !rec.Upper || !rec.isSettled() || rec.Boot != "" || rec.Fresh != "" {
+			continue
+		}
+		if s.uses.uppers[rec.ID] > 0 || s.uses.own[rec.ID] > 0 {
+			continue
+		}
+		changed := *rec
+		changed.Upper = false
+		s.put(&changed)
+		s.sweeper.add(leftover{rec.ID, true})
+	}
+}

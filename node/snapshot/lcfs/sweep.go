@@ -1,0 +1,260 @@
+package lcfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"berth/base/kv"
+	"berth/image/object"
+	"berth/image/tree"
+)
+
+// strays are objects that were stored and that nothing may name.
+type strays struct {
+	known []tree.Digest
+	// unknown: there may be others; only a look at all objects finds them.
+	unknown bool
+}
+
+func (st *strays) empty() bool { return len(st.known) == 0 && !st.unknown }
+
+// orphan notes what a layer that came to nothing may have stored; nil is not
+// known.
+func (s *Store) orphan(digests []tree.Digest) {
+	s.mu.Lock()
+	if digests == nil {
+		s.lost.unknown = true
+	} else {
+		s.lost.known = append(s.lost.known, digests...)
+	}
+	s.mu.Unlock()
+	s.nudge(s.tidy)
+}
+
+// findGone lists the images and recipes that no record names, as the store
+// opens; temporary files go at once.
+func (s *Store) findGone() error {
+	entries, err := os.ReadDir(filepath.Join(s.dir, "meta"))
+	if err != nil {
+		return err
+	}
+	for _, rec := range s.byKey {
+		for _, image := range []string{rec.Delta, rec.Merged} {
+			if image != "" && rec.Boot == "" && rec.Fresh == "" || s.same {
+				s.sound[image] = struct{}{}
+			}
+		}
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), temporaryPrefix) {
+			_ = os.Remove(filepath.Join(s.dir, "meta", e.Name()))
+		} else if name, ok := strings.CutSuffix(e.Name(), objectsSuffix); ok {
+			s.gone[name] = struct{}{} // the sweep asks the records
+		} else if name, ok := isImage(e.Name()); ok {
+			s.gone[name] = struct{}{}
+		}
+	}
+	return s.removeRecipes()
+}
+
+func (s *Store) removeRecipes() error {
+	named := map[string]bool{}
+	for _, rec := range s.byKey {
+		named[rec.ID] = rec.Recipe
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, "recipes"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if named[e.Name()] {
+			continue
+		}
+		if err := os.Remove(s.recipe(e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepImages deletes the images that nothing names or stands on, and the
+// objects that only they named.
+func (s *Store) sweepImages(ctx context.Context) error {
+	dead, lost := s.takeGone()
+	if len(dead) == 0 && lost.empty() {
+		return nil
+	}
+	// What names them must be gone from disk first: a crash would bring back a
+	// record without its bodies.
+	err := s.db.Update(ctx, func(*kv.Tx) error { return nil })
+	if err == nil {
+		err = s.sweepObjects(ctx, dead, lost)
+	}
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, name := range dead {
+			s.gone[name] = struct{}{}
+		}
+		s.lost.known = append(s.lost.known, lost.known...)
+		s.lost.unknown = s.lost.unknown || lost.unknown
+		return err
+	}
+	for _, name := range dead {
+		if err := s.deleteImage(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeGone returns the images that nobody names any more; those that a mount
+// stands on wait.
+func (s *Store) takeGone() (dead []string, lost strays) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	named := s.namedLocked()
+	for name := range s.gone {
+		switch {
+		case named[name] || s.making[name] > 0:
+			delete(s.gone, name)
+		case s.uses.images[name] == 0:
+			delete(s.gone, name)
+			dead = append(dead, name)
+		}
+	}
+	lost, s.lost = s.lost, strays{}
+	return dead, lost
+}
+
+// namedLocked are the images that records name. mu is held.
+func (s *Store) namedLocked() map[string]bool {
+	named := map[string]bool{}
+	for _, rec := range s.byKey {
+		named[rec.Delta], named[rec.Merged] = true, true
+	}
+	delete(named, "")
+	return named
+}
+
+// alive lists the images whose objects must stay: those of layers, which
+// merged ones name no more than, and those that something stands on.
+func (s *Store) alive() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	names := map[string]bool{}
+	for _, rec := range s.byKey {
+		names[rec.Delta] = true
+	}
+	for name := range s.uses.images {
+		names[name] = true
+	}
+	for name := range s.making {
+		names[name] = true
+	}
+	delete(names, "")
+	list := make([]string, 0, len(names))
+	for name := range names {
+		list = append(list, name)
+	}
+	return list
+}
+
+// sweepObjects deletes the objects of dead images, and strays, that no other
+// image names.
+func (s *Store) sweepObjects(ctx context.Context, dead []string, lost strays) error {
+	var failed error
+	digests := func(yield func(tree.Digest) bool) {
+		unnamed, err := s.unnamed(ctx, dead, lost)
+		failed = err
+		for d := range unnamed {
+			if err != nil || !yield(d) {
+				return
+			}
+		}
+	}
+	_, _, err := s.objects.Sweep(ctx, digests, object.Gentle)
+	return errors.Join(failed, err)
+}
+
+// unnamed lists candidates that no live image names. Lists are read one after
+// the other; only the candidates are in memory.
+func (s *Store) unnamed(ctx context.Context, dead []string, lost strays) (iter.Seq[tree.Digest], error) {
+	candidates := lost.known
+	for _, name := range dead {
+		err := s.eachObject(ctx, name, func(d tree.Digest) bool { candidates = append(candidates, d); return true })
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return none, err
+		}
+		if err != nil {
+			lost.unknown = true // a crash came between its two files
+		}
+	}
+	if lost.unknown {
+		err := s.objects.Walk(ctx, func(d tree.Digest, _ int64) error { candidates = append(candidates, d); return nil })
+		if err != nil {
+			return none, err
+		}
+	}
+	slices.SortFunc(candidates, tree.Digest.Compare)
+	candidates = slices.Compact(candidates)
+	named := make([]bool, len(candidates))
+	for _, name := range s.alive() {
+		at := 0
+		err := s.eachObject(ctx, name, func(d tree.Digest) bool {
+			n, found := slices.BinarySearchFunc(candidates[at:], d, tree.Digest.Compare)
+			at += n
+			if found {
+				named[at] = true
+			}
+			return at < len(candidates)
+		})
+		if err != nil && !(errors.Is(err, os.ErrNotExist) && s.isBeingMade(name)) {
+			return none, fmt.Errorf("objects of image %.16s: %w", name, err)
+		}
+	}
+	return func(yield func(tree.Digest) bool) {
+		for i, d := range candidates {
+			if !named[i] && !yield(d) {
+				return
+			}
+		}
+	}, nil
+}
+
+func none(func(tree.Digest) bool) {}
+
+// isBeingMade: its objects are held by the batch that made them.
+func (s *Store) isBeingMade(name string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.making[name] > 0
+}
+
+// deleteImage deletes an image, unless the very same is made again.
+func (s *Store) deleteImage(name string) error {
+	s.placing.Lock()
+	defer s.placing.Unlock()
+	s.mu.Lock()
+	again := s.making[name] > 0 || s.namedLocked()[name]
+	if !again {
+		delete(s.sound, name)
+	}
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	s.images.forget(name)
+	for _, path := range []string{s.images.path(name), s.objectsPath(name)} {
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package lcfs
+
+import (
+	"path/filepath"
+
+	"berth/node/snapshot"
+)
+
+// use is what a mount stands on, beside its own upper.
+type use struct {
+	own    string   // id of the upper that it writes to; "" for none
+	uppers []string // ids of unsettled layers
+	images []string
+	shown  []string // images mounted for other processes
+}
+
+// uses counts what may not be deleted because something is mounted on it. The
+// Store's lock guards it. A mount is known by its target; what another process
+// mounts, or a process of ours did before this one, by the snapshot's key.
+type uses struct {
+	held   map[string][]use
+	own    map[string]int
+	uppers map[string]int
+	images map[string]int
+	shown  map[string]int
+}
+
+func (u *uses) init() {
+	u.held = map[string][]use{}
+	u.own, u.uppers, u.images, u.shown = map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}
+}
+
+func byKey(key snapshot.Key) string { return "key " + string(key) }
+
+func byTarget(target string) string {
+	if absolute, err := filepath.Abs(target); err == nil {
+		target = absolute
+	}
+	return "target " + filepath.Clean(target)
+}
+
+func (u *uses) add(name string, what use) {
+	u.held[name] = append(u.held[name], what)
+	u.count(what, 1)
+}
+
+// drop takes the last use of that name away.
+func (u *uses) drop(name string) bool {
+	held := u.held[name]
+	if len(held) == 0 {
+		return false
+	}
+	u.count(held[len(held)-1], -1)
+	if held = held[:len(held)-1]; len(held) > 0 {
+		u.held[name] = held
+	} else {
+		delete(u.held, name)
+	}
+	return true
+}
+
+func (u *uses) count(what use, by int) {
+	if what.own != "" {
+		add(u.own, what.own, by)
+	}
+	for _, id := range what.uppers {
+		add(u.uppers, id, by)
+	}
+	for _, name := range what.images {
+		add(u.images, name, by)
+	}
+	for _, name := range what.shown {
+		add(u.shown, name, by)
+	}
+}
+
+func add(counts map[string]int, name string, by int) {
+	if counts[name] += by; counts[name] == 0 {
+		delete(counts, name)
+	}
+}
+
+// unuse ends a use, and has deleted what waited for it.
+func (s *Store) unuse(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unuseLocked(name)
+}
+
+func (s *Store) unuseLocked(name string) {
+	for s.uses.drop(name) {
+		s.nudge(s.tidy)
+		if name[0] == 't' {
+			return // mounts lie on each other there
+		}
+	}
+}
+
+// pin keeps all folders and images of key and its chain from being deleted,
+// until letGo.
+func (s *Store) pin(key snapshot.Key) (_ *record, letGo func(), err error) {
+	name := "read " + s.newID()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, err := s.findLocked(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	var u use
+	for r := rec; r != nil; r = s.byKey[r.Parent] {
+		if r.Upper {
+			u.uppers = append(u.uppers, r.ID)
+		}
+		for _, image := range []string{r.Delta, r.Merged} {
+			if image != "" {
+				u.images = append(u.images, image)
+			}
+		}
+	}
+	s.uses.add(name, u)
+	return rec, func() { s.unuse(name) }, nil
+}
