@@ -243,6 +243,36 @@ func TestDiskTable(t *testing.T) {
 	golden(t, "df.txt", out.String())
 }
 
+func TestVerboseDisk(t *testing.T) {
+	var out bytes.Buffer
+	size := int64(4096)
+	usage := spec.DiskUsage{
+		Images: spec.DiskShare{Total: 2, Size: 320_000_000}, Containers: spec.DiskShare{Total: 1, Size: 8192}, Volumes: spec.DiskShare{Total: 1, Size: size},
+		Blobs: spec.DiskShare{Total: 9, Size: 90_000_000}, Other: 70_000, Total: 410_082_288,
+		Store: spec.StoreUsage{Objects: 300_000_000, ObjectCount: 12345, Metadata: 20_000_000, Uppers: 8192},
+		ImageList: []spec.ImageUsage{
+			{
+				ID: "sha256:" + strings.Repeat("ab", 32), Names: []string{"docker.io/library/app:1", "localhost:5000/app:1"}, Created: noon.Add(-time.Hour),
+				Shared: 100_000_000, Own: 50_000_000, Containers: 1,
+			},
+			{ID: "sha256:" + strings.Repeat("cd", 32), Created: noon.Add(-48 * time.Hour), Own: 1000},
+		},
+		ContainerList: []spec.Container{{
+			ID: strings.Repeat("1f", 32), Name: "web", Image: "docker.io/library/app:1", Args: []string{"serve"}, Created: noon.Add(-time.Minute),
+			State: spec.ContainerState{Status: spec.Created}, Size: &spec.ContainerSizes{RW: 8192, RootFS: 9999},
+		}},
+		VolumeList: []spec.Volume{{Name: "data", UsedBy: []string{"x"}, Size: &size}},
+	}
+	if err := writeUsage(&out, "", usage, noon); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "df-v.txt", out.String())
+	out.Reset()
+	if err := writeUsage(&out, "{{.store.objectCount}}", usage, noon); err != nil || strings.TrimSpace(out.String()) != "12345" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
 func TestPorts(t *testing.T) {
 	var out bytes.Buffer
 	p := &program{stdout: &out}

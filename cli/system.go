@@ -9,7 +9,6 @@ import (
 	"berth/cli/option"
 	"berth/cli/table"
 	"berth/client"
-	"berth/spec"
 )
 
 func (p *program) system() *cobra.Command {
@@ -17,57 +16,6 @@ func (p *program) system() *cobra.Command {
 		`  berth system df
   berth system prune -f`,
 		p.systemDf(), p.info(), p.events(), p.systemPrune())
-}
-
-func (p *program) systemDf() *cobra.Command {
-	var format string
-	cmd := &cobra.Command{
-		Use:   "df [OPTIONS]",
-		Short: "Show what takes how much of the disk",
-		Example: `  berth system df
-  berth system df --format '{{.Type}} {{.Reclaimable}}'`,
-		Args: arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			usage, err := p.node().DiskUsage(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return diskView().Write(p.stdout, format, diskRows(usage))
-		},
-		ValidArgsFunction: cobra.NoFileCompletions,
-	}
-	cmd.Flags().StringVar(&format, "format", "", "how to show it: table, table TEMPLATE, json or a Go TEMPLATE")
-	completeFlag(cmd, "format", completeWords("json", "table"))
-	return cmd
-}
-
-type diskRow struct {
-	Type        string
-	TotalCount  int
-	Active      int
-	Size        string
-	Reclaimable string
-}
-
-func diskView() table.View[diskRow] {
-	return table.View[diskRow]{
-		Columns: "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
-		Titles:  map[string]string{"TotalCount": "TOTAL"},
-	}
-}
-
-func diskRows(usage spec.DiskUsage) []diskRow {
-	row := func(name string, share spec.DiskShare) diskRow {
-		out := diskRow{name, share.Total, share.Active, table.Size(share.Size), table.Size(share.Reclaimable)}
-		if share.Size > 0 {
-			out.Reclaimable += fmt.Sprintf(" (%d%%)", share.Reclaimable*100/share.Size)
-		}
-		return out
-	}
-	return []diskRow{
-		row("Images", usage.Images), row("Containers", usage.Containers),
-		row("Volumes", usage.Volumes), row("Blobs", usage.Blobs),
-	}
 }
 
 func (p *program) systemPrune() *cobra.Command {

@@ -96,30 +96,19 @@ func add(share *spec.DiskShare, active bool, size int64) {
 // folderUsage counts what no room does. Where the store of layers has not
 // counted itself, its folders are: layers may share more than it knows.
 func (n *node) folderUsage(ctx context.Context, usage *spec.DiskUsage, estimated bool) error {
-	for _, name := range uncounted {
-		size, err := onDisk(ctx, filepath.Join(n.config.Root, name))
-		if err != nil {
-			return err
-		}
-		usage.Other += size
-	}
-	if !estimated {
-		return nil
-	}
-	entries, err := os.ReadDir(n.config.Root)
+	other, err := onDisk(ctx, n.config.Root, func(name string) bool { return slices.Contains(uncounted, name) })
 	if err != nil {
 		return err
 	}
-	var store int64
-	for _, e := range entries {
-		if slices.Contains(counted, e.Name()) || slices.Contains(uncounted, e.Name()) {
-			continue
-		}
-		size, err := onDisk(ctx, filepath.Join(n.config.Root, e.Name()))
-		if err != nil {
-			return err
-		}
-		store += size
+	usage.Other = other
+	if !estimated {
+		return nil
+	}
+	store, err := onDisk(ctx, n.config.Root, func(name string) bool {
+		return !slices.Contains(counted, name) && !slices.Contains(uncounted, name)
+	})
+	if err != nil {
+		return err
 	}
 	layers := max(0, store-usage.Containers.Size)
 	usage.Store.Layers, usage.Images.Size = layers, layers
@@ -127,48 +116,70 @@ func (n *node) folderUsage(ctx context.Context, usage *spec.DiskUsage, estimated
 	return nil
 }
 
-// onDisk counts the blocks below path, those of a file with several names
-// once, and what is mounted there not at all.
-func onDisk(ctx context.Context, path string) (total int64, err error) {
-	type inode struct{ dev, ino uint64 }
-	seen := map[inode]bool{}
-	var device uint64
-	err = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // gone meanwhile
+// onDisk counts the blocks of those folders of root that are wanted, those of
+// a file with several names once, and what is mounted there not at all.
+func onDisk(ctx context.Context, root string, wanted func(name string) bool) (int64, error) {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return 0, err
+	}
+	b := blocks{seen: map[inode]bool{}}
+	for _, e := range entries {
+		if !wanted(e.Name()) {
+			continue
 		}
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return nil //nolint:nilerr // gone meanwhile
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if device == 0 {
-			device = st.Dev
-		}
-		if st.Dev != device {
-			if d.IsDir() {
-				return fs.SkipDir
+		err := filepath.WalkDir(filepath.Join(root, e.Name()), func(_ string, d fs.DirEntry, err error) error {
+			if err := ctx.Err(); err != nil {
+				return err
 			}
-			return nil
-		}
-		if st.Nlink > 1 && !d.IsDir() {
-			if at := (inode{st.Dev, st.Ino}); seen[at] {
-				return nil
-			} else {
-				seen[at] = true
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // gone meanwhile
 			}
+			if err != nil {
+				return err
+			}
+			return b.count(d)
+		})
+		if err != nil {
+			return 0, err
 		}
-		total += st.Blocks * 512
+	}
+	return b.total, nil
+}
+
+// blocks counts what files take, each inode once, on the first device met.
+type blocks struct {
+	total  int64
+	device uint64
+	seen   map[inode]bool
+}
+
+type inode struct{ dev, ino uint64 }
+
+func (b *blocks) count(d fs.DirEntry) error {
+	info, err := d.Info()
+	if err != nil {
+		return nil //nolint:nilerr // gone meanwhile
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
 		return nil
-	})
-	return total, err
+	}
+	if b.device == 0 {
+		b.device = st.Dev
+	}
+	if st.Dev != b.device {
+		if d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	}
+	if at := (inode{st.Dev, st.Ino}); st.Nlink > 1 && !d.IsDir() {
+		if b.seen[at] {
+			return nil
+		}
+		b.seen[at] = true
+	}
+	b.total += st.Blocks * 512
+	return nil
 }
