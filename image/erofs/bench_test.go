@@ -1,7 +1,6 @@
 package erofs_test
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"testing"
@@ -60,17 +59,4 @@ func BenchmarkFind(b *testing.B) {
 			b.Fatal(found, err)
 		}
 	}
-}
-
-func opened(tb testing.TB, root *tree.Node) *erofs.Image {
-	var out bytes.Buffer
-	size, err := erofs.Write(&out, root)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	img, err := erofs.Open(bytes.NewReader(out.Bytes()), size)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return img
 }

@@ -97,7 +97,7 @@ func TestOverlay(t *testing.T) {
 			m := treetest.Layer(100+10*seed+i, 80)
 			m.Root.Opaque = false // of a layer's root, the kernel does not look at it
 			keep(t, objects, m)
-			layer := useful(tree.Dress(m.Root, merged), merged)
+			layer := tree.Trim(tree.Dress(m.Root, merged), merged)
 			stack = append(stack, mountImage(t, layer))
 			merged = tree.Merge(merged, m.Root)
 		}
@@ -153,29 +153,6 @@ func filled(t *testing.T, objects string, n *tree.Node) *tree.Node {
 		return &made
 	}
 	return fill(n)
-}
-
-// useful is the layer without whiteouts of what is not there: the kernel lists
-// their names in folders that only one layer has.
-func useful(upper, lower *tree.Node) *tree.Node {
-	made := *upper
-	made.SetEntries(nil)
-	if upper.Opaque || lower != nil && !lower.IsDir() {
-		lower = nil
-	}
-	for _, e := range upper.Entries() {
-		var below *tree.Node
-		if lower != nil {
-			below = lower.Lookup(e.Name)
-		}
-		switch {
-		case e.Node.IsDir():
-			made.Set(e.Name, useful(e.Node, below))
-		case !e.Node.IsWhiteout() || below != nil:
-			made.Set(e.Name, e.Node)
-		}
-	}
-	return &made
 }
 
 func TestCrowdedFolder(t *testing.T) {

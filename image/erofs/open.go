@@ -74,7 +74,7 @@ func (img *Image) Tree() (*tree.Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read tree of image: %w", err)
 	}
-	r := reader{img: img, left: img.size, at: func(off int64, n int) ([]byte, error) {
+	r := reader{img: img, left: img.size, perSlab: 32, at: func(off int64, n int) ([]byte, error) {
 		if err := img.outside(off, n); err != nil {
 			return nil, err
 		}

@@ -16,21 +16,25 @@ type reader struct {
 	img  *Image
 	at   func(off int64, n int) ([]byte, error)
 	left int64 // bytes of the image that no node was made of
-	slab []tree.Node
+
+	// Nodes of a whole tree are made several at a time: most of them live as
+	// long as the rest.
+	perSlab int
+	slab    []tree.Node
 }
 
-// node makes a node. They are made several at a time, as most of a tree lives
-// as long as the rest of it.
+// node makes a node.
 func (r *reader) node() *tree.Node {
+	if r.perSlab == 0 {
+		return new(tree.Node)
+	}
 	if len(r.slab) == 0 {
-		r.slab = make([]tree.Node, r.perSlab())
+		r.slab = make([]tree.Node, r.perSlab)
 	}
 	n := &r.slab[0]
 	r.slab = r.slab[1:]
 	return n
 }
-
-func (r *reader) perSlab() int { return int(min(32, max(1, r.left/(8*inodeSize)))) }
 
 // found is an inode that was read.
 type found struct {

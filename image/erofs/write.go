@@ -59,7 +59,10 @@ func (e *emitter) write(b []byte) {
 	e.at += int64(len(b))
 }
 
-var zeros [blockSize]byte
+var (
+	zeros     [blockSize]byte
+	noAddress = [4]byte{0xff, 0xff, 0xff, 0xff}
+)
 
 func (e *emitter) pad(to int64) {
 	for e.at < to {
@@ -121,7 +124,7 @@ func (e *emitter) inode(i int) {
 	}
 	if in.format == chunkData {
 		for range chunks(in.size) {
-			e.write([]byte{0xff, 0xff, 0xff, 0xff})
+			e.write(noAddress[:])
 		}
 	}
 }
