@@ -21,17 +21,6 @@ func (s *Store) changed() {
 	s.nudge(s.tidy)
 }
 
-// wantMerged notes that a mount stands on the chain of key unmerged.
-func (s *Store) wantMerged(key snapshot.Key) {
-	s.mu.RLock()
-	rec := s.byKey[key]
-	s.mu.RUnlock()
-	if rec != nil {
-		s.change(rec, func(r *record) { r.Top = true })
-		s.nudge(s.tidy)
-	}
-}
-
 // mergeChain makes the merged image of a settled chain. Top says that mounts
 // want it, so that it is kept.
 func (s *Store) mergeChain(ctx context.Context, key snapshot.Key, top bool) error {
@@ -40,7 +29,7 @@ func (s *Store) mergeChain(ctx context.Context, key snapshot.Key, top bool) erro
 		return err
 	}
 	defer letGoChain()
-	if lowers, settled := s.distance(key); lowers <= 1 || !settled {
+	if !s.unmerged(key) {
 		return nil
 	}
 	c, err := s.chainTree(ctx, key)
@@ -60,21 +49,31 @@ func (s *Store) mergeChain(ctx context.Context, key snapshot.Key, top bool) erro
 	return nil
 }
 
-// distance says how many lowers a mount on key has, and whether all of them
-// are images.
-func (s *Store) distance(key snapshot.Key) (lowers int, settled bool) {
+// unmerged says whether the chain of key is settled, and several layers.
+func (s *Store) unmerged(key snapshot.Key) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	stack, err := s.lowersLocked(key)
+	return s.unmergedLocked(key) > 1
+}
+
+// unmergedLocked counts the layers from key down to a merged image, with it; 0
+// if one is not settled, or lost. mu is held.
+func (s *Store) unmergedLocked(key snapshot.Key) int {
+	chain, err := s.chainLocked(key)
 	if err != nil {
-		return 0, false
+		return 0
 	}
-	for _, l := range stack {
-		if l.image == "" {
-			return len(stack), false
+	n := 0
+	for _, rec := range chain {
+		n++
+		if rec.Merged != "" {
+			return n
+		}
+		if !rec.isSettled() {
+			return 0
 		}
 	}
-	return len(stack), true
+	return n
 }
 
 // toMerge lists chains that deserve a merged image: those that end here or
@@ -82,10 +81,12 @@ func (s *Store) distance(key snapshot.Key) (lowers int, settled bool) {
 func (s *Store) toMerge() []snapshot.Key {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	layered := map[snapshot.Key]bool{} // has a layer on it
+	layered, mounted := map[snapshot.Key]bool{}, map[snapshot.Key]bool{} // has a layer on it, something else
 	for _, rec := range s.byKey {
 		if rec.Kind == snapshot.KindCommitted {
 			layered[rec.Parent] = true
+		} else {
+			mounted[rec.Parent] = true
 		}
 	}
 	var keys []snapshot.Key
@@ -93,11 +94,8 @@ func (s *Store) toMerge() []snapshot.Key {
 		if rec.claimed || rec.Kind != snapshot.KindCommitted || rec.Merged != "" || !rec.isSettled() {
 			continue
 		}
-		lowers, err := s.lowersLocked(key)
-		if err != nil || len(lowers) <= 1 {
-			continue
-		}
-		if !layered[key] || rec.Top || len(lowers)%mergeEvery == 0 {
+		layers := s.unmergedLocked(key)
+		if layers > 1 && (!layered[key] || mounted[key] || rec.Top || layers%mergeEvery == 0) {
 			keys = append(keys, key)
 		}
 	}

@@ -21,7 +21,8 @@ import (
 const closeDelay = time.Second
 
 // options say how overlayfs treats the upper. Where it can, all of a
-// snapshot's change is in its own folder.
+// snapshot's change is in its own folder. Redirects lead from images to
+// objects.
 func (s *Store) options() []string {
 	if s.metacopy {
 		return []string{"index=off", "redirect_dir=on", "metacopy=on"}
@@ -43,7 +44,7 @@ func (s *Store) Mount(ctx context.Context, key snapshot.Key, target string) erro
 
 func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) error {
 	name := byTarget(target)
-	_, st, err := s.ready(ctx, key, name, maxLowers)
+	_, st, err := s.ready(ctx, key, name)
 	if err != nil {
 		return err
 	}

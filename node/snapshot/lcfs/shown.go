@@ -92,7 +92,7 @@ func (s *Store) Mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount,
 
 func (s *Store) mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount, error) {
 	name := byKey(key)
-	rec, st, err := s.ready(ctx, key, name, 1)
+	rec, st, err := s.ready(ctx, key, name)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 type lower struct {
 	image string
 	id    string
+	key   snapshot.Key // of the layer
 }
 
 // stack is what overlayfs puts together, the topmost lower first; the objects
@@ -65,7 +66,8 @@ func (st stack) use() use {
 	return u
 }
 
-// lowersLocked lists what makes up the tree of key. mu is held.
+// lowersLocked lists what makes up the tree of key: of a settled layer its
+// folder while it is there, for images are best merged ones. mu is held.
 func (s *Store) lowersLocked(key snapshot.Key) ([]lower, error) {
 	var lowers []lower
 	for key != "" {
@@ -75,11 +77,11 @@ func (s *Store) lowersLocked(key snapshot.Key) ([]lower, error) {
 		}
 		switch {
 		case rec.Merged != "":
-			return append(lowers, lower{image: rec.Merged}), nil
-		case rec.isSettled():
-			lowers = append(lowers, lower{image: rec.Delta})
+			return append(lowers, lower{image: rec.Merged, key: key}), nil
+		case rec.Upper:
+			lowers = append(lowers, lower{id: rec.ID, key: key})
 		default:
-			lowers = append(lowers, lower{id: rec.ID})
+			lowers = append(lowers, lower{image: rec.Delta, key: key})
 		}
 		if rec.Opaque {
 			break
@@ -89,32 +91,43 @@ func (s *Store) lowersLocked(key snapshot.Key) ([]lower, error) {
 	return lowers, nil
 }
 
-// ready takes the stack of key, after it has seen to it that few lowers make
-// it up. A chain that a mount found unmerged is merged soon.
-func (s *Store) ready(ctx context.Context, key snapshot.Key, name string, most int) (*record, stack, error) {
+// simple says whether overlayfs can put the stack together. Without metacopy
+// it looks for bodies in the objects only from the lowest lower: there must be
+// one image, at the bottom. With it, there must not be too many.
+func (s *Store) simple(st stack) bool {
+	if s.metacopy {
+		return len(st.lowers) <= maxLowers+maxUnsettled
+	}
+	for i, l := range st.lowers {
+		if l.image != "" && i < len(st.lowers)-1 {
+			return false
+		}
+	}
+	return true
+}
+
+// ready takes the stack of key, after it has merged the images in it where
+// that is needed.
+func (s *Store) ready(ctx context.Context, key snapshot.Key, name string) (*record, stack, error) {
 	rec, st, err := s.take(key, name)
 	if err != nil || len(st.lowers) <= 1 {
 		return rec, st, err
 	}
-	if len(st.lowers) <= most || !st.mergeable() {
-		s.wantMerged(rec.Parent)
+	if s.simple(st) {
 		return rec, st, nil
 	}
 	s.unuse(name)
-	if err := s.mergeChain(ctx, rec.Parent, true); err != nil {
-		return nil, stack{}, err
+	for _, l := range st.lowers {
+		if l.image == "" {
+			continue
+		}
+		if err := s.settleChain(ctx, l.key); err != nil {
+			return nil, stack{}, err
+		}
+		if err := s.mergeChain(ctx, l.key, l.key == rec.Parent); err != nil {
+			return nil, stack{}, err
+		}
+		break
 	}
 	return s.take(key, name)
-}
-
-// mergeable says whether merging makes the stack smaller: folders on top must
-// be settled first.
-func (st stack) mergeable() bool {
-	settled := 0
-	for _, l := range st.lowers {
-		if l.image != "" {
-			settled++
-		}
-	}
-	return settled == len(st.lowers)
 }
