@@ -105,7 +105,7 @@ func (p *probe) prepare() error {
 
 func (p *probe) clean() {
 	for _, name := range []string{"target", "mnt", "image"} {
-		for unix.Unmount(p.at(name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil { //nolint:revive // until there is none
+		for unix.Unmount(p.at(name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
 		}
 	}
 	_ = os.RemoveAll(p.dir)

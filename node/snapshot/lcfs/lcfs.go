@@ -105,28 +105,28 @@ type Store struct {
 	quiet    time.Duration
 	same     bool // no reboot since the store was last open: mounts may have stayed
 
-	stop    context.CancelFunc
-	life    context.Context //nolint:containedctx // what works in the background ends with it
-	work    sync.WaitGroup
-	sweeper queue[leftover]
-	closer  queue[int]    // descriptors whose closing takes time
-	unsafe  chan struct{} // holds a token while some record is not yet synced
-	tidy    chan struct{} // holds a token while there may be something to settle, merge or sweep
-	syncing sync.Mutex    // one Sync at a time
-	setting sync.Mutex    // one layer is settled at a time
-	placing sync.Mutex    // one image is put into meta/, or deleted, at a time
-	busySince atomic.Int64 // when a layer was last committed, in Unix nanoseconds
-	users   userNamespaces
-	images  images
-	shown   shownImages
-	trees   treeCache
+	stop      context.CancelFunc
+	life      context.Context //nolint:containedctx // what works in the background ends with it
+	work      sync.WaitGroup
+	sweeper   queue[leftover]
+	closer    queue[int]    // descriptors whose closing takes time
+	unsafe    chan struct{} // holds a token while some record is not yet synced
+	tidy      chan struct{} // holds a token while there may be something to settle, merge or sweep
+	syncing   sync.Mutex    // one Sync at a time
+	setting   sync.Mutex    // one layer is settled at a time
+	placing   sync.Mutex    // one image is put into meta/, or deleted, at a time
+	busySince atomic.Int64  // when a layer was last committed, in Unix nanoseconds
+	users     userNamespaces
+	images    images
+	shown     shownImages
+	trees     treeCache
 
 	mu       sync.RWMutex
 	byKey    map[snapshot.Key]*record
 	children map[snapshot.Key]int // by parent, whether or not the parent exists
 	next     uint64
 	uses     uses
-	making   map[string]int // images that are written and that no record names yet
+	making   map[string]int      // images that are written and that no record names yet
 	gone     map[string]struct{} // images that a record named, or that were made
 	sound    map[string]struct{} // images that are on disk whole
 	lost     strays

@@ -120,7 +120,7 @@ func (s *Store) eachObject(ctx context.Context, name string, fn func(tree.Digest
 	for n := 0; ; n++ {
 		var d tree.Digest
 		switch _, err := io.ReadFull(r, d[:]); {
-		case err == io.EOF: //nolint:errorlint // ReadFull returns it bare
+		case err == io.EOF:
 			return nil
 		case err != nil:
 			return fmt.Errorf("read %s: %w", f.Name(), err)

@@ -215,7 +215,7 @@ func (s *Store) unnamed(ctx context.Context, dead []string, lost strays) (iter.S
 			}
 			return at < len(candidates)
 		})
-		if err != nil && !(errors.Is(err, os.ErrNotExist) && s.isBeingMade(name)) {
+		if err != nil && (!errors.Is(err, os.ErrNotExist) || !s.isBeingMade(name)) {
 			return none, fmt.Errorf("objects of image %.16s: %w", name, err)
 		}
 	}

@@ -3,6 +3,7 @@ package lcfs
 import (
 	"context"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 
@@ -81,9 +82,7 @@ func (s *Store) chainTree(ctx context.Context, key snapshot.Key) (*content, erro
 			return nil, err
 		}
 		settled = settled && rec.isSettled()
-		for n, body := range delta.bodies {
-			made.bodies[n] = body
-		}
+		maps.Copy(made.bodies, delta.bodies)
 		made.root = tree.Merge(made.root, delta.root)
 	}
 	if settled && len(chain) > 0 {
@@ -98,8 +97,8 @@ const keptTrees = 3
 // treeCache keeps the trees of settled chains that were last used, by the id
 // of the topmost layer.
 type treeCache struct {
-	mu    sync.Mutex
-	kept  []keptTree // least recently used first
+	mu   sync.Mutex
+	kept []keptTree // least recently used first
 }
 
 type keptTree struct {

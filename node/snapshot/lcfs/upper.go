@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -246,9 +247,7 @@ func (u *upperReader) unfold(ctx context.Context) error {
 		whole.Mode, whole.UID, whole.GID, whole.Sec, whole.Nsec, whole.Xattrs = n.Mode, n.UID, n.GID, n.Sec, n.Nsec, n.Xattrs
 		whole.Opaque = true
 		m.parent.Set(m.name, &whole)
-		for n, body := range below.bodies {
-			u.made.bodies[n] = body
-		}
+		maps.Copy(u.made.bodies, below.bodies)
 	}
 	return nil
 }
@@ -289,4 +288,3 @@ func (s *Store) openBody(body bodyFile) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), body.path), nil
 }
-
