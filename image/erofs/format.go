@@ -162,7 +162,7 @@ func checkACL(name string, value []byte) error {
 	if name != accessACL && name != defaultACL {
 		return nil
 	}
-	valid := len(value) > 4 && len(value)%8 == 4 && binary.LittleEndian.Uint32(value) == 2
+	valid := len(value) >= 4 && len(value)%8 == 4 && binary.LittleEndian.Uint32(value) == 2
 	for entry := value[min(4, len(value)):]; valid && len(entry) > 0; entry = entry[8:] {
 		switch binary.LittleEndian.Uint16(entry) {
 		case 0x01, 0x02, 0x04, 0x08, 0x10, 0x20: // owner, user, owning group, group, mask, others

@@ -123,6 +123,9 @@ func TestMergeRandom(t *testing.T) {
 			if diff := tree.Equal(upper, upperWas); diff != "" {
 				t.Fatalf("seed %d: dressing wrote to the layer: %s", seed, diff)
 			}
+			if diff := tree.Equal(got, tree.Merge(merged, tree.Trim(upper, merged))); diff != "" {
+				t.Fatalf("seed %d: trimmed first, the layer shows another tree: %s", seed, diff)
+			}
 			merged = got
 		}
 	}
@@ -219,6 +222,25 @@ func TestDress(t *testing.T) {
 	}
 	if tree.Dress(upper, nil) != upper {
 		t.Error("with nothing below, the layer was copied")
+	}
+}
+
+func TestTrim(t *testing.T) {
+	lower := dir(0o755, "a", dir(0o755, "x", file("1"), "y", file("1")), "b", file("1"))
+	upper := implied(dir(0o755, "a", dir(0o755, "x", white, "z", white), "b", white, "c", white,
+		"new", dir(0o755, "x", white, "y", file("2")), "same", dir(0o755, "x", file("2"))))
+	want := implied(dir(0o755, "a", dir(0o755, "x", white), "b", white,
+		"new", dir(0o755, "y", file("2")), "same", dir(0o755, "x", file("2"))))
+	got := tree.Trim(upper, lower)
+	if diff := tree.Equal(got, want); diff != "" {
+		t.Error(diff)
+	}
+	if got.Lookup("same") != upper.Lookup("same") || tree.Trim(want, lower) != want {
+		t.Error("what stays as it is was copied")
+	}
+	upper.Opaque = true
+	if got := tree.Trim(upper, lower); got.Lookup("b") != nil || tree.Find(got, "a/x") != nil {
+		t.Error("an opaque folder has whiteouts")
 	}
 }
 
