@@ -32,16 +32,18 @@ type Entry struct {
 	Name  string
 	Path  string // from where the walk began
 	Stat  unix.Stat_t
+
+	whole bool // of a whole tree, in which nothing is overlayfs's
 }
 
 // IsDir says whether the entry is a folder.
 func (e *Entry) IsDir() bool { return e.Stat.Mode&unix.S_IFMT == unix.S_IFDIR }
 
 // IsWhiteout says whether the entry deletes what is below.
-func (e *Entry) IsWhiteout() bool { return isWhiteout(&e.Stat) }
+func (e *Entry) IsWhiteout() bool { return !e.whole && isWhiteout(&e.Stat) }
 
 // IsOpaque says whether the entry is a folder that hides what is below.
-func (e *Entry) IsOpaque() bool { return e.IsDir() && isOpaque(e.procPath()) }
+func (e *Entry) IsOpaque() bool { return !e.whole && e.IsDir() && isOpaque(e.procPath()) }
 
 // Target is where a symbolic link points.
 func (e *Entry) Target() (string, error) { return os.Readlink(e.procPath()) }
@@ -71,10 +73,16 @@ var ErrSkip = errors.New("skip this folder")
 //
 // Unsupported: folders are nested deeper than any path reaches.
 func Walk(ctx context.Context, dirfd int, fn func(*Entry) error) error {
-	return walk(ctx, dirfd, ".", 0, fn)
+	return walk(ctx, dirfd, ".", 0, false, fn)
 }
 
-func walk(ctx context.Context, dirfd int, dir string, depth int, fn func(*Entry) error) error {
+// WalkWhole is Walk for a whole tree rather than a layer: nothing in it is a
+// whiteout, and its xattrs are what they are.
+func WalkWhole(ctx context.Context, dirfd int, fn func(*Entry) error) error {
+	return walk(ctx, dirfd, ".", 0, true, fn)
+}
+
+func walk(ctx context.Context, dirfd int, dir string, depth int, whole bool, fn func(*Entry) error) error {
 	if depth > maxDepth {
 		return errs.New(errs.Unsupported, "folders are nested more than %d deep", maxDepth)
 	}
@@ -86,13 +94,12 @@ func walk(ctx context.Context, dirfd int, dir string, depth int, fn func(*Entry)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		e := &Entry{Dirfd: dirfd, Name: name, Path: join(dir, name)}
-		err := unix.Fstatat(dirfd, name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW)
-		if isAny(err, unix.ENOENT) {
-			continue
-		}
+		e, err := lookAt(dirfd, dir, name, whole)
 		if err != nil {
-			return fmt.Errorf("stat %s: %w", e.Path, err)
+			return err
+		}
+		if e == nil {
+			continue
 		}
 		err = fn(e)
 		if err == ErrSkip { //nolint:errorlint // returned bare
@@ -102,12 +109,25 @@ func walk(ctx context.Context, dirfd int, dir string, depth int, fn func(*Entry)
 			return err
 		}
 		if e.IsDir() {
-			if err := e.Descend(func(fd int) error { return walk(ctx, fd, e.Path, depth+1, fn) }); err != nil {
+			if err := e.Descend(func(fd int) error { return walk(ctx, fd, e.Path, depth+1, whole, fn) }); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// lookAt returns the entry name of a folder; nil if it is not there.
+func lookAt(dirfd int, dir, name string, whole bool) (*Entry, error) {
+	e := &Entry{Dirfd: dirfd, Name: name, Path: join(dir, name), whole: whole}
+	err := unix.Fstatat(dirfd, name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW)
+	if isAny(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stat %s: %w", e.Path, err)
+	}
+	return e, nil
 }
 
 // Descend calls fn with a descriptor of the folder e, unless it has gone or

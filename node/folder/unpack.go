@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -395,4 +397,19 @@ func (u *unpacker) dress(name string, f *folder) error {
 		return err
 	}
 	return u.setTimes(u.root, name, h)
+}
+
+// Umask reads the umask of this process from the kernel, for umask(2) can only ask by changing it.
+func Umask() (uint32, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "Umask:"); ok {
+			mask, err := strconv.ParseUint(strings.TrimSpace(value), 8, 32)
+			return uint32(mask), err
+		}
+	}
+	return 0o777, nil // unknown: then every mode is set explicitly
 }

@@ -98,7 +98,9 @@ func (e *Entry) Xattrs() ([]Xattr, error) {
 	var all []Xattr
 	for _, disk := range names {
 		name, ok := treeXattr(disk)
-		if !ok {
+		if e.whole {
+			name = disk
+		} else if !ok {
 			continue
 		}
 		value, err := getXattr(path, disk)

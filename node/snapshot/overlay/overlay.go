@@ -33,7 +33,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -91,7 +90,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	umask, err := readUmask()
+	umask, err := folder.Umask()
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
@@ -194,19 +193,4 @@ func full(err error) error {
 func isAny(err error, kinds ...unix.Errno) bool {
 	var errno unix.Errno
 	return errors.As(err, &errno) && slices.Contains(kinds, errno)
-}
-
-// readUmask asks the kernel, for umask(2) can only ask by changing it.
-func readUmask() (uint32, error) {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "Umask:"); ok {
-			mask, err := strconv.ParseUint(strings.TrimSpace(value), 8, 32)
-			return uint32(mask), err
-		}
-	}
-	return 0o777, nil // unknown: then every mode is set explicitly
 }

@@ -148,9 +148,25 @@ func changes(e *env) {
 	check("none")
 }
 
+// foreignMount mounts as mount(8) does.
 func foreignMount(e *env, mounts []snapshot.Mount, target string) {
 	e.Helper()
 	for _, m := range mounts {
-		e.must(unix.Mount(m.Source, target, m.Type, 0, strings.Join(m.Options, ",")))
+		var flags uintptr
+		var data []string
+		for _, option := range m.Options {
+			switch option {
+			case "bind":
+				flags |= unix.MS_BIND
+			case "rbind":
+				flags |= unix.MS_BIND | unix.MS_REC
+			case "ro":
+				flags |= unix.MS_RDONLY
+			case "rw":
+			default:
+				data = append(data, option)
+			}
+		}
+		e.must(unix.Mount(m.Source, target, m.Type, flags, strings.Join(data, ",")))
 	}
 }
