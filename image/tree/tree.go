@@ -36,7 +36,7 @@ type Node struct {
 	Target   string // of a symbolic link
 	Body     []byte // of a regular file that is kept here
 	Object   Digest // of a regular file whose body is kept as an object
-	Xattrs   []Xattr
+	Xattrs   []Xattr // each name once, in any order
 	// Opaque folders hide what layers below have in them.
 	Opaque bool
 	// Implied folders are only named on the way to something else; they look as
