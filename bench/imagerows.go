@@ -119,7 +119,7 @@ func (b *bench) versions(ctx context.Context, s named, server *shelfServer) erro
 // calm waits until the side has no work in the background, and writes the
 // disk out.
 func (b *bench) calm(ctx context.Context, s named) error {
-	if err := quiet(ctx, s.pids()...); err != nil {
+	if err := quiet(ctx, lull, s.pids()...); err != nil {
 		return err
 	}
 	return b.place.sync()

@@ -59,7 +59,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.IntVar(&s.pulls, "pulls", 5, "pulls of each kind")
 	flags.StringVar(&s.keepLogs, "logs", "", "folder that the daemons' logs are kept in")
 	flags.StringVar(&s.shelf, "shelf", shelfDir(), "folder of images of many layers; made where missing")
-	flags.StringVar(&s.driver, "driver", "overlay", "snapshot driver that the storage rows drive in process")
+	flags.StringVar(&s.driver, "driver", "lcfs", "snapshot driver that the storage rows drive in process")
 	flags.StringVar(&s.profile, "cpuprofile", "", "file for a CPU profile of that driver")
 	asJSON := flags.String("json", "", "file for all samples, as JSON")
 	if err := flags.Parse(args); err != nil {

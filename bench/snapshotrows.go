@@ -31,9 +31,9 @@ func (s *storage) commits(ctx context.Context) error {
 		}
 	}
 	for _, n := range commitCounts() {
-		rounds := 9
+		rounds := 5
 		if n > 10_000 {
-			rounds = 5
+			rounds = 3
 		}
 		err := s.rounds(ctx, rounds, s.pair(), func(w *worker) error { return s.commit(ctx, w, n) })
 		if err != nil {

@@ -32,6 +32,7 @@ type worker struct {
 	in      io.WriteCloser
 	answers *bufio.Reader
 	made    int // snapshots, for their names
+	used    bool
 }
 
 func (w *worker) start() error {
@@ -74,6 +75,7 @@ type request struct {
 
 // do makes one call and returns what it took.
 func (w *worker) do(q request) (time.Duration, error) {
+	w.used = true
 	line, err := json.Marshal(q)
 	if err != nil {
 		return 0, err
@@ -118,31 +120,43 @@ func (w *worker) name(what string) string {
 
 func (w *worker) cpu() (time.Duration, error) { return cpu(w.cmd.Process.Pid) }
 
+// lull is longer than any background work of ours waits for company.
+const lull = 2500 * time.Millisecond
+
 // rest waits until the workers have nothing left to do in the background.
 func rest(ctx context.Context, workers ...*worker) error {
 	var pids []int
 	for _, w := range workers {
+		if !w.used {
+			continue
+		}
 		if _, err := w.do(request{Verb: "sync"}); err != nil {
 			return err
 		}
-		pids = append(pids, w.cmd.Process.Pid)
+		w.used = false
+		if w.column != peerColumn { // which has no background
+			pids = append(pids, w.cmd.Process.Pid)
+		}
 	}
-	return quiet(ctx, pids...)
+	if len(pids) == 0 {
+		return nil
+	}
+	return quiet(ctx, lull, pids...)
 }
 
 // quiet waits until the processes have hardly run for a while.
-func quiet(ctx context.Context, pids ...int) error {
-	const tick, ticks = 50 * time.Millisecond, 8
+func quiet(ctx context.Context, lull time.Duration, pids ...int) error {
+	const tick = 50 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	calm := 0
-	for last := time.Duration(0); calm < ticks; {
+	last, calm := time.Duration(0), time.Now()
+	for time.Since(calm) < lull {
 		now, err := cpu(pids...)
 		if err != nil {
 			return err
 		}
-		if calm++; now-last > time.Millisecond*time.Duration(len(pids)) {
-			calm = 0
+		if now-last > time.Millisecond*time.Duration(len(pids)) {
+			calm = time.Now()
 		}
 		last = now
 		if err := pause(ctx, tick); err != nil {

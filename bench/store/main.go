@@ -23,6 +23,7 @@ import (
 
 	"berth/base/kv"
 	"berth/node/snapshot"
+	"berth/node/snapshot/lcfs"
 	"berth/node/snapshot/overlay"
 )
 
@@ -54,7 +55,7 @@ func main() {
 
 func run(ctx context.Context, args []string, in io.Reader, out, logs io.Writer) (err error) {
 	flags := flag.NewFlagSet("store", flag.ContinueOnError)
-	driver := flags.String("driver", "overlay", "the driver to measure")
+	driver := flags.String("driver", "lcfs", "the driver to measure")
 	dir := flags.String("dir", "", "folder of the store")
 	profile := flags.String("cpuprofile", "", "file for a profile of the whole run")
 	if err := flags.Parse(args); err != nil {
@@ -89,6 +90,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, logs io.Writer) 
 
 func open(ctx context.Context, driver, dir string, db *kv.DB, log *slog.Logger) (snapshot.Store, error) {
 	switch driver {
+	case "lcfs":
+		return lcfs.Open(ctx, lcfs.Config{Dir: dir, DB: db, Log: log})
 	case "overlay":
 		return overlay.Open(ctx, overlay.Config{Dir: dir, DB: db, Log: log})
 	default:

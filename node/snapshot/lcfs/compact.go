@@ -89,34 +89,57 @@ func (s *Store) toMerge() []snapshot.Key {
 			mounted[rec.Parent] = true
 		}
 	}
-	var keys []snapshot.Key
+	var tops, middles []snapshot.Key
+	covered := map[snapshot.Key]bool{} // below a layer that is merged, or will be
 	for key, rec := range s.byKey {
-		if rec.claimed || rec.Kind != snapshot.KindCommitted || rec.Merged != "" || !rec.isSettled() {
+		if rec.claimed || rec.Kind != snapshot.KindCommitted || !rec.isSettled() {
 			continue
 		}
-		layers := s.unmergedLocked(key)
-		if layers > 1 && (!layered[key] || mounted[key] || rec.Top || layers%mergeEvery == 0) {
-			keys = append(keys, key)
+		wanted := !layered[key] || mounted[key] || rec.Top
+		switch {
+		case rec.Merged != "":
+			s.coverLocked(covered, rec.Parent)
+		case s.unmergedLocked(key) < 2:
+		case wanted:
+			tops = append(tops, key)
+			s.coverLocked(covered, rec.Parent)
+		case s.unmergedLocked(key) > mergeEvery && (rec.Depth%mergeEvery == 0):
+			middles = append(middles, key)
 		}
 	}
-	return keys
+	return append(tops, slices.DeleteFunc(middles, func(key snapshot.Key) bool { return covered[key] })...)
+}
+
+// coverLocked marks key and all below it. mu is held.
+func (s *Store) coverLocked(covered map[snapshot.Key]bool, key snapshot.Key) {
+	for rec := s.byKey[key]; rec != nil && !covered[rec.Key]; rec = s.byKey[rec.Parent] {
+		covered[rec.Key] = true
+	}
 }
 
 // dropMerged forgets merged images in the middle of chains that nobody asked
-// for: what lies on them has one of its own.
+// for, and that are the first on the way down from nowhere: what lies on them
+// has one of its own.
 func (s *Store) dropMerged() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	needed := map[snapshot.Key]bool{}
-	layered := map[snapshot.Key]bool{}
+	layered, needed := map[snapshot.Key]bool{}, map[snapshot.Key]bool{}
 	for _, rec := range s.byKey {
 		layered[rec.Parent] = true
-		if rec.Merged == "" || rec.claimed {
-			needed[rec.Parent] = true
+	}
+	for key, rec := range s.byKey {
+		if layered[key] {
+			continue
+		}
+		for rec != nil && rec.Merged == "" {
+			rec = s.byKey[rec.Parent]
+		}
+		if rec != nil {
+			needed[rec.Key] = true
 		}
 	}
 	for key, rec := range s.byKey {
-		if rec.Merged != "" && !rec.Top && layered[key] && !needed[key] {
+		if rec.Merged != "" && !rec.Top && !needed[key] && !rec.claimed {
 			s.changeLocked(rec, func(r *record) { r.Merged = "" })
 		}
 	}
