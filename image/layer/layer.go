@@ -22,11 +22,18 @@ import (
 	"berth/image/tree"
 )
 
+// InlineLimit is the size up to which it is best to keep bodies in the tree. A
+// sixth of the files of an image, with a thousandth of its bytes, need no
+// object then; above it metadata, which every image has its own, grow faster
+// than the number of objects falls.
+const InlineLimit = 512
+
 // Config says how a layer is read.
 type Config struct {
 	// Objects takes the bodies. Where it is nil they are only hashed.
 	Objects *object.Batch
-	// InlineLimit is the size up to which bodies stay in the tree.
+	// InlineLimit is the size up to which bodies stay in the tree; see the
+	// constant.
 	InlineLimit int
 	// MaxBytes bounds the stream, and what its files hold; 0 is no bound.
 	MaxBytes int64

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -19,8 +20,12 @@ const longest = 1 << 20
 
 var lastRecord = []byte{0, 0}
 
+// frame is the most that one frame holds: what the encoder takes as one block,
+// without a history that it would have to clear.
+const frame = 128 << 10
+
 func newEncoder(workers int) (*zstd.Encoder, error) {
-	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(workers))
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(workers), zstd.WithWindowSize(frame), zstd.WithLowerEncoderMem(true))
 }
 
 // appendRecord adds a record to recipe, unless it would say nothing. Raw is
@@ -38,7 +43,7 @@ func appendRecord(recipe, raw []byte, d tree.Digest, size int64) []byte {
 	return recipe
 }
 
-// encode makes the part of the recipe that b stands for: a frame of its own.
+// encode makes the part of the recipe that b stands for: frames of its own.
 // All bodies in b are stored, and so their digests are known.
 func (s *stream) encode(b *block) {
 	scratch := s.scratch.Get().(*[]byte)
@@ -65,7 +70,10 @@ func (s *stream) encode(b *block) {
 		plain = append(plain, lastRecord...)
 	}
 	*scratch = plain
-	b.recipe = s.encoder.EncodeAll(plain, nil)
+	b.recipe = make([]byte, 0, len(plain)/3)
+	for piece := range slices.Chunk(plain, frame) {
+		b.recipe = s.encoder.EncodeAll(piece, b.recipe)
+	}
 }
 
 // writeRecipe writes what is made of the recipe, in its order; with wait set,

@@ -188,11 +188,15 @@ func (e *madeError) Unwrap() []error { return []error{e.err, errMade} }
 
 // create makes the file of a body under its final name.
 func create(dir int, name string, body []byte) error {
+	return createWith(dir, name, func(fd int) error { return fill(fd, body) })
+}
+
+func createWith(dir int, name string, fill func(fd int) error) error {
 	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
-	err = fill(fd, body)
+	err = fill(fd)
 	if e := unix.Close(fd); err == nil {
 		err = e
 	}

@@ -8,9 +8,9 @@
 //	objects/tmp-…      a body on its way, of no use to the next process
 //	pending/epoch      bodies younger than it may be damaged
 //
-// A body of up to a block (1 MiB) is written by one create under its final
-// name, one write, one close: no rename, no fsync. Bigger ones are renamed into
-// place. So a crash or a loss of power may leave damaged bodies, and the epoch
+// A body is written when its digest is known, by one create under its final
+// name, one write, one close: no rename, no fsync. Those too big to wait in
+// memory are renamed into place. So a crash or a loss of power may leave damaged bodies, and the epoch
 // bounds which: it is made durable before the first body of a series is
 // written, and taken away when all of them are. Open finds it, and every body
 // younger than it is read again, before the next batch begins.
@@ -35,7 +35,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -67,7 +66,8 @@ type Store struct {
 	stop      context.CancelFunc
 	tasks     sync.WaitGroup
 	temporary atomic.Uint64
-	noClone   atomic.Bool // the file system cannot share bytes between files
+	held      atomic.Int64 // bytes in memory of bodies on their way
+	noClone   atomic.Bool  // the file system cannot share bytes between files
 	noVerity  atomic.Bool
 	sweeps    sweeps
 }
@@ -212,5 +212,3 @@ func full(err error) error {
 	}
 	return err
 }
-
-func isTemporary(name string) bool { return strings.HasPrefix(name, "tmp-") }

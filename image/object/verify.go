@@ -89,7 +89,7 @@ func (s *Store) Replace(d tree.Digest, body io.Reader) error {
 	block := s.blocks.Get().(*[]byte)
 	defer s.blocks.Put(block)
 	w := &Writer{fd: fd, hash: sha256.New()}
-	if _, err := io.CopyBuffer(writerOnly{w}, body, *block); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{body}, *block); err != nil {
 		return err
 	}
 	var got tree.Digest
@@ -126,5 +126,3 @@ func (s *Store) replace(d tree.Digest, fd int, temporary string, size int64) err
 	}
 	return err
 }
-
-type writerOnly struct{ io.Writer }

@@ -61,15 +61,24 @@ func writeAll(fd int, p []byte, offset int64) error {
 	return nil
 }
 
+// Bodies of up to held bytes wait in memory until their digest is known, for
+// they may be here already; all that are on their way together take at most
+// heldTogether.
+const (
+	held         = 8 << 20
+	heldTogether = 64 << 20
+)
+
 // Writer takes a body piece by piece. It must be committed or aborted.
 type Writer struct {
-	batch *Batch
-	fd    int
-	name  string
-	hash  hash.Hash
-	size  int64
-	hole  bool
-	err   error
+	batch  *Batch
+	hash   hash.Hash
+	size   int64
+	blocks []*[]byte // of which the body is in all but the last to the brim
+	fd     int       // -1 while the body is in blocks
+	name   string    // of the temporary file
+	hole   bool      // the end is not written
+	err    error
 }
 
 // Create begins a body that is not in memory whole.
@@ -77,11 +86,7 @@ func (b *Batch) Create() (*Writer, error) {
 	if b.ended.Load() {
 		return nil, errs.New(errs.Conflict, "store object: the batch has ended")
 	}
-	fd, name, err := b.store.create()
-	if err != nil {
-		return nil, err
-	}
-	return &Writer{batch: b, fd: fd, name: name, hash: sha256.New()}, nil
+	return &Writer{batch: b, fd: -1, hash: sha256.New()}, nil
 }
 
 // create makes a temporary file.
@@ -97,12 +102,75 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return 0, w.err
 	}
 	w.hash.Write(p)
-	if w.hole, w.err = writeSparse(w.fd, p, w.size); w.err != nil {
-		w.err = full(w.err)
-		return 0, w.err
+	if w.fd < 0 && !w.hold(p) {
+		if w.err = w.spill(); w.err != nil {
+			return 0, w.err
+		}
+	}
+	if w.fd >= 0 {
+		if w.hole, w.err = writeSparse(w.fd, p, w.size); w.err != nil {
+			w.err = full(w.err)
+			return 0, w.err
+		}
 	}
 	w.size += int64(len(p))
 	return len(p), nil
+}
+
+// hold keeps p in memory, unless that is too much.
+func (w *Writer) hold(p []byte) bool {
+	s := w.batch.store
+	if w.size+int64(len(p)) > held {
+		return false
+	}
+	for need := int(w.size) + len(p); len(w.blocks)*Block < need; {
+		if s.held.Add(Block) > heldTogether {
+			s.held.Add(-Block)
+			return false
+		}
+		w.blocks = append(w.blocks, w.batch.Lend())
+	}
+	for at := int(w.size); len(p) > 0; {
+		n := copy((*w.blocks[at/Block])[at%Block:], p)
+		p, at = p[n:], at+n
+	}
+	return true
+}
+
+// spill goes over to a temporary file.
+func (w *Writer) spill() error {
+	fd, name, err := w.batch.store.create()
+	if err != nil {
+		return err
+	}
+	w.fd, w.name = fd, name
+	w.hole, err = w.unload(fd)
+	return full(err)
+}
+
+// unload writes what is held to fd.
+func (w *Writer) unload(fd int) (hole bool, err error) {
+	left := w.size
+	for i, block := range w.blocks {
+		n := min(left, Block)
+		if n == 0 {
+			break
+		}
+		if hole, err = writeSparse(fd, (*block)[:n], int64(i)*Block); err != nil {
+			return false, err
+		}
+		left -= n
+	}
+	w.release()
+	return hole, nil
+}
+
+func (w *Writer) release() {
+	for _, block := range w.blocks {
+		w.batch.GiveBack(block)
+		w.batch.store.held.Add(-Block)
+	}
+	w.blocks = nil
 }
 
 // Commit stores the body.
@@ -111,12 +179,23 @@ func (w *Writer) Commit() (d tree.Digest, err error) {
 	if w.err != nil {
 		return d, w.err
 	}
+	w.hash.Sum(d[:0])
+	if w.fd < 0 {
+		return d, w.batch.add(d, func(dir int, name string) error {
+			return createWith(dir, name, func(fd int) error {
+				hole, err := w.unload(fd)
+				if err == nil && hole {
+					err = unix.Ftruncate(fd, w.size)
+				}
+				return err
+			})
+		})
+	}
 	if w.hole {
 		if err := unix.Ftruncate(w.fd, w.size); err != nil {
 			return d, full(err)
 		}
 	}
-	w.hash.Sum(d[:0])
 	return d, w.batch.add(d, func(dir int, name string) error { return w.batch.store.place(w.name, dir, name) })
 }
 
@@ -131,6 +210,11 @@ func (w *Writer) Replace(want func(tree.Digest) bool) (bool, error) {
 	if w.hash.Sum(d[:0]); !want(d) {
 		return false, nil
 	}
+	if w.fd < 0 {
+		if err := w.spill(); err != nil {
+			return false, err
+		}
+	}
 	if err := w.batch.store.replace(d, w.fd, w.name, w.size); err != nil {
 		return false, fmt.Errorf("replace object %x: %w", d, full(err))
 	}
@@ -144,12 +228,12 @@ func (s *Store) place(temporary string, dir int, name string) error {
 
 // Abort drops the body unless it is committed.
 func (w *Writer) Abort() {
-	if w.fd < 0 {
-		return
+	w.release()
+	if w.fd >= 0 {
+		_ = unix.Close(w.fd)
+		_ = unix.Unlinkat(w.batch.store.fd, w.name, 0) // where it is no longer, after Commit, nothing happens
+		w.fd = -1
 	}
-	_ = unix.Close(w.fd)
-	_ = unix.Unlinkat(w.batch.store.fd, w.name, 0) // where it is no longer, after Commit, nothing happens
-	w.fd = -1
 	if w.err == nil {
 		w.err = errs.New(errs.Conflict, "the body is committed or dropped already")
 	}
