@@ -17,7 +17,7 @@ type Event struct {
 	// Seq grows by one; a reader that saw a gap has missed something.
 	Seq        uint64            `json:"seq"`
 	Time       time.Time         `json:"time"`
-	Type       string            `json:"type" enum:"container,image,network,volume,node"`
+	Type       string            `json:"type" enum:"container,image,network,volume,node,system"`
 	Action     string            `json:"action" doc:"create, start, die, oom, pull, …"`
 	ID         string            `json:"id"`
 	Attributes map[string]string `json:"attributes,omitempty" doc:"name, image, exitCode, signal, …"`
@@ -108,6 +108,7 @@ type Info struct {
 	Security      []string          `json:"security" doc:"seccomp, apparmor, userns, …"`
 	Warnings      []string          `json:"warnings,omitempty"`
 	RegistryHosts string            `json:"registryHosts" doc:"folder of certs.d/<host>/hosts.toml"`
+	Scrubbed      *ScrubResult      `json:"scrubbed,omitempty" doc:"how the last scrub ended"`
 }
 
 // DiskUsage is what a node keeps on disk, in bytes as the file system counts
@@ -152,6 +153,45 @@ type ImageUsage struct {
 	Own        int64     `json:"own" doc:"what would be given back if just this image were removed"`
 	Blobs      int64     `json:"blobs" doc:"how much of the two is blobs"`
 	Containers int       `json:"containers"`
+}
+
+// ScrubRequest asks to read all that images are made of, and to hold it
+// against its digests.
+type ScrubRequest struct {
+	NoRepair bool `json:"noRepair,omitempty" doc:"only look"`
+}
+
+// ScrubProgress is one line of a scrub's progress. The last has Result or
+// Error.
+type ScrubProgress struct {
+	Part    string       `json:"part,omitempty" doc:"what is being read: object, metadata, layer, blob"`
+	Checked int64        `json:"checked" doc:"how many parts have been read"`
+	Bytes   int64        `json:"bytes" doc:"that have been read"`
+	Total   int64        `json:"total,omitempty" doc:"bytes to read in all, roughly; 0 where unknown"`
+	Damage  *Damage      `json:"damage,omitempty" doc:"of what was found last"`
+	Result  *ScrubResult `json:"result,omitempty"`
+	Error   *Problem     `json:"error,omitempty"`
+}
+
+// Damage is something that is not what its digest says, or is missing.
+type Damage struct {
+	Part     string   `json:"part" enum:"object,metadata,layer,blob"`
+	Name     string   `json:"name" doc:"a digest, or a file's name"`
+	What     string   `json:"what" doc:"what is wrong with it"`
+	Images   []string `json:"images" doc:"those that it touches: names, or ids where there is none"`
+	Repaired bool     `json:"repaired"`
+	Repair   string   `json:"repair,omitempty" doc:"where it was had from, or why it stays"`
+}
+
+// ScrubResult is how a scrub ended.
+type ScrubResult struct {
+	Started  time.Time `json:"started"`
+	Ended    time.Time `json:"ended"`
+	Checked  int64     `json:"checked"`
+	Bytes    int64     `json:"bytes"`
+	Damaged  int       `json:"damaged"`
+	Repaired int       `json:"repaired"`
+	Note     string    `json:"note,omitempty" doc:"what could not be checked, and why"`
 }
 
 // SystemPruned says what pruning everything removed.

@@ -109,16 +109,21 @@ func (s *Set) fromAnywhere(layers []layer) opener {
 		if !isMissing(err) {
 			return tar, err
 		}
-		packed, err := parts.fetch(ctx, placed{layer: layers[n]}, 0)
-		if err != nil {
-			return nil, err
-		}
-		plain, _, err := blob.Uncompress(packed, s.MaxLayer)
-		if err != nil {
-			return nil, errors.Join(err, packed.Close())
-		}
-		return &fetchedTar{plain, packed}, nil
+		return s.fetchTar(ctx, parts, placed{layer: layers[n]})
 	}
+}
+
+// fetchTar opens the tar of a layer out of a registry.
+func (s *Set) fetchTar(ctx context.Context, parts *bits, l placed) (tarStream, error) {
+	packed, err := parts.fetch(ctx, l, 0)
+	if err != nil {
+		return nil, err
+	}
+	plain, _, err := blob.Uncompress(packed, s.MaxLayer)
+	if err != nil {
+		return nil, errors.Join(err, packed.Close())
+	}
+	return &fetchedTar{plain, packed}, nil
 }
 
 // storedTar is the tar of a blob that is here. It was verified when it came.

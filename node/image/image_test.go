@@ -42,6 +42,7 @@ type node struct {
 	set       *image.Set
 	mu        sync.Mutex
 	notes     []string
+	told      []string // of scrubs
 	users     map[string][]string
 }
 
@@ -72,6 +73,16 @@ func (n *node) open() {
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.notes = append(n.notes, action+" "+name)
+		},
+		Damaged: func(d spec.Damage) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.told = append(n.told, fmt.Sprintf("%s repaired %v", d.Part, d.Repaired))
+		},
+		Scrubbed: func(r spec.ScrubResult) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.told = append(n.told, fmt.Sprintf("scrubbed %d %d", r.Damaged, r.Repaired))
 		},
 	})
 	if err != nil {

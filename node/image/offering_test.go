@@ -3,7 +3,9 @@ package image_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 
@@ -21,16 +23,20 @@ type offering struct {
 	tars    map[snapshot.Key][]byte
 	settled []snapshot.Key
 	synced  int
+	things  map[string]snapshot.Checked // by place
+	healed  []snapshot.Key
+	scrubs  []string // from where each scrub began
 }
 
 var (
-	_ image.Exact   = (*offering)(nil)
-	_ image.Settler = (*offering)(nil)
+	_ image.Exact    = (*offering)(nil)
+	_ image.Settler  = (*offering)(nil)
+	_ image.Scrubber = (*offering)(nil)
 )
 
 // offers gives the node such a store.
 func offers(n *node) {
-	n.store = &offering{Store: n.snapshots, tars: map[snapshot.Key][]byte{}}
+	n.store = &offering{Store: n.snapshots, tars: map[snapshot.Key][]byte{}, things: map[string]snapshot.Checked{}}
 }
 
 func (n *node) offering() *offering { return n.store.(*offering) }
@@ -72,6 +78,83 @@ func (o *offering) Tar(_ context.Context, key snapshot.Key, w io.Writer) error {
 	}
 	_, err := w.Write(tar)
 	return err
+}
+
+// keeps gives the store count things of a layer that a scrub looks at.
+func (o *offering) keeps(key snapshot.Key, count int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for n := range count {
+		place := fmt.Sprintf("%s/%03d", key, n)
+		o.things[place] = snapshot.Checked{Part: snapshot.PartObject, Name: place, Size: 1000, Place: place, Keys: []snapshot.Key{key}}
+	}
+}
+
+// breaks damages one of the things of a layer.
+func (o *offering) breaks(key snapshot.Key, which int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	place := fmt.Sprintf("%s/%03d", key, which)
+	thing := o.things[place]
+	thing.Damage = "a bit flipped"
+	o.things[place] = thing
+}
+
+func (o *offering) damage() (count int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, thing := range o.things {
+		if thing.Damage != "" {
+			count++
+		}
+	}
+	return count
+}
+
+func (o *offering) Scrub(ctx context.Context, after string, pace func(context.Context, int64) error, fn func(snapshot.Checked) error) error {
+	o.mu.Lock()
+	o.scrubs = append(o.scrubs, after)
+	places := slices.Sorted(maps.Keys(o.things))
+	o.mu.Unlock()
+	for _, place := range places {
+		if place <= after {
+			continue
+		}
+		o.mu.Lock()
+		thing := o.things[place]
+		o.mu.Unlock()
+		if err := pace(ctx, thing.Size); err != nil {
+			return err
+		}
+		if err := fn(thing); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (o *offering) Heal(_ context.Context, key snapshot.Key, tar io.Reader) error {
+	got, err := io.ReadAll(tar)
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	want, ok := o.tars[key]
+	switch {
+	case !ok:
+		return errs.New(errs.NotFound, "no snapshot %s", key)
+	case !bytes.Equal(got, want):
+		return errs.New(errs.Invalid, "not the tar of %s", key)
+	}
+	o.healed = append(o.healed, key)
+	for place, thing := range o.things {
+		if slices.Contains(thing.Keys, key) {
+			thing.Damage = ""
+			o.things[place] = thing
+		}
+	}
+	return nil
 }
 
 func (o *offering) Settle(_ context.Context, key snapshot.Key) error {

@@ -69,7 +69,11 @@ type Config struct {
 	// Notify hears what happened: pull, push, load, tag, untag, delete, commit,
 	// prune. It is called from many goroutines and must not wait. May be nil.
 	Notify func(action, id, name string)
-	Log    *slog.Logger
+	// Scrubbed and Damaged hear how each scrub ended, and what it found. They
+	// must not wait. May be nil.
+	Scrubbed func(spec.ScrubResult)
+	Damaged  func(spec.Damage)
+	Log      *slog.Logger
 }
 
 // Set is the images of a node. Safe for concurrent use.
@@ -80,6 +84,7 @@ type Set struct {
 	flights flights
 	keeping keeping
 	links   links
+	scrubs  scrubs
 
 	write sync.Mutex // one change of names or records at a time
 
@@ -127,6 +132,12 @@ func Open(_ context.Context, c Config) (*Set, error) {
 	if c.Notify == nil {
 		c.Notify = func(string, string, string) {}
 	}
+	if c.Scrubbed == nil {
+		c.Scrubbed = func(spec.ScrubResult) {}
+	}
+	if c.Damaged == nil {
+		c.Damaged = func(spec.Damage) {}
+	}
 	names, err := catalog.Open(c.DB)
 	if err != nil {
 		return nil, err
@@ -145,10 +156,11 @@ func Open(_ context.Context, c Config) (*Set, error) {
 		if err != nil {
 			return err
 		}
-		return kv.EachJSON(tx, placeBucket, "", func(d string, list []place) error {
+		err = kv.EachJSON(tx, placeBucket, "", func(d string, list []place) error {
 			s.places[digest.Digest(d)] = list
 			return nil
 		})
+		return errors.Join(err, s.scrubs.load(tx))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open images: %w", err)

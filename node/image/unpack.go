@@ -85,7 +85,7 @@ func (u *unpacking) run(ctx context.Context) error {
 	for _, n := range order {
 		if n < known {
 			close(u.done[n])
-			group.Go(func() error { return u.keepBlob(ctx, n) })
+			group.Go(func() error { return u.mend(ctx, n) })
 			continue
 		}
 		flight, first := u.set.flights.take(u.keys[n])
