@@ -155,6 +155,9 @@ func (b *Batch) add(d tree.Digest, write func(dir int, name string) error) error
 // write calls write for the claimed digest d. A file that is in the way, of
 // which the store did not know, is taken only if it is whole.
 func (s *Store) write(sh *shard, d tree.Digest, write func(dir int, name string) error) error {
+	if s.watched.Load() {
+		return s.writeAside(sh, d, write)
+	}
 	file := name(d)
 	err := write(sh.dir, file)
 	if err == nil {

@@ -69,6 +69,7 @@ type Store struct {
 	held      atomic.Int64 // bytes in memory of bodies on their way
 	noClone   atomic.Bool  // the file system cannot share bytes between files
 	noVerity  atomic.Bool
+	watched   atomic.Bool
 	sweeps    sweeps
 }
 

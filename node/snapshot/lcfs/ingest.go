@@ -152,10 +152,12 @@ func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error)
 		return snapshot.Info{}, err
 	}
 	defer letGo()
-	if err := os.Rename(in.recipe, s.recipe(in.id)); err != nil {
-		return snapshot.Info{}, err
+	if in.recipe != "" {
+		if err := os.Rename(in.recipe, s.recipe(in.id)); err != nil {
+			return snapshot.Info{}, err
+		}
 	}
-	rec.Delta, rec.Recipe, rec.Boot, rec.Usage = image, true, s.boot, &in.usage
+	rec.Delta, rec.Recipe, rec.Boot, rec.Usage = image, in.recipe != "", s.boot, &in.usage
 	rec.Opaque, rec.Looks = delta.Opaque, looksOf(delta)
 	if below != nil || rec.Parent == "" {
 		if rec.Opaque {

@@ -103,7 +103,9 @@ type Store struct {
 	metacopy bool
 	fds      bool // overlayfs takes descriptors of detached mounts
 	quiet    time.Duration
-	same     bool // no reboot since the store was last open: mounts may have stayed
+	missing  func(context.Context) (int, error) // opens what brings missing bodies; nil where there is nobody
+	lacking  atomic.Bool                        // there may be layers that lack bodies
+	same     bool                               // no reboot since the store was last open: mounts may have stayed
 
 	stop      context.CancelFunc
 	life      context.Context //nolint:containedctx // what works in the background ends with it

@@ -49,7 +49,7 @@ func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) erro
 		return err
 	}
 	if s.fds {
-		err = s.mountStack(st, target)
+		err = s.mountStack(ctx, st, target)
 	} else {
 		err = s.mountShown(key, st, target)
 	}
@@ -60,13 +60,19 @@ func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) erro
 }
 
 // mountStack mounts by descriptors of images that are attached nowhere.
-func (s *Store) mountStack(st stack, target string) error {
+func (s *Store) mountStack(ctx context.Context, st stack, target string) error {
 	if err := s.clearVolatile(st); err != nil {
 		return err
 	}
+	missing, err := s.bring(ctx, st)
+	if err != nil {
+		return err
+	}
+	if missing >= 0 {
+		defer unix.Close(missing)
+	}
 	var shifted *shift
 	if st.uids != nil {
-		var err error
 		if shifted, err = s.shifted(st.uids, st.gids); err != nil {
 			return err
 		}
@@ -80,7 +86,7 @@ func (s *Store) mountStack(st stack, target string) error {
 	if shifted != nil {
 		create = func(fsfd int) error { return s.createShifted(fsfd, st.uids, st.gids) }
 	}
-	mount, err := mountFS("overlay", attributes, func(fsfd int) error { return s.configure(fsfd, st, shifted) }, create)
+	mount, err := mountFS("overlay", attributes, func(fsfd int) error { return s.configure(fsfd, st, shifted, missing) }, create)
 	if err != nil {
 		return err
 	}
@@ -97,7 +103,7 @@ func (s *Store) clearVolatile(st stack) error {
 	return os.RemoveAll(filepath.Join(s.layers, st.upper, "work/work/incompat"))
 }
 
-func (s *Store) configure(fsfd int, st stack, shifted *shift) error {
+func (s *Store) configure(fsfd int, st stack, shifted *shift, missing int) error {
 	folder := func(option, name string) error { return set(fsfd, option+"="+s.short(name)) }
 	image := func(name string) (int, error) { return s.images.get(name) }
 	if shifted != nil {
@@ -121,6 +127,9 @@ func (s *Store) configure(fsfd int, st stack, shifted *shift) error {
 		}
 	}
 	if err := s.setObjects(fsfd); err != nil {
+		return err
+	}
+	if err := setMissing(fsfd, missing); err != nil {
 		return err
 	}
 	if st.upper != "" {

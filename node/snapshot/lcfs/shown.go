@@ -96,9 +96,13 @@ func (s *Store) mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount,
 	if err != nil {
 		return nil, err
 	}
-	if st.uids != nil {
+	switch {
+	case st.uids != nil:
 		s.unuse(name)
 		return nil, errs.New(errs.Unsupported, "its owners are shifted, which mount(2) cannot say")
+	case st.lacks:
+		s.unuse(name)
+		return nil, errs.New(errs.Unavailable, "bodies of its layers are missing: others can mount it when all are here")
 	}
 	options := s.mountOptions(st, s.dir+"/")
 	if len(strings.Join(options, ",")) > pageRoom {

@@ -21,6 +21,7 @@ type stack struct {
 	lowers     []lower
 	upper      string // id; "" for a View
 	volatile   bool
+	lacks      bool // bodies are missing
 	uids, gids []snapshot.IDMap
 }
 
@@ -43,7 +44,7 @@ func (s *Store) take(key snapshot.Key, name string) (*record, stack, error) {
 	if err != nil {
 		return nil, stack{}, err
 	}
-	st := stack{lowers: lowers}
+	st := stack{lowers: lowers, lacks: s.lacksLocked(rec.Parent)}
 	if rec.Kind == snapshot.KindActive {
 		st.upper, st.volatile = rec.ID, rec.Labels[snapshot.Volatile] != ""
 	}
