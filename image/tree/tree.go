@@ -32,10 +32,10 @@ type Node struct {
 	Size     int64 // of a regular file's body
 	Sec      int64 // modification time
 	Nsec     uint32
-	Rdev     uint64 // of a device, as unix.Mkdev makes it
-	Target   string // of a symbolic link
-	Body     []byte // of a regular file that is kept here
-	Object   Digest // of a regular file whose body is kept as an object
+	Rdev     uint64  // of a device, as unix.Mkdev makes it
+	Target   string  // of a symbolic link
+	Body     []byte  // of a regular file that is kept here
+	Object   Digest  // of a regular file whose body is kept as an object
 	Xattrs   []Xattr // each name once, in any order
 	// Opaque folders hide what layers below have in them.
 	Opaque bool
