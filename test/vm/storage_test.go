@@ -16,7 +16,7 @@ import (
 // the kernel carries it.
 func TestStorage(t *testing.T) {
 	for kernel, suites := range map[vm.Kernel][]suite{
-		vm.Linux612: {{"node/snapshot/overlay", "^TestSuite$"}},
+		vm.Linux612: {{"node/snapshot/lcfs", "^TestSuite$/^File$"}, {"node/snapshot/lcfs", "^TestSettle$"}, {"node/snapshot/overlay", "^TestSuite$"}},
 		vm.Linux61:  {{"node/snapshot/overlay", "^TestSuite$"}},
 	} {
 		t.Run(string(kernel), func(t *testing.T) {
@@ -26,14 +26,16 @@ func TestStorage(t *testing.T) {
 			script.WriteString("export TMPDIR=/var/lib HOME=/root\n")
 			for _, s := range suites {
 				name := filepath.Base(s.room) + ".test"
-				files["suite/"+name] = s.build(t)
-				fmt.Fprintf(&script, "echo suite: %[1]s; (cd /suite && ./%[1]s -test.v -test.timeout 4m -test.run '%[2]s') && echo suite: %[1]s passed\n", name, s.run)
+				if files["suite/"+name] == "" {
+					files["suite/"+name] = s.build(t)
+				}
+				fmt.Fprintf(&script, "(cd /suite && ./%s -test.v -test.timeout 5m -test.run '%s') && echo '%s'\n", name, s.run, s.passed())
 			}
 			g := vm.Boot(t, kernel, vm.NewDisk(t, 2048, script.String(), files), "")
 			g.WaitEnd(t, 10*time.Minute)
-			for name := range files {
-				if !strings.Contains(g.Output(), "suite: "+filepath.Base(name)+" passed\n") {
-					t.Errorf("%s failed on Linux %s:\n%s", name, kernel, g.Output())
+			for _, s := range suites {
+				if !strings.Contains(g.Output(), s.passed()+"\n") {
+					t.Errorf("%s of %s failed on Linux %s:\n%s", s.run, s.room, kernel, g.Output())
 				}
 			}
 			for line := range strings.Lines(g.Output()) {
@@ -47,6 +49,8 @@ func TestStorage(t *testing.T) {
 
 // suite is tests of one package.
 type suite struct{ room, run string }
+
+func (s suite) passed() string { return "suite: " + s.room + " " + s.run + " passed" }
 
 // build compiles them to one program that needs nothing of the guest.
 func (s suite) build(t *testing.T) string {
