@@ -124,7 +124,7 @@ func (b *Batch) add(d tree.Digest, write func(dir int, name string) error) error
 	}
 	sh, k := b.store.shard(d), keyOf(d)
 	sh.mu.Lock()
-	err := sh.load(b.store)
+	err := sh.make(b.store)
 	if err != nil {
 		sh.mu.Unlock()
 		return err
@@ -159,17 +159,8 @@ func (s *Store) write(sh *shard, d tree.Digest, write func(dir int, name string)
 		return s.writeAside(sh, d, write)
 	}
 	file := name(d)
-	err := write(sh.dir, file)
-	if err == nil {
-		return nil
-	}
+	err := s.tidy(sh, file, write(sh.dir, file))
 	if !errors.Is(err, unix.EEXIST) {
-		if !errors.Is(err, errMade) {
-			return err
-		}
-		if e := unix.Unlinkat(sh.dir, file, 0); e != nil && e != unix.ENOENT { //nolint:errorlint // a bare errno
-			s.epoch.soil() // it is damaged, and the next process must look at it
-		}
 		return err
 	}
 	if s.check(sh.dir, d) == nil {
@@ -178,7 +169,17 @@ func (s *Store) write(sh *shard, d tree.Digest, write func(dir int, name string)
 	if err := unix.Unlinkat(sh.dir, file, 0); err != nil {
 		return err
 	}
-	return write(sh.dir, file)
+	return s.tidy(sh, file, write(sh.dir, file))
+}
+
+// tidy deletes the file of a body whose write failed with err.
+func (s *Store) tidy(sh *shard, file string, err error) error {
+	if errors.Is(err, errMade) {
+		if e := unix.Unlinkat(sh.dir, file, 0); e != nil && e != unix.ENOENT {
+			s.epoch.soil() // it is damaged, and the next process must look at it
+		}
+	}
+	return err
 }
 
 // errMade marks the failure of a write that had made its file by then.

@@ -2,6 +2,7 @@ package object
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -14,10 +15,11 @@ import (
 // held while a body is read, written or deleted: the digest is busy then, and
 // only who wants the very same one waits.
 type shard struct {
-	folder string // two hex digits
+	first  byte
+	folder string // its two hex digits
 	mu     sync.Mutex
 	done   sync.Cond // some digest is no longer busy
-	dir    int       // descriptor of the folder, once listed
+	dir    int       // descriptor of the folder, -1 where there is none
 	listed bool
 	known  set
 	busy   map[key]struct{}
@@ -25,7 +27,8 @@ type shard struct {
 }
 
 func (sh *shard) init(i int) {
-	sh.folder = hex.EncodeToString([]byte{byte(i)})
+	sh.first = byte(i)
+	sh.folder = hex.EncodeToString([]byte{sh.first})
 	sh.done.L = &sh.mu
 	sh.dir = -1
 	sh.busy = map[key]struct{}{}
@@ -44,16 +47,15 @@ func (sh *shard) load(s *Store) error {
 	if sh.listed {
 		return nil
 	}
-	if sh.dir < 0 {
-		fd, err := openFolder(s.fd, sh.folder)
-		if err != nil {
-			return fmt.Errorf("open objects/%s: %w", sh.folder, full(err))
-		}
-		sh.dir = fd
+	err := sh.open(s)
+	if errors.Is(err, unix.ENOENT) {
+		sh.listed = true
+		return nil
 	}
-	var first [1]byte
-	_, _ = hex.Decode(first[:], []byte(sh.folder))
-	found, err := list(sh.dir, first[0])
+	if err != nil {
+		return err
+	}
+	found, err := list(sh.dir, sh.first)
 	if err != nil {
 		return fmt.Errorf("list objects/%s: %w", sh.folder, err)
 	}
@@ -65,16 +67,27 @@ func (sh *shard) load(s *Store) error {
 	return nil
 }
 
-func openFolder(at int, name string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(at, name, flags, 0)
-	if err != unix.ENOENT { //nolint:errorlint // a bare errno
-		return fd, err
+// make is load for who wants to store a body.
+func (sh *shard) make(s *Store) error {
+	if err := sh.load(s); err != nil || sh.dir >= 0 {
+		return err
 	}
-	if err := unix.Mkdirat(at, name, 0o700); err != nil && err != unix.EEXIST { //nolint:errorlint // a bare errno
-		return -1, err
+	if err := unix.Mkdirat(s.fd, sh.folder, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make objects/%s: %w", sh.folder, full(err))
 	}
-	return unix.Openat(at, name, flags, 0)
+	return sh.open(s)
+}
+
+func (sh *shard) open(s *Store) error {
+	if sh.dir >= 0 {
+		return nil
+	}
+	fd, err := unix.Openat(s.fd, sh.folder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open objects/%s: %w", sh.folder, err)
+	}
+	sh.dir = fd
+	return nil
 }
 
 // list gives the digests of the objects in the folder of the byte first.

@@ -175,11 +175,15 @@ func (s *Store) walk(ctx context.Context, fn func(d tree.Digest, st *unix.Stat_t
 		sh := &s.shards[i]
 		sh.mu.Lock()
 		err := sh.load(s)
+		dir := sh.dir
 		sh.mu.Unlock()
 		if err != nil {
 			return err
 		}
-		found, err := list(sh.dir, byte(i))
+		if dir < 0 {
+			continue
+		}
+		found, err := list(dir, byte(i))
 		if err != nil {
 			return fmt.Errorf("list objects: %w", err)
 		}
@@ -188,8 +192,8 @@ func (s *Store) walk(ctx context.Context, fn func(d tree.Digest, st *unix.Stat_t
 				return err
 			}
 			var st unix.Stat_t
-			err := unix.Fstatat(sh.dir, name(d), &st, unix.AT_SYMLINK_NOFOLLOW)
-			if err == unix.ENOENT { //nolint:errorlint // a bare errno
+			err := unix.Fstatat(dir, name(d), &st, unix.AT_SYMLINK_NOFOLLOW)
+			if err == unix.ENOENT {
 				continue // swept meanwhile
 			}
 			if err != nil {

@@ -127,7 +127,7 @@ func (s *Store) sweep(d tree.Digest) (freed int64, found bool, err error) {
 	sh, k := s.shard(d), keyOf(d)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if err := sh.load(s); err != nil {
+	if err := sh.load(s); err != nil || sh.dir < 0 {
 		return 0, false, err
 	}
 	sh.claim(k)
@@ -145,7 +145,7 @@ func (s *Store) sweep(d tree.Digest) (freed int64, found bool, err error) {
 	}
 	sh.mu.Lock()
 	switch {
-	case err == unix.ENOENT: //nolint:errorlint // a bare errno
+	case err == unix.ENOENT:
 		return 0, false, nil
 	case err != nil:
 		if was {

@@ -38,7 +38,7 @@ func (s *Store) digest(stop func() error, fd int) (d tree.Digest, size int64, er
 		}
 		n, err := unix.Pread(fd, *block, size)
 		switch {
-		case err == unix.EINTR: //nolint:errorlint // a bare errno
+		case err == unix.EINTR:
 			continue
 		case err != nil:
 			return d, size, err
@@ -84,8 +84,10 @@ func (s *Store) Replace(d tree.Digest, body io.Reader) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Unlinkat(s.fd, temporary, 0)
-	defer unix.Close(fd)
+	defer func() {
+		_ = unix.Close(fd)
+		_ = unix.Unlinkat(s.fd, temporary, 0) // where it no longer is once it has its name
+	}()
 	block := s.blocks.Get().(*[]byte)
 	defer s.blocks.Put(block)
 	w := &Writer{fd: fd, hash: sha256.New()}
@@ -113,7 +115,7 @@ func (s *Store) replace(d tree.Digest, fd int, temporary string, size int64) err
 	sh, k := s.shard(d), keyOf(d)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if err := sh.load(s); err != nil {
+	if err := sh.make(s); err != nil {
 		return err
 	}
 	sh.claim(k)

@@ -46,7 +46,11 @@ func TestWatched(t *testing.T) {
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(path, bytes.Repeat([]byte("x"), size), 0o600); err != nil {
+			aside := filepath.Join(dir, "aside")
+			if err := os.WriteFile(aside, bytes.Repeat([]byte("x"), size), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(aside, path); err != nil {
 				t.Fatal(err)
 			}
 		}

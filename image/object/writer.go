@@ -221,9 +221,21 @@ func (w *Writer) Replace(want func(tree.Digest) bool) (bool, error) {
 	return true, nil
 }
 
-// place moves a temporary file to its name.
+// place moves a temporary file to its name, unless there is one. Nobody else
+// makes a file of that name meanwhile, so two steps are as good as one.
 func (s *Store) place(temporary string, dir int, name string) error {
-	return unix.Renameat2(s.fd, temporary, dir, name, unix.RENAME_NOREPLACE)
+	err := unix.Renameat2(s.fd, temporary, dir, name, unix.RENAME_NOREPLACE)
+	if err != unix.EINVAL && err != unix.ENOSYS {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != unix.ENOENT {
+		if err == nil {
+			err = unix.EEXIST
+		}
+		return err
+	}
+	return unix.Renameat(s.fd, temporary, dir, name)
 }
 
 // Abort drops the body unless it is committed.
