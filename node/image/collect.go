@@ -129,6 +129,9 @@ func (s *Set) removeLayer(ctx context.Context, key snapshot.Key) (int64, error) 
 	if err == nil {
 		err = s.Snapshots.Remove(ctx, key)
 	}
+	if err == nil {
+		s.forgetLazily(key)
+	}
 	switch {
 	case isMissing(err):
 		return 0, nil

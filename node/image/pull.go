@@ -35,16 +35,20 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 	if err != nil {
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
+	s.rememberAuth(from.Name.Repository(), req.Auth)
+	lazily := s.beginLazily(ctx, rec.Image.ID, rec.Layers, req, report)
+	var notes notes
 	image, err := s.take(ctx, taking{
 		rec: rec, names: []string{from.Name.String()}, at: &place{from.Name.Repository(), req.Insecure},
 		unpacking: unpacking{
-			layers: rec.Layers, blobs: s.Policy == Keep, report: report,
-			open: func(ctx context.Context, n int) (tarStream, error) { return from.Tar(ctx, n) },
+			layers: rec.Layers, blobs: s.Policy == Keep && !lazily, report: report,
+			open: func(ctx context.Context, n int) (tarStream, error) { return s.recordTar(ctx, from, n, &notes) },
 		},
 	})
 	if err != nil {
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
+	s.keepNotes(rec.Layers, &notes)
 	s.Notify("pull", image.ID, from.Name.Familiar())
 	return image, nil
 }

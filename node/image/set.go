@@ -73,7 +73,9 @@ type Config struct {
 	// must not wait. May be nil.
 	Scrubbed func(spec.ScrubResult)
 	Damaged  func(spec.Damage)
-	Log      *slog.Logger
+	// Lazy is what lets images be used before all of them is here; nil: never.
+	Lazy *Lazily
+	Log  *slog.Logger
 }
 
 // Set is the images of a node. Safe for concurrent use.
@@ -85,6 +87,7 @@ type Set struct {
 	keeping keeping
 	links   links
 	scrubs  scrubs
+	noting  noting
 
 	write sync.Mutex // one change of names or records at a time
 
@@ -93,6 +96,7 @@ type Set struct {
 	names  map[string]string  // full name to ID
 	places map[digest.Digest][]place
 	users  func(id string) []string
+	auths  map[string]*spec.RegistryAuth // of the latest pull from a repository
 }
 
 // record is one image.
@@ -125,7 +129,7 @@ func chain(layers []layer) []snapshot.Key {
 }
 
 // Open loads the images that are here.
-func Open(_ context.Context, c Config) (*Set, error) {
+func Open(ctx context.Context, c Config) (*Set, error) {
 	c.Parallel = cmp.Or(c.Parallel, max(4, runtime.GOMAXPROCS(0)))
 	c.MaxLayer = cmp.Or(c.MaxLayer, blob.DefaultLimit)
 	c.Policy = cmp.Or(c.Policy, Keep)
@@ -146,8 +150,9 @@ func Open(_ context.Context, c Config) (*Set, error) {
 		Config: c, catalog: names,
 		puller: pull.New(pull.Config{Blobs: c.Blobs, Remote: c.Remote, Parallel: c.Parallel, Limit: c.MaxLayer, Pass: c.Policy != Keep, Log: c.Log}),
 		images: map[string]*record{}, names: map[string]string{}, places: map[digest.Digest][]place{},
-		users: func(string) []string { return nil },
+		users: func(string) []string { return nil }, auths: map[string]*spec.RegistryAuth{},
 	}
+	s.noting.life, s.noting.stop = context.WithCancel(context.WithoutCancel(ctx))
 	err = c.DB.View(func(tx *kv.Tx) error {
 		err := kv.EachJSON(tx, bucket, "", func(id string, rec record) error {
 			s.images[id] = &rec

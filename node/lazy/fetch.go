@@ -149,6 +149,11 @@ func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, urgent bool) err
 	return errors.Join(err, wrong)
 }
 
+// Patient reads r while nobody waits for anything else.
+func (s *Set) Patient(ctx context.Context, r io.Reader) io.Reader {
+	return &patient{ctx: ctx, r: r, set: s}
+}
+
 // patient reads while nobody waits for anything else.
 type patient struct {
 	ctx context.Context //nolint:containedctx // of the one fetch

@@ -5,8 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"io"
-	"log"
+	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -27,11 +26,11 @@ const forever = time.Hour
 
 // serveFiles begins to answer the requests of device, which it owns from now
 // on. The server ends when nobody has the mount any more.
-func serveFiles(device int, b *bodies, to io.Writer) (*fuse.Server, error) {
+func serveFiles(device int, b *bodies, to *slog.Logger) (*fuse.Server, error) {
 	timeout := forever
 	options := &fs.Options{
 		EntryTimeout: &timeout, AttrTimeout: &timeout, RootStableAttr: &fs.StableAttr{Ino: 1},
-		MountOptions: fuse.MountOptions{Name: "berth-lazy", Logger: log.New(to, "", 0), MaxBackground: 64},
+		MountOptions: fuse.MountOptions{Name: "berth-lazy", Logger: slog.NewLogLogger(to.Handler(), slog.LevelDebug), MaxBackground: 64},
 	}
 	return fuse.NewServer(fs.NewNodeFS(&root{bodies: b}, options), "/dev/fd/"+strconv.Itoa(device), &options.MountOptions)
 }

@@ -232,9 +232,7 @@ func TestOpenWaits(t *testing.T) {
 	bodies := [][]byte{noise(1, 5000), noise(2, 3<<20), []byte("small")}
 	b := newBlob(t, bodies...)
 	b.fail(closed)
-	if err := s.Add(lazy.Image{Name: "i", Layers: []lazy.Layer{b.layer("l", m.shelf, never)}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Name: "i", Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	target := m.at(t, s)
 	opened := make(chan error, 3)
 	for i, body := range bodies {
@@ -276,9 +274,7 @@ func TestMap(t *testing.T) {
 	s := m.open(t, 10*time.Second)
 	body := noise(3, 300_000)
 	b := newBlob(t, body)
-	if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, func(context.Context) error { return errors.New("stay") })}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, func(context.Context) error { return errors.New("stay") })}})
 	f, err := os.Open(inTree(m.at(t, s), b.bodies[0].Object))
 	if err != nil {
 		t.Fatal(err)
@@ -303,9 +299,7 @@ func TestOverlay(t *testing.T) {
 		t.Skip("needs /bin/busybox")
 	}
 	b := newBlob(t, program, []byte("text of a file\n"))
-	if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	target := m.overlay(t, s, map[string]toc.Body{"busybox": b.bodies[0], "text": b.bodies[1]})
 	// A shell runs it: while Go waits for an exec, it may stop; and this very
 	// process is to bring the program.
@@ -369,9 +363,7 @@ func TestDeadRegistry(t *testing.T) {
 	s := m.open(t, time.Second)
 	b := newBlob(t, noise(4, 5000), noise(5, 5000))
 	b.fail(closed)
-	if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	target := m.at(t, s)
 	start := time.Now()
 	if _, err := os.ReadFile(inTree(target, b.bodies[0].Object)); !errors.Is(err, unix.EIO) {
@@ -398,9 +390,7 @@ func TestWrongBytes(t *testing.T) {
 		damaged[1000] ^= 1 // noise is stored, so this is in the first body
 		return io.NopCloser(bytes.NewReader(damaged)), nil
 	})
-	if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	target := m.at(t, s)
 	if _, err := os.ReadFile(inTree(target, b.bodies[1].Object)); err != nil {
 		t.Errorf("the one that is right: %v", err)
@@ -426,9 +416,7 @@ func TestProcessKilled(t *testing.T) {
 	b.fail(closed)
 	late.fail(closed)
 	stay := func(context.Context) error { return errors.New("stay") }
-	if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, stay), late.layer("k", m.shelf, stay)}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, stay), late.layer("k", m.shelf, stay)}})
 	target := m.at(t, s)
 	b.fail(nil)
 	f, err := os.Open(inTree(target, b.bodies[0].Object))
@@ -477,9 +465,7 @@ func TestNodeRestarts(t *testing.T) {
 	b := newBlob(t, body)
 	b.fail(closed)
 	add := func(s *lazy.Set) {
-		if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}}); err != nil {
-			t.Fatal(err)
-		}
+		s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	}
 	add(s)
 	target := m.at(t, s)
@@ -523,14 +509,12 @@ func TestWhole(t *testing.T) {
 	b := newBlob(t, bodies...)
 	b.fail(closed)
 	whole := 0
-	if err := s.Add(lazy.Image{Name: "i", First: []tree.Digest{b.bodies[150].Object}, Layers: []lazy.Layer{b.layer("l", m.shelf, func(context.Context) error {
+	s.Add(lazy.Image{Name: "i", First: []tree.Digest{b.bodies[150].Object}, Layers: []lazy.Layer{b.layer("l", m.shelf, func(context.Context) error {
 		if whole++; whole == 1 {
 			return errors.New("not yet")
 		}
 		return nil
-	})}}); err != nil {
-		t.Fatal(err)
-	}
+	})}})
 	target := m.at(t, s)
 	pid := s.Pid()
 	if !s.Missing("l") || s.Missing("other") {
@@ -570,9 +554,7 @@ func TestReaderKilled(t *testing.T) {
 	s := m.open(t, time.Minute)
 	b := newBlob(t, noise(12, 5000))
 	b.fail(closed)
-	if err := s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}}); err != nil {
-		t.Fatal(err)
-	}
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	cmd := exec.CommandContext(t.Context(), "cat", inTree(m.at(t, s), b.bodies[0].Object))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

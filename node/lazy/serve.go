@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -44,7 +43,7 @@ func Serve(ctx context.Context, c ServeConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	files, err := serveFiles(device, b, logTo{ctx, c.Log})
+	files, err := serveFiles(device, b, c.Log)
 	if err != nil {
 		return fmt.Errorf("serve FUSE: %w", errors.Join(err, unix.Close(mount)))
 	}
@@ -59,17 +58,6 @@ func Serve(ctx context.Context, c ServeConfig) (err error) {
 	}
 	s.close()
 	return err // what still waits for files gets errors: the device closes with the process
-}
-
-// logTo is where the FUSE library complains.
-type logTo struct {
-	ctx context.Context //nolint:containedctx // of the process
-	log *slog.Logger
-}
-
-func (l logTo) Write(p []byte) (int, error) {
-	l.log.DebugContext(l.ctx, "fuse", "text", string(p))
-	return len(p), nil
 }
 
 type server struct {

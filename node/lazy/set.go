@@ -131,7 +131,7 @@ func (s *Set) Close() error {
 
 // Add declares bodies of an image missing, and begins to fetch them. Layers
 // that are on their way already stay as they are.
-func (s *Set) Add(image Image) error {
+func (s *Set) Add(image Image) {
 	var added []*layer
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,9 +142,6 @@ func (s *Set) Add(image Image) error {
 		made := &layer{Layer: l, whole: make(chan struct{}), missing: make(map[tree.Digest]int64, len(l.Missing))}
 		made.life, made.stop = context.WithCancel(s.life)
 		for _, m := range l.Missing {
-			if _, found := l.Table.Find(m.Object); !found {
-				return errs.New(errs.NotFound, "body %x is not in blob %s", m.Object, l.Table.Blob)
-			}
 			made.missing[m.Object] = m.Size
 		}
 		added = append(added, made)
@@ -158,7 +155,6 @@ func (s *Set) Add(image Image) error {
 	if len(added) > 0 {
 		s.work.Go(func() { s.fill(image.Name, added, image.First) })
 	}
-	return nil
 }
 
 // Missing says whether bodies of any of the layers are missing.
