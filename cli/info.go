@@ -79,6 +79,9 @@ func writeInfo(w io.Writer, i spec.Info, now time.Time) error {
 	line("Images", fmt.Sprint(i.Images))
 	line("Runtimes", strings.Join(runtimes, "; "))
 	line("Snapshotter", i.Snapshotter)
+	if last := i.Scrubbed; last != nil {
+		line("Last scrub", fmt.Sprintf("%s: %d damaged, %d repaired", table.Ago(last.Ended, now), last.Damaged, last.Repaired))
+	}
 	line("Cgroup", i.Cgroup)
 	line("Security", strings.Join(i.Security, ", "))
 	line("Kernel", i.Kernel)

@@ -12,10 +12,10 @@ import (
 )
 
 func (p *program) system() *cobra.Command {
-	return p.management("system", "Work with the node: df info events prune",
+	return p.management("system", "Work with the node: df info events prune scrub",
 		`  berth system df
   berth system prune -f`,
-		p.systemDf(), p.info(), p.events(), p.systemPrune())
+		p.systemDf(), p.info(), p.events(), p.systemPrune(), p.systemScrub())
 }
 
 func (p *program) systemPrune() *cobra.Command {

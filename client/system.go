@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"io"
+	"net/http"
 
 	"berth/spec"
 )
@@ -39,4 +41,33 @@ type PruneOptions struct {
 func (c *Client) SystemPrune(ctx context.Context, opts PruneOptions) (spec.SystemPruned, error) {
 	q := query{}.flag("all", opts.All).flag("volumes", opts.Volumes).filter(opts.Filter)
 	return post[spec.SystemPruned](ctx, c, "/prune", q.values(), nil)
+}
+
+// SystemScrub reads all that images are made of, holds it against its digests,
+// and repairs what is damaged unless req says otherwise. progress, which may be
+// nil, is told how it goes and what is found.
+func (c *Client) SystemScrub(ctx context.Context, req spec.ScrubRequest, progress func(spec.ScrubProgress)) (spec.ScrubResult, error) {
+	resp, err := c.send(ctx, request{method: http.MethodPost, path: "/system/scrub", body: req})
+	if err != nil {
+		return spec.ScrubResult{}, err
+	}
+	defer resp.Body.Close()
+	var result *spec.ScrubResult
+	err = eachValue(ctx, c, resp.Body, func(p spec.ScrubProgress) error {
+		if p.Error != nil {
+			return asError(*p.Error)
+		}
+		result = p.Result
+		if progress != nil {
+			progress(p)
+		}
+		return nil
+	})
+	if err == nil && result == nil {
+		err = c.unreachable(ctx, io.ErrUnexpectedEOF)
+	}
+	if err != nil {
+		return spec.ScrubResult{}, err
+	}
+	return *result, nil
 }

@@ -47,6 +47,7 @@ type NodeConfig struct {
 	CertsDirs  []string                 `toml:"certs_dirs"`  // folders with <host>/hosts.toml
 	Registry   RegistryDefaults         `toml:"registry"`
 	Network    NetworkDefaults          `toml:"network"`
+	Storage    StorageDefaults          `toml:"storage"`
 
 	Version spec.Version    `toml:"-"` // of this program
 	Log     io.Writer       `toml:"-"`
@@ -77,6 +78,21 @@ type RegistryDefaults struct {
 	// Blobs says which compressed layers stay once they are unpacked: keep,
 	// until-pushed or drop. keep when empty.
 	Blobs image.Policy `toml:"blobs"`
+}
+
+// StorageDefaults say how layers are kept.
+type StorageDefaults struct {
+	ScrubDays *int `toml:"scrub_days"` // a scrub in the background every so many days; 30 when nil, never when 0
+}
+
+// defaultScrubDays is how often where nothing is said: a flip in a month is rare.
+const defaultScrubDays = 30
+
+func (d StorageDefaults) scrubDays() int {
+	if d.ScrubDays == nil {
+		return defaultScrubDays
+	}
+	return *d.ScrubDays
 }
 
 // NetworkDefaults are the addresses that networks are given.
@@ -115,6 +131,9 @@ func (c NodeConfig) withFile() (NodeConfig, error) {
 	out.Version, out.Log, out.Ready = c.Version, c.Log, c.Ready
 	if out.Registry.Blobs, err = image.ParsePolicy(string(file.Registry.Blobs)); err != nil {
 		return c, errs.New(errs.Invalid, "configuration %s: [registry] %w", path, err)
+	}
+	if days := out.Storage.scrubDays(); days < 0 || days > 3650 {
+		return c, errs.New(errs.Invalid, "configuration %s: [storage] scrub_days %d: want 0 for never, or up to 3650", path, days)
 	}
 	for _, dir := range []*string{&out.Root, &out.State, &out.Socket} {
 		if *dir, err = filepath.Abs(*dir); err != nil {

@@ -41,7 +41,7 @@ func TestConfigFile(t *testing.T) {
 		t.Errorf("read %+v", c)
 	}
 
-	for text, says := range map[string]string{"rot = 1": "rot", "root = 1": "root", "root": "root", "[registry]\nblobs = \"some\"": "until-pushed"} {
+	for text, says := range map[string]string{"rot = 1": "rot", "root = 1": "root", "root": "root", "[registry]\nblobs = \"some\"": "until-pushed", "[storage]\nscrub_days = -1": "scrub_days"} {
 		write(text)
 		_, err := NodeConfig{ConfigFile: file}.withFile()
 		if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), says) {

@@ -22,6 +22,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	events   *prometheus.CounterVec
 	runtime  *prometheus.HistogramVec
+	damage   *prometheus.CounterVec
 }
 
 func newMetrics(version spec.Version) *metrics {
@@ -34,13 +35,16 @@ func newMetrics(version spec.Version) *metrics {
 			Name: "berth_runtime_seconds", Help: "Time that OCI runtimes took, by operation (run, exec, delete, …) and outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 		}, []string{"runtime", "operation", "outcome"}),
+		damage: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "berth_scrub_damaged_total", Help: "Damage that scrubs found, by part (object, metadata, layer, blob) and whether it was repaired.",
+		}, []string{"part", "repaired"}),
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "berth_build_info", Help: "Always 1.",
 		ConstLabels: prometheus.Labels{"version": version.Version, "commit": version.Commit, "go": version.GoVersion},
 	})
 	build.Set(1)
-	m.registry.MustRegister(build, m.events, m.runtime,
+	m.registry.MustRegister(build, m.events, m.runtime, m.damage,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

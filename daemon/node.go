@@ -135,6 +135,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go("upgrade", n.upgradeKeeper)
 	g.Go("network", n.networks.Run)
 	g.Go("collect", n.collect)
+	g.Go("scrub", func(ctx context.Context) error { return n.images.ScrubEvery(ctx, n.config.Storage.scrubDays()) })
 	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
 	if n.config.Ready != nil {
@@ -234,6 +235,7 @@ func (n *node) openImages(ctx context.Context) error {
 		Notify: func(action, id, name string) {
 			n.events.Publish("image", action, id, map[string]string{"name": name})
 		},
+		Scrubbed: n.toldScrub, Damaged: n.toldDamage,
 		Log: log,
 	})
 	return err
@@ -323,6 +325,7 @@ func (n *node) survivors() ([]container.Survivor, error) {
 
 func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	n.metrics.registry.MustRegister(newCensus(ctx, n.containers, n.log))
+	n.metrics.countScrubs(n.images)
 	face := &rest.Server{
 		Containers: n.containers, Images: n.images, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events}, Events: n.bus,
 		System: n, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),

@@ -46,7 +46,7 @@ func (n *node) Info(ctx context.Context) (spec.Info, error) {
 		Runtimes: n.runtimes.versions(), Runtime: n.runtimes.usual,
 		NodePid: os.Getpid(), KeeperPid: n.keeper.Pid(),
 		Containers: map[spec.State]int{}, Images: len(images), Security: n.security(), Warnings: n.warnings(),
-		RegistryHosts: strings.Join(n.certDirs(), ":"),
+		RegistryHosts: strings.Join(n.certDirs(), ":"), Scrubbed: n.images.LastScrub(),
 	}
 	for _, c := range containers {
 		info.Containers[c.State.Status]++
@@ -87,6 +87,9 @@ func (n *node) warnings() []string {
 	}
 	if !n.host.Seccomp {
 		lacks = append(lacks, "the kernel has no seccomp: system calls are not filtered")
+	}
+	if damage := n.images.Damage(); len(damage) > 0 {
+		lacks = append(lacks, damageWarning(damage))
 	}
 	if n.host.Init == "" {
 		lacks = append(lacks, "no init program: --init fails; apt-get install tini")

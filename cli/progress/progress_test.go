@@ -60,3 +60,47 @@ func TestSteps(t *testing.T) {
 		}
 	}
 }
+
+// Damage is a line, and so is each stage; a bar does not stand in the way.
+func TestScrub(t *testing.T) {
+	steps := []spec.ScrubProgress{
+		{Part: "blob", Checked: 1, Bytes: 10, Total: 100},
+		{Part: "blob", Checked: 2, Bytes: 20, Total: 100, Damage: &spec.Damage{
+			Part: "blob", Name: digest("a"), What: "its content has the digest " + digest("b"), Images: []string{"app:1", digest("c")}, Repaired: true, Repair: "docker.io/library/app",
+		}},
+		{Part: "object", Checked: 3, Bytes: 30, Total: 100, Damage: &spec.Damage{Part: "object", Name: digest("d"), What: "is missing", Repair: "pull app:1 again: denied"}},
+		{Part: "object", Checked: 4, Bytes: 100, Total: 100},
+		{Checked: 4, Bytes: 100, Total: 100, Result: &spec.ScrubResult{}},
+	}
+	var out bytes.Buffer
+	s := NewScrub(&out)
+	for _, step := range steps {
+		s.Show(step)
+	}
+	s.End()
+	want := `checking blobs
+damaged: blob aaaaaaaaaaaa: its content has the digest ` + digest("b") + `; in app:1, cccccccccccc; repaired: docker.io/library/app
+damaged: object dddddddddddd: is missing; no image has it; not repaired: pull app:1 again: denied
+checking files of layers
+`
+	if out.String() != want {
+		t.Errorf("got %s\nwant %s", out.String(), want)
+	}
+	out.Reset()
+	s = &Scrub{}
+	s.draw(&out)
+	for _, step := range steps {
+		s.Show(step)
+	}
+	s.End()
+	if got := out.String(); strings.Count(got, "damaged: ") != 2 {
+		t.Errorf("on a terminal: %q", got)
+	}
+	for want, r := range map[string]spec.ScrubResult{
+		"nothing is damaged": {}, "2 damaged, all repaired": {Damaged: 2, Repaired: 2}, "2 damaged, 1 repaired": {Damaged: 2, Repaired: 1},
+	} {
+		if got := Outcome(r); !strings.HasSuffix(got, ": "+want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

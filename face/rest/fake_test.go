@@ -460,6 +460,12 @@ func (b bus) Subscribe(ctx context.Context, since, until time.Time, f spec.Filte
 	}, nil
 }
 
+func (i images) Scrub(_ context.Context, req spec.ScrubRequest, tell func(spec.ScrubProgress)) (spec.ScrubResult, error) {
+	err := i.note("scrub %v", req.NoRepair)
+	tell(spec.ScrubProgress{Part: "blob", Checked: 1, Damage: &spec.Damage{Name: "sha256:1", Images: []string{"a"}}})
+	return spec.ScrubResult{Checked: 2, Damaged: 1}, err
+}
+
 type system struct{ *node }
 
 func (s system) Info(context.Context) (spec.Info, error) {

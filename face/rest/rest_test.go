@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -136,6 +137,18 @@ var calls = []struct {
 	{"VolumePrune", func(c *client.Client) error { _, err := c.VolumePrune(bg, false, nil); return err }, "prune volumes false map[]"},
 	{"Info", func(c *client.Client) error { _, err := c.Info(bg); return err }, "info"},
 	{"DiskUsage", func(c *client.Client) error { _, err := c.DiskUsage(bg); return err }, "df"},
+	{"SystemScrub", func(c *client.Client) error {
+		var told []string
+		result, err := c.SystemScrub(bg, spec.ScrubRequest{NoRepair: true}, func(p spec.ScrubProgress) {
+			if p.Damage != nil {
+				told = append(told, p.Damage.Name)
+			}
+		})
+		if err == nil && (result.Damaged != 1 || len(told) != 1) {
+			return fmt.Errorf("got %+v, told %v", result, told)
+		}
+		return err
+	}, "scrub true"},
 	{"SystemPrune", func(c *client.Client) error {
 		p, err := c.SystemPrune(bg, client.PruneOptions{All: true, Volumes: true})
 		if err == nil && p.Images.Reclaimed != 9 {

@@ -93,6 +93,7 @@ type Images interface {
 	Remove(ctx context.Context, ref string, force bool) ([]spec.RemovedImage, error)
 	History(ctx context.Context, ref string) ([]spec.HistoryEntry, error)
 	Prune(ctx context.Context, all bool, filter spec.Filter) (spec.Pruned, error)
+	Scrub(ctx context.Context, req spec.ScrubRequest, tell func(spec.ScrubProgress)) (spec.ScrubResult, error)
 }
 
 // Networks is what the API needs of a node's networks.

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"context"
+	"net/http"
 
 	"berth/spec"
 )
@@ -24,7 +25,27 @@ func (r *routes) system() {
 		func(ctx context.Context, _ *struct{}) (spec.DiskUsage, error) { return s.System.DiskUsage(ctx) })
 	answer(r, "POST /prune", "SystemPrune", "Remove what nothing uses",
 		func(ctx context.Context, in *pruning) (spec.SystemPruned, error) { return s.prune(ctx, in) })
+	r.scrub()
 	r.events()
+}
+
+// scrub answers with progress, and with the result at the end. The request's
+// end cancels it.
+func (r *routes) scrub() {
+	s := r.server
+	op := gives(r.operation("POST /system/scrub", "SystemScrub", "Read all that images are made of, hold it against its digests, and repair what is damaged"),
+		ndjson, "One JSON value a line. The last has a result or an error.", schemaOf[spec.ScrubProgress](r.api))
+	stream(r, op, func(w http.ResponseWriter, req *http.Request, in *struct{ Body spec.ScrubRequest }) {
+		s.lines(w, req, ndjson, func(out *lineWriter) error {
+			result, err := s.Images.Scrub(req.Context(), in.Body, func(p spec.ScrubProgress) {
+				_ = out.value(p) // the context ends too when the client is gone
+			})
+			if err != nil {
+				return out.value(spec.ScrubProgress{Error: &s.problem(req.Context(), err).Problem})
+			}
+			return out.value(spec.ScrubProgress{Checked: result.Checked, Bytes: result.Bytes, Total: result.Bytes, Result: &result})
+		})
+	})
 }
 
 // prune goes from what uses to what is used.

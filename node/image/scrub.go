@@ -82,9 +82,8 @@ func (r *scrub) all(ctx context.Context, from scrubState) error {
 		}
 	}
 	result := r.result()
-	r.set.scrubs.finished(r.set.DB, result)
 	r.set.Scrubbed(result)
-	return nil
+	return r.set.scrubs.finished(ctx, r.set.DB, result)
 }
 
 func (r *scrub) result() spec.ScrubResult {

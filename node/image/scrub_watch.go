@@ -93,18 +93,18 @@ func (s *scrubs) load(tx *kv.Tx) error {
 }
 
 // finished notes the end of a pass. Damage that it did not find again is gone.
-func (s *scrubs) finished(db *kv.DB, result spec.ScrubResult) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.last = &result
+func (s *scrubs) finished(ctx context.Context, db *kv.DB, result spec.ScrubResult) error {
 	var gone []string
+	s.mu.Lock()
+	s.last = &result
 	for key, b := range s.damage {
 		if b.Found.Before(result.Started) {
 			gone = append(gone, key)
 			delete(s.damage, key)
 		}
 	}
-	db.Later(func(tx *kv.Tx) error {
+	s.mu.Unlock()
+	return db.Update(ctx, func(tx *kv.Tx) error {
 		all := []error{kv.PutJSON(tx, scrubBucket, lastKey, result), tx.Delete(scrubBucket, stateKey)}
 		for _, key := range gone {
 			all = append(all, tx.Delete(scrubBucket, key))
