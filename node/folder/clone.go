@@ -323,7 +323,7 @@ func (c *cloner) copyData(from, to *os.File, size int64) error {
 		}
 		for at = data; at < min(end, size); {
 			n, err := from.ReadAt(c.buf[:min(int64(len(c.buf)), end-at)], at)
-			if n == 0 && err == io.EOF { //nolint:errorlint // readers return io.EOF itself
+			if n == 0 && err == io.EOF {
 				at = size // somebody cut it short
 				break
 			}

@@ -2,6 +2,7 @@ package folder
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -39,6 +40,81 @@ func Find(dirs []string, name string) (path string, found bool, err error) {
 		}
 	}
 	return "", false, nil
+}
+
+// Fit makes the layer in the folder layer, just unpacked, one that stands on
+// the folders below, topmost first. Implied folders look as below, and
+// whiteouts go where there is nothing below: a folder of one layer only would
+// show them.
+func Fit(layer string, in Unpacked, below []string) error {
+	for _, name := range in.Whited {
+		_, found, err := Find(below, name)
+		if err == nil && !found {
+			err = dropAt(layer + "/" + name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	// Deepest first: copying to a folder does not change the times of another,
+	// but a folder without search permission comes after what is in it.
+	for _, name := range slices.Backward(in.Implied) {
+		from, found, err := Find(below, name)
+		if err == nil && found {
+			err = CopyLooks(from, layer+"/"+name)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropAt is dropWhiteouts for a folder whose times stay.
+func dropAt(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open folder %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", path, err)
+	}
+	if err := dropWhiteouts(fd, "."); err != nil {
+		return err
+	}
+	times := []unix.Timespec{st.Atim, st.Mtim}
+	if err := unix.UtimesNanoAt(fd, ".", times, 0); err != nil {
+		return fmt.Errorf("times of %s: %w", path, err)
+	}
+	return nil
+}
+
+// dropWhiteouts deletes the whiteouts in the folder name.
+func dropWhiteouts(root int, name string) error {
+	fd, err := openBeneath(root, name)
+	if isAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
+		return nil // replaced by a later entry
+	}
+	if err != nil {
+		return fmt.Errorf("open folder %s: %w", brief(name), err)
+	}
+	defer unix.Close(fd)
+	names, err := Names(fd)
+	for _, n := range names {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if err == nil && isWhiteout(&st) {
+			err = unix.Unlinkat(fd, n, 0)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("whiteouts in %s: %w", brief(name), err)
+	}
+	return nil
 }
 
 // CopyLooks gives the folder to the mode, owner, times and xattrs of the

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path"
@@ -42,8 +43,10 @@ type Unpacked struct {
 	// for that, so whoever keeps the layer remembers it.
 	Opaque bool
 	// Implied are folders that the tar has files in but says nothing of; they
-	// look as they do in the parent. "." is the root.
+	// look as they do in the parent, if it shows them. "." is the root.
 	Implied []string
+	// Whited are folders that have whiteouts in them.
+	Whited []string
 	// Linked are the files that came from links, Fresh those that links may
 	// keep, folder by folder.
 	Linked []Variant
@@ -59,7 +62,7 @@ type Unpacked struct {
 // left half filled, and only Linked is set.
 func Unpack(ctx context.Context, root int, layer io.Reader, how Unpacking) (Unpacked, error) {
 	u := &unpacker{
-		root: root, umask: how.Umask, limit: how.Limit, links: how.Links, fresh: map[string]Variant{}, ctx: ctx, buf: make([]byte, bufChunks*chunk),
+		root: root, umask: how.Umask, limit: how.Limit, links: how.Links, fresh: map[string]Variant{}, whited: map[string]bool{}, ctx: ctx, buf: make([]byte, bufChunks*chunk),
 		dirs: map[string]*folder{".": {path: ".", fd: root}}, inodes: 1,
 	}
 	defer u.close()
@@ -68,7 +71,8 @@ func Unpack(ctx context.Context, root int, layer io.Reader, how Unpacking) (Unpa
 	}
 	return Unpacked{
 		Size: u.size, Usage: Usage{Size: u.disk + 4096*int64(len(u.dirs)), Inodes: u.inodes},
-		Opaque: u.dirs["."].opaque, Implied: u.implied(), Linked: u.linked, Fresh: u.freshFiles(),
+		Opaque: u.dirs["."].opaque, Implied: u.implied(),
+		Whited: slices.Sorted(maps.Keys(u.whited)), Linked: u.linked, Fresh: u.freshFiles(),
 	}, nil
 }
 
@@ -84,9 +88,10 @@ type unpacker struct {
 	links Links
 	ctx   context.Context //nolint:containedctx // lives as long as Unpack
 
-	dirs map[string]*folder // by path; "." is the root
-	open []*folder          // those with a descriptor, oldest first
-	buf  []byte
+	dirs   map[string]*folder // by path; "." is the root
+	whited map[string]bool    // paths of those with whiteouts
+	open   []*folder          // those with a descriptor, oldest first
+	buf    []byte
 
 	other  []byte             // what buf is compared with
 	linked []Variant          // taken from links
@@ -102,6 +107,7 @@ type folder struct {
 	fd     int         // -1 while closed
 	header *tar.Header // nil while only implied
 	opaque bool
+	anew   bool // deleted, and made by this layer
 }
 
 const (
@@ -120,12 +126,22 @@ func (u *unpacker) close() {
 func (u *unpacker) implied() []string {
 	var names []string
 	for name, f := range u.dirs {
-		if f.header == nil {
+		if f.header == nil && !f.anew && !u.hidden(name) {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
 	return names
+}
+
+// hidden says whether what lies below is hidden from the folder name.
+func (u *unpacker) hidden(name string) bool {
+	for name != "." {
+		if name = path.Dir(name); u.dirs[name].opaque {
+			return true
+		}
+	}
+	return false
 }
 
 func (u *unpacker) freshFiles() []File {
@@ -313,7 +329,7 @@ func (u *unpacker) folder(name string) (*folder, error) {
 		return nil, fmt.Errorf("make folder %s: %w", brief(name), err)
 	}
 	u.inodes++
-	f := &folder{path: join(parent.path, base), fd: -1, opaque: opaque}
+	f := &folder{path: join(parent.path, base), fd: -1, opaque: opaque, anew: opaque}
 	u.dirs[f.path] = f
 	return f, u.ensureOpen(f)
 }
@@ -365,6 +381,14 @@ func openBeneath(root int, path string) (int, error) {
 // finish gives the folders their looks; before, each new file would have
 // changed their times.
 func (u *unpacker) finish() error {
+	for name := range u.whited {
+		if f := u.dirs[name]; f == nil || f.opaque || u.hidden(name) {
+			if err := dropWhiteouts(u.root, name); err != nil {
+				return err
+			}
+			delete(u.whited, name)
+		}
+	}
 	for name, f := range u.dirs {
 		if err := u.dress(name, f); err != nil {
 			return fmt.Errorf("folder %s: %w", brief(name), err)

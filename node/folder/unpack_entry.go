@@ -106,7 +106,7 @@ func (u *unpacker) whiteout(dir *folder, base string) error {
 		return errs.New(errs.Invalid, "whiteout of nothing")
 	}
 	if f := u.dirs[join(dir.path, hidden)]; f != nil {
-		f.opaque = true
+		f.opaque, f.anew = true, true
 		return nil
 	}
 	err := unix.Mknodat(dir.fd, hidden, unix.S_IFCHR, 0)
@@ -116,6 +116,7 @@ func (u *unpacker) whiteout(dir *folder, base string) error {
 	if err != nil {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
+	u.whited[dir.path] = true
 	u.inodes++
 	return nil
 }

@@ -2,7 +2,6 @@ package copy_test
 
 import (
 	"bytes"
-	"context"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -14,6 +13,7 @@ import (
 	"berth/base/kv"
 	"berth/node/snapshot"
 	"berth/node/snapshot/copy"
+	"berth/node/snapshot/fakesnapshot"
 	"berth/node/snapshot/snapshottest"
 )
 
@@ -127,7 +127,14 @@ func TestSuite(t *testing.T) {
 	})
 }
 
-func unmounted(t testing.TB, s snapshot.Store, target string) {
-	t.Helper()
-	must(t, s.Unmount(context.WithoutCancel(t.Context()), target))
+func TestRandomHistory(t *testing.T) {
+	rungs(t, func(t *testing.T, method copy.Method, root func(*testing.T) string) {
+		dirs := map[string]string{}
+		snapshottest.RandomHistory(t, fakesnapshot.Keeping(), func(t *testing.T, dir string) snapshot.Store {
+			if dirs[dir] == "" {
+				dirs[dir] = root(t)
+			}
+			return open(t, dirs[dir], method)
+		})
+	})
 }

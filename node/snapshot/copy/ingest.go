@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -77,7 +76,7 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	s := in.store
 	rec, err := s.records.Claim(ctx, snapshot.KindCommitted, name, parent, labels)
 	if err == nil {
-		if err = s.dressImplied(in, parent); err != nil {
+		if err = s.fit(in, parent); err != nil {
 			s.records.Release(rec)
 		}
 	}
@@ -96,26 +95,13 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	return snapshot.Committed{Info: s.records.Settle(rec)}, nil
 }
 
-// dressImplied copies mode, owner, times and xattrs of implied folders from
-// the parent's tree.
-func (s *Store) dressImplied(in *ingest, parent snapshot.Key) error {
-	if parent == "" || len(in.Implied) == 0 {
-		return nil
-	}
+// fit makes the layer one that stands on parent.
+func (s *Store) fit(in *ingest, parent snapshot.Key) error {
 	below, err := s.foldersBelow(parent)
 	if err != nil {
 		return err
 	}
-	for _, name := range slices.Backward(in.Implied) {
-		from, found, err := folder.Find(below, name)
-		if err == nil && found {
-			err = folder.CopyLooks(from, filepath.Join(s.dir, in.id, layerFolder, name))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return folder.Fit(filepath.Join(s.dir, in.id, layerFolder), in.Unpacked, below)
 }
 
 // foldersBelow lists the folders that make up the tree of parent, the topmost

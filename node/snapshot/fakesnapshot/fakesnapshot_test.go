@@ -2,26 +2,15 @@ package fakesnapshot_test
 
 import (
 	"errors"
-	"sync"
 	"testing"
 
 	"berth/base/errs"
-	"berth/node/snapshot"
 	"berth/node/snapshot/fakesnapshot"
 	"berth/node/snapshot/snapshottest"
 )
 
 func TestSuite(t *testing.T) {
-	var mu sync.Mutex
-	byDir := map[string]*fakesnapshot.Store{}
-	snapshottest.Suite(t, func(_ *testing.T, dir string) snapshot.Store {
-		mu.Lock()
-		defer mu.Unlock()
-		if byDir[dir] == nil {
-			byDir[dir] = fakesnapshot.New()
-		}
-		return byDir[dir]
-	})
+	snapshottest.Suite(t, fakesnapshot.Keeping())
 }
 
 func TestFail(t *testing.T) {

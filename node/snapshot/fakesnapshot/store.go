@@ -15,7 +15,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"berth/base/errs"
@@ -46,6 +48,21 @@ var _ snapshot.Store = (*Store)(nil)
 // New returns an empty store.
 func New() *Store {
 	return &Store{byKey: map[snapshot.Key]*held{}, mounts: map[string]snapshot.Key{}}
+}
+
+// Keeping returns a function that opens stores by folder: the same folder is
+// the same store, as with one that lies on disk.
+func Keeping() func(t *testing.T, dir string) snapshot.Store {
+	var mu sync.Mutex
+	byDir := map[string]*Store{}
+	return func(_ *testing.T, dir string) snapshot.Store {
+		mu.Lock()
+		defer mu.Unlock()
+		if byDir[dir] == nil {
+			byDir[dir] = New()
+		}
+		return byDir[dir]
+	}
 }
 
 // Close forgets nothing: a store can be used again after it, as after a
@@ -360,6 +377,7 @@ func (s *Store) Changes(ctx context.Context, key snapshot.Key) ([]spec.Change, e
 			}
 			changes = append(changes, spec.Change{Kind: kind, Path: "/" + name})
 		}
+		slices.SortFunc(changes, func(a, b spec.Change) int { return strings.Compare(a.Path, b.Path) })
 		return nil
 	})
 	return changes, err

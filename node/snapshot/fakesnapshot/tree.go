@@ -39,8 +39,10 @@ func (f *file) equal(g *file) bool {
 		bytes.Equal(f.body, g.body) && f.target == g.target && f.major == g.major && f.minor == g.minor && maps.Equal(f.xattrs, g.xattrs)
 }
 
-// changed lists the paths that differ, with the folders they are in. Of what
-// was deleted only the topmost is listed.
+// changed lists the paths that differ, with the folders they are in, as a layer
+// has them: a folder before what is in it, and that before what is beside the
+// folder. Of what was deleted only the topmost is listed, of a file that is new
+// or changed all names.
 func changed(base, now tree) []string {
 	set := map[string]bool{}
 	mark := func(name string) {
@@ -59,7 +61,20 @@ func changed(base, now tree) []string {
 			mark(name)
 		}
 	}
-	return slices.Sorted(maps.Keys(set))
+	touched := map[*file]bool{}
+	for name := range set {
+		if f := now[name]; f != nil && f.kind != tar.TypeDir {
+			touched[f] = true
+		}
+	}
+	for name, f := range now {
+		if touched[f] {
+			mark(name)
+		}
+	}
+	return slices.SortedFunc(maps.Keys(set), func(a, b string) int {
+		return slices.Compare(strings.Split(a, "/"), strings.Split(b, "/"))
+	})
 }
 
 // paxXattr is how a tar keeps xattrs.
@@ -72,7 +87,7 @@ func (t tree) writeLayer(w io.Writer, names []string) error {
 	for _, name := range names {
 		f := t[name]
 		if f == nil {
-			h := &tar.Header{Name: path.Join(path.Dir(name), ".wh."+path.Base(name)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0)}
+			h := &tar.Header{Name: path.Join(path.Dir(name), ".wh."+path.Base(name)), Typeflag: tar.TypeReg, ModTime: time.Unix(0, 0), Format: tar.FormatPAX}
 			if err := out.WriteHeader(h); err != nil {
 				return err
 			}
@@ -80,7 +95,7 @@ func (t tree) writeLayer(w io.Writer, names []string) error {
 		}
 		h := f.header(name)
 		if other := first[f]; other != "" {
-			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, other, 0
+			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, other, 0, nil
 		} else if f.kind != tar.TypeDir {
 			first[f] = name
 		}

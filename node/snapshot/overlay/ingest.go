@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -105,7 +103,7 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	s := in.store
 	rec, err := s.records.Claim(ctx, snapshot.KindCommitted, name, parent, labels)
 	if err == nil {
-		if err = s.dressImplied(in, parent); err != nil {
+		if err = s.fit(in, parent); err != nil {
 			s.records.Release(rec)
 		}
 	}
@@ -126,28 +124,13 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	return snapshot.Committed{Info: info}, nil
 }
 
-// dressImplied copies mode, owner, times and xattrs of implied folders from
-// the parent's tree.
-func (s *Store) dressImplied(in *ingest, parent snapshot.Key) error {
-	if parent == "" || len(in.Implied) == 0 {
-		return nil
-	}
+// fit makes the layer one that stands on parent.
+func (s *Store) fit(in *ingest, parent snapshot.Key) error {
 	below, err := s.foldersBelow(parent)
 	if err != nil {
 		return err
 	}
-	// Deepest first: copying to a folder does not change the times of another,
-	// but a folder without search permission comes after what is in it.
-	for _, name := range slices.Backward(in.Implied) {
-		from, found, err := folder.Find(below, name)
-		if err == nil && found {
-			err = folder.CopyLooks(from, filepath.Join(s.fs(in.id), name))
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return folder.Fit(s.fs(in.id), in.Unpacked, below)
 }
 
 // foldersBelow lists the folders of the chain from parent down, the topmost

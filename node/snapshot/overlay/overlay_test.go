@@ -7,6 +7,7 @@ import (
 
 	"berth/base/kv"
 	"berth/node/snapshot"
+	"berth/node/snapshot/fakesnapshot"
 	"berth/node/snapshot/overlay"
 	"berth/node/snapshot/snapshottest"
 )
@@ -39,4 +40,8 @@ func open(t testing.TB, dir string) opened {
 
 func TestSuite(t *testing.T) {
 	snapshottest.Suite(t, func(t *testing.T, dir string) snapshot.Store { return open(t, dir) })
+}
+
+func TestRandomHistory(t *testing.T) {
+	snapshottest.RandomHistory(t, fakesnapshot.Keeping(), func(t *testing.T, dir string) snapshot.Store { return open(t, dir) })
 }

@@ -132,6 +132,19 @@ func implied(e *env) {
 	readTree(e.T, target).has(e.T, ".", "040711 0:0")
 }
 
+// hidden: what a layer hides below neither lends its looks to implied folders
+// nor shows as the name of something that is not there.
+func hidden(e *env) {
+	e.layer("base", "", dir("o"), dir("o/sub").mode(0o700), file("o/sub/x", "1"), dir("w").mode(0o700), file("w/x", "1"), file("f", "1"))
+	e.layer("top", "base", dir("o"), file("o/.wh..wh..opq", ""), file("o/sub/y", "2"), file("o/sub/.wh.x", ""),
+		file(".wh.w", ""), file("w/y", "2"), file("new/.wh.none", ""), file("f/g", "2"), file("f/.wh.none", ""))
+	got := e.look("top")
+	got.names(e.T, "o", "o/sub", "o/sub/y", "w", "w/y", "new", "f", "f/g")
+	for _, name := range []string{"o/sub", "w", "new", "f"} {
+		got.has(e.T, name, "040755 0:0 1970-01-01T00:00:00Z")
+	}
+}
+
 // overlayXattrs: an image that itself holds layers of overlayfs must not
 // bend the tree that it is mounted as.
 func overlayXattrs(e *env) {

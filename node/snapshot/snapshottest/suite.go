@@ -25,7 +25,7 @@ func Suite(t *testing.T, open Open) {
 		"Keys": keys, "Parents": parents, "Commit": commits, "Remove": removes,
 		"Labels": labels, "Walk": walks, "Usage": usage, "Views": views, "Canceled": canceled,
 		"OneWinner": oneWinner, "Reopen": reopen, "Sync": syncs, "Depth": depth,
-		"Content": content, "Whiteouts": whiteouts, "Replaced": replaced, "Implied": implied,
+		"Content": content, "Whiteouts": whiteouts, "Replaced": replaced, "Implied": implied, "Hidden": hidden,
 		"OverlayXattrs": overlayXattrs, "Parallel": parallel, "IngestLife": ingestLife,
 		"Hostile": hostile, "Broken": broken, "Symlinks": symlinks,
 		"Diff": diff, "DiffOfLayer": diffOfLayer, "Changes": changes, "Mounts": mounts, "Lost": lost,

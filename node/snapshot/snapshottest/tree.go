@@ -94,7 +94,7 @@ func readTree(t *testing.T, root string) tree {
 		return nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("read tree %s: %v", root, err)
 	}
 	return seen
 }
@@ -103,7 +103,7 @@ func describe(t *testing.T, path, name string, first map[uint64]string) string {
 	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		t.Fatal(err)
+		t.Fatalf("stat %s: %v", path, err)
 	}
 	line := fmt.Sprintf("%06o %d:%d", st.Mode, st.Uid, st.Gid)
 	if name != "." {
