@@ -9,10 +9,8 @@ import (
 
 // field is the text of a header's field, up to its first zero.
 func field(b []byte) []byte {
-	if i := bytes.IndexByte(b, 0); i >= 0 {
-		return b[:i]
-	}
-	return b
+	text, _, _ := bytes.Cut(b, []byte{0})
+	return text
 }
 
 // number reads a field in octal, or in base 256 where its first bit is set.

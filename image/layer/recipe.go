@@ -81,7 +81,7 @@ type marked struct {
 
 func (m *marked) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // readers return io.EOF itself
+	if err != nil && err != io.EOF {
 		m.err = err
 	}
 	return n, err

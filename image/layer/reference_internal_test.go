@@ -26,7 +26,7 @@ func reference(layer []byte, inline, limit int64) (*tree.Node, error) {
 	archive := tar.NewReader(bytes.NewReader(layer))
 	for {
 		h, err := archive.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			b.names.Finish()
 			return b.root, nil
 		}
@@ -181,7 +181,11 @@ func weird(t testing.TB) map[string][]byte {
 		"contiguous":       retype(archiveOf(t, tar.FormatUSTAR, file("f", 5)), '7'),
 		"unknown type":     retype(archiveOf(t, tar.FormatUSTAR, file("f", 5)), 'Z'),
 		"no magic":         edit(archiveOf(t, tar.FormatUSTAR, file("f", 5)), func(h []byte) { clear(h[257:500]) }),
-		"star":             edit(archiveOf(t, tar.FormatUSTAR, file("f", 5)), func(h []byte) { copy(h[345:], "front"); copy(h[476:], "00000000001 00000000001 "); copy(h[508:], "tar\x00") }),
+		"star": edit(archiveOf(t, tar.FormatUSTAR, file("f", 5)), func(h []byte) {
+			copy(h[345:], "front")
+			copy(h[476:], "00000000001 00000000001 ")
+			copy(h[508:], "tar\x00")
+		}),
 		"gnu with prefix":  edit(archiveOf(t, tar.FormatGNU, file("f", 5)), func(h []byte) { copy(h[345:], "front/part") }),
 		"gnu with times":   edit(archiveOf(t, tar.FormatGNU, file("f", 5)), func(h []byte) { copy(h[345:], "00000000001\x0000000000001\x00") }),
 		"bad checksum":     append([]byte("x"), plain[1:]...),

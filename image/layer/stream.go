@@ -44,7 +44,7 @@ type stream struct {
 // block is a piece of the tar.
 type block struct {
 	room   *[]byte
-	used   int   // bytes of the tar that are this block's
+	used   int    // bytes of the tar that are this block's
 	parts  []part // in their order
 	refs   atomic.Int32
 	first  bool // of the tar
