@@ -179,6 +179,9 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 	}
 	leftovers, err := s.load()
 	if err == nil {
+		err = s.enter(ctx)
+	}
+	if err == nil {
 		s.objects, err = object.Open(ctx, object.Config{Dir: c.Dir, Log: c.Log})
 	}
 	if err != nil {
@@ -243,6 +246,11 @@ func (s *Store) start(ctx context.Context, leftovers []leftover) {
 func (s *Store) Close() error {
 	s.stop()
 	s.work.Wait()
+	s.mu.Lock()
+	if s.lost.empty() { // else the next Open is to look for strays
+		s.db.Later(func(tx *kv.Tx) error { return tx.Delete(stateBucket, "open") })
+	}
+	s.mu.Unlock()
 	s.users.close()
 	s.images.close()
 	err := errors.Join(s.objects.Close(), s.shown.close())

@@ -67,6 +67,13 @@ func (r *record) info() snapshot.Info {
 	return info
 }
 
+// enter notes, durably, that the store is open in this boot of the machine.
+func (s *Store) enter(ctx context.Context) error {
+	return s.db.Update(ctx, func(tx *kv.Tx) error {
+		return errors.Join(tx.Put(stateBucket, "boot", []byte(s.boot)), tx.Put(stateBucket, "open", []byte("yes")))
+	})
+}
+
 // load reads the records, and returns what lies in layers/ without one. Of two
 // records with one key, which a crash in the middle of a Remove and a Prepare
 // can leave, the newer counts.
@@ -74,6 +81,7 @@ func (s *Store) load() (leftovers []leftover, err error) {
 	var dropped []string
 	err = s.db.View(func(tx *kv.Tx) error {
 		s.same = string(tx.Get(stateBucket, "boot")) == s.boot
+		s.lost.unknown = tx.Get(stateBucket, "open") != nil // whoever had it open last did not close it
 		return kv.EachJSON(tx, bucket, "", func(id string, rec record) error {
 			n, err := parseID(id)
 			if err != nil {
@@ -108,7 +116,6 @@ func (s *Store) load() (leftovers []leftover, err error) {
 	for _, id := range dropped {
 		s.forget(id)
 	}
-	s.db.Later(func(tx *kv.Tx) error { return tx.Put(stateBucket, "boot", []byte(s.boot)) })
 	s.takeUses()
 	if err := s.findGone(); err != nil {
 		return nil, err
