@@ -18,7 +18,7 @@ func (p *program) commit() *cobra.Command {
 on its image; volumes are left out.
 
 A running container is paused while its changes are read, so that they are of one
-moment: about a second for every 60 MB that it changed, and some milliseconds
+moment: about a second for every 100 MB that it changed, and some milliseconds
 where that is little. One that does not run is not paused. With --pause=false it
 runs on, and files that it writes meanwhile may be half written in the image.
 

@@ -18,6 +18,7 @@ import (
 	"berth/image/archive"
 	"berth/image/manifest"
 	"berth/image/reference"
+	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -163,13 +164,22 @@ func (s *Set) toSave(ctx context.Context, ref, format string, parts *bits) (one 
 		}
 		one.Target, one.Names = named.Target, []reference.Name{parsed}
 	}
-	_, exact := s.Snapshots.(Exact)
-	gone := slices.ContainsFunc(rec.Layers, func(l layer) bool { return !s.Blobs.Has(l.Digest) })
-	if gone && exact && (format == archive.Docker || format == "") {
+	if (format == archive.Docker || format == "") && s.needsPlain(ctx, rec) {
 		one.Manifest, err = parts.addPlain(ctx, rec)
 		one.Target = one.Manifest
 	}
 	return one, err
+}
+
+// needsPlain says whether a layer's blob is not here, and all tars are.
+func (s *Set) needsPlain(ctx context.Context, rec *record) bool {
+	if _, exact := s.Snapshots.(Exact); !exact || !slices.ContainsFunc(rec.Layers, func(l layer) bool { return !s.Blobs.Has(l.Digest) }) {
+		return false
+	}
+	return !slices.ContainsFunc(chain(rec.Layers), func(key snapshot.Key) bool {
+		info, err := s.Snapshots.Stat(ctx, key)
+		return err != nil || info.Labels[snapshot.Missing] != "" // files are still on their way
+	})
 }
 
 // addPlain adds a manifest of the image's layers as plain tars, and these.

@@ -149,17 +149,17 @@ func (s *Set) collectBlobs(ctx context.Context) (int64, error) {
 	s.forgetPlaces(used)
 	layers := s.layersByDigest()
 	var unused []blob.Info
-	only := false // the tar is then only in the store of snapshots
+	shedding := false
 	err = s.Blobs.Walk(ctx, func(info blob.Info) error {
 		l, isLayer := layers[info.Digest]
 		shed := isLayer && s.unpacked(ctx, l.key) && s.shed(l.layer)
 		if shed || !used[info.Digest] {
 			unused = append(unused, info)
-			only = only || shed && len(s.placesOf(info.Digest)) == 0
+			shedding = shedding || shed
 		}
 		return nil
 	})
-	if only {
+	if shedding { // the layer is then all that is left here
 		if err := s.Snapshots.Sync(ctx); err != nil {
 			return 0, err
 		}
