@@ -188,7 +188,7 @@ func benchmark(b *testing.B, inline int, recipe, known bool) {
 // BenchmarkRead reads an image whose bodies are all new, and all known, into a
 // store on a file system of its own. BERTH_INLINE lists limits to try.
 func BenchmarkRead(b *testing.B) {
-	for _, inline := range strings.FieldsSeq(cmp.Or(os.Getenv("BERTH_INLINE"), fmt.Sprint(layer.InlineLimit))) {
+	for inline := range strings.FieldsSeq(cmp.Or(os.Getenv("BERTH_INLINE"), fmt.Sprint(layer.InlineLimit))) {
 		var limit int
 		fmt.Sscan(inline, &limit)
 		b.Run(fmt.Sprint("fresh/inline=", limit), func(b *testing.B) { benchmark(b, limit, false, false) })

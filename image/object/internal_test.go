@@ -13,7 +13,7 @@ func TestSet(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var s set
 	want := map[key]bool{}
-	for range 300_000 {
+	for range 100_000 {
 		k := key{byte(r.IntN(4)), 0, 0, 0, 0, 0, byte(r.IntN(8)), byte(r.IntN(256)), byte(r.IntN(4)), byte(r.IntN(2))}
 		switch r.IntN(3) {
 		case 0:
