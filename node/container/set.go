@@ -36,6 +36,7 @@ type Config struct {
 	Events    Events
 	Meter     Meter
 	Processes Processes
+	Files     Files // nil where images are whole before they are kept
 
 	Runtimes map[string]Runtime
 	Runtime  string // the one used where none is asked for

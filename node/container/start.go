@@ -76,6 +76,9 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 	if err := s.cleared(ctx, c); err != nil {
 		return err
 	}
+	if err := s.awaitFiles(ctx, want); err != nil {
+		return err
+	}
 	var u undo.Stack
 	defer func() {
 		if err != nil {
@@ -85,6 +88,9 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 	made, err := s.furnish(ctx, c, &u)
 	if err != nil {
 		return err
+	}
+	if s.Files != nil {
+		s.Files.Watch(ctx, want.ImageID, s.rootDir(c.id))
 	}
 	// A loss of power may have left the record and not the folder.
 	if err := os.MkdirAll(filepath.Dir(want.LogPath), 0o700); err != nil {

@@ -171,6 +171,25 @@ func (s *Store) Recipe(_ context.Context, key snapshot.Key) (io.ReadCloser, int6
 	return recipe, st.Size(), nil
 }
 
+// Bodies are the digests of the bodies of files in the tree of a Committed
+// layer, in the order of paths; what has none is left out.
+func (s *Store) Bodies(ctx context.Context, key snapshot.Key, paths []string) ([]tree.Digest, error) {
+	if _, err := s.find(key); err != nil {
+		return nil, err
+	}
+	shown, err := s.chainTree(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	var found []tree.Digest
+	for _, path := range paths {
+		if n := tree.Find(shown.root, path); n != nil && n.Object != (tree.Digest{}) {
+			found = append(found, n.Object)
+		}
+	}
+	return found, nil
+}
+
 // lacksLocked says whether layers from key down lack bodies. mu is held.
 func (s *Store) lacksLocked(key snapshot.Key) bool {
 	if !s.lacking.Load() {
