@@ -283,7 +283,7 @@ func (p *probe) tryShift(context.Context) error {
 			return err
 		}
 		return sh.setFolder(fsfd, "workdir", "2/work")
-	}, unix.FsconfigCreate)
+	}, func(fsfd int) error { return createShifted(fsfd, maps, maps) })
 	if err == nil {
 		_ = unix.Close(mount)
 	}

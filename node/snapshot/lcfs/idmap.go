@@ -18,6 +18,7 @@ import (
 type shift struct {
 	ns      *os.File
 	folders int
+	images  []int // a mount that is attached nowhere ends with its descriptor
 }
 
 func (s *Store) shifted(uids, gids []snapshot.IDMap) (*shift, error) {
@@ -37,7 +38,10 @@ func (s *Store) shifted(uids, gids []snapshot.IDMap) (*shift, error) {
 	return sh, nil
 }
 
-func (sh *shift) close() { _ = unix.Close(sh.folders) }
+func (sh *shift) close() {
+	_ = unix.Close(sh.folders)
+	closeAll(sh.images)
+}
 
 func (sh *shift) apply(mount int) error {
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(sh.ns.Fd())}
@@ -54,30 +58,30 @@ func (sh *shift) setFolder(fsfd int, option, name string) error {
 	return unix.FsconfigSetFd(fsfd, option, fd)
 }
 
-// image mounts an image for this shift alone.
-func (sh *shift) image(im *images, name string) (int, error) {
-	mount, err := im.mount(name)
+// setImage names an image that is mounted for this shift alone.
+func (sh *shift) setImage(fsfd int, im *images, name string) error {
+	mount, err := im.clone(name)
 	if err != nil {
-		return -1, err
+		return err
 	}
+	sh.images = append(sh.images, mount)
 	if err := sh.apply(mount); err != nil {
-		_ = unix.Close(mount)
-		return -1, errs.New(errs.Unsupported, "the kernel cannot shift the owners of an image: %w", err)
+		return errs.New(errs.Unsupported, "the kernel cannot shift the owners of an image: %w", err)
 	}
-	return mount, nil
+	return unix.FsconfigSetFd(fsfd, "lowerdir+", mount)
 }
 
 // createShifted makes the overlay as the host's ids of the container's root.
 // overlayfs does its own work on the layers with the identity of who made the
 // mount; through a mount that shifts owners only those in the map can own what
 // is made.
-func (s *Store) createShifted(fsfd int, uids, gids []snapshot.IDMap) error {
+func createShifted(fsfd int, uids, gids []snapshot.IDMap) error {
 	uid, okUID := hostRoot(uids)
 	gid, okGID := hostRoot(gids)
 	if !okUID || !okGID {
 		return errs.New(errs.Unsupported, "the id maps have no root")
 	}
-	return s.onOwnThread(func() error {
+	return onOwnThread(func() error {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var caps [2]unix.CapUserData
 		if err := unix.Capget(&header, &caps[0]); err != nil {

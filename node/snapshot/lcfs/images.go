@@ -31,10 +31,35 @@ func (im *images) init(dir string, loop bool) {
 
 func (im *images) path(name string) string { return im.dir + "/" + name + ".erofs" }
 
-// get returns a descriptor of the mounted image, which is the caller's.
-func (im *images) get(name string) (int, error) {
+// set makes the image the next lower of an overlay.
+func (im *images) set(fsfd int, name string) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	mount, err := im.getLocked(name)
+	if err != nil {
+		return err
+	}
+	return unix.FsconfigSetFd(fsfd, "lowerdir+", mount)
+}
+
+// clone returns a mount of the image that is the caller's alone. Where the
+// kernel can it shares all else with the others.
+func (im *images) clone(name string) (int, error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	mount, err := im.getLocked(name)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.OpenTree(mount, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return im.mount(name)
+	}
+	return fd, nil
+}
+
+// getLocked returns the mounted image. mu is held.
+func (im *images) getLocked(name string) (int, error) {
 	mount, ok := im.mounts[name]
 	if !ok {
 		var err error
@@ -49,11 +74,7 @@ func (im *images) get(name string) (int, error) {
 		im.order = slices.DeleteFunc(im.order, func(other string) bool { return other == name })
 	}
 	im.order = append(im.order, name)
-	fd, err := unix.FcntlInt(uintptr(mount), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("image %.16s: %w", name, err)
-	}
-	return fd, nil
+	return mount, nil
 }
 
 // mount makes a mount of the image for one user alone.

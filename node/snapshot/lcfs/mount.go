@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,7 +85,7 @@ func (s *Store) mountStack(ctx context.Context, st stack, target string) error {
 	}
 	create := unix.FsconfigCreate
 	if shifted != nil {
-		create = func(fsfd int) error { return s.createShifted(fsfd, st.uids, st.gids) }
+		create = func(fsfd int) error { return createShifted(fsfd, st.uids, st.gids) }
 	}
 	mount, err := mountFS("overlay", attributes, func(fsfd int) error { return s.configure(fsfd, st, shifted, missing) }, create)
 	if err != nil {
@@ -105,10 +106,10 @@ func (s *Store) clearVolatile(st stack) error {
 
 func (s *Store) configure(fsfd int, st stack, shifted *shift, missing int) error {
 	folder := func(option, name string) error { return set(fsfd, option+"="+s.short(name)) }
-	image := func(name string) (int, error) { return s.images.get(name) }
+	image := func(name string) error { return s.images.set(fsfd, name) }
 	if shifted != nil {
 		folder = func(option, name string) error { return shifted.setFolder(fsfd, option, name) }
-		image = func(name string) (int, error) { return shifted.image(&s.images, name) }
+		image = func(name string) error { return shifted.setImage(fsfd, &s.images, name) }
 	}
 	for _, l := range st.lowers {
 		if l.image == "" {
@@ -117,7 +118,7 @@ func (s *Store) configure(fsfd int, st stack, shifted *shift, missing int) error
 			}
 			continue
 		}
-		if err := setImage(fsfd, l.image, image); err != nil {
+		if err := image(l.image); err != nil {
 			return fmt.Errorf("lower %.16s: %w", l.image, err)
 		}
 	}
@@ -149,15 +150,6 @@ func (s *Store) configure(fsfd int, st stack, shifted *shift, missing int) error
 		return set(fsfd, "volatile")
 	}
 	return nil
-}
-
-func setImage(fsfd int, name string, open func(string) (int, error)) error {
-	fd, err := open(name)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.FsconfigSetFd(fsfd, "lowerdir+", fd)
 }
 
 func (s *Store) setObjects(fsfd int) error {
@@ -240,13 +232,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // onOwnThread runs fn on a thread that ends after it, so that fn may change
 // what belongs to the thread.
-func (s *Store) onOwnThread(fn func() error) error {
-	done := make(chan error, 1)
-	s.work.Go(func() {
+func onOwnThread(fn func() error) (err error) {
+	var thread sync.WaitGroup
+	thread.Go(func() {
 		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		done <- fn()
+		err = fn()
 	})
-	return <-done
+	thread.Wait()
+	return err
 }
 
 // mountOptions are those of mount(2), with all names below prefix.
@@ -297,7 +290,7 @@ func (s *Store) mountShown(key snapshot.Key, st stack, target string) error {
 		flags = unix.MS_RDONLY
 		options = append(options[:1], options[2:]...)
 	}
-	return s.onOwnThread(func() error {
+	return onOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
