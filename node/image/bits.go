@@ -171,16 +171,19 @@ func (nopCloser) Close() error { return nil }
 
 // writeTar writes the uncompressed tar of a layer. It fails with Invalid where
 // that is not the tar of its diff ID, and with Unsupported where the store has
-// no way to write it.
+// no way to write it. A layer that was committed here is written as it was
+// then: the same tree always gives the same tar.
 func (s *Set) writeTar(ctx context.Context, l placed, w io.Writer) error {
-	write := s.Snapshots.Diff
-	if exact, ok := s.Snapshots.(Exact); ok {
-		write = exact.Tar
-	} else if !l.Made {
-		return errs.New(errs.Unsupported, "this store cannot write the tar of layer %s again", l.DiffID)
-	}
 	hash := sha256.New()
-	if err := write(ctx, l.key, io.MultiWriter(w, hash)); err != nil {
+	out := io.MultiWriter(w, hash)
+	err := errs.New(errs.Unsupported, "this store cannot write the tar of layer %s again", l.DiffID)
+	if exact, ok := s.Snapshots.(Exact); ok {
+		err = exact.Tar(ctx, l.key, out)
+	}
+	if errors.Is(err, errs.Unsupported) && l.Made {
+		err = s.Snapshots.Diff(ctx, l.key, out)
+	}
+	if err != nil {
 		return err
 	}
 	if got := digest.NewDigest(digest.SHA256, hash); got != l.DiffID {

@@ -21,6 +21,7 @@ type offering struct {
 
 	mu      sync.Mutex
 	tars    map[snapshot.Key][]byte
+	refuse  map[snapshot.Key]error // what Tar answers, if set
 	settled []snapshot.Key
 	synced  int
 	things  map[string]snapshot.Checked // by place
@@ -72,7 +73,11 @@ func (i *offered) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 func (o *offering) Tar(_ context.Context, key snapshot.Key, w io.Writer) error {
 	o.mu.Lock()
 	tar, ok := o.tars[key]
+	refused := o.refuse[key]
 	o.mu.Unlock()
+	if refused != nil {
+		return refused
+	}
 	if !ok {
 		return errs.New(errs.NotFound, "no snapshot %s", key)
 	}

@@ -1,0 +1,27 @@
+package image_test
+
+import (
+	"testing"
+
+	"berth/base/errs"
+	"berth/image/registrytest"
+	"berth/node/image"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+// A store may be unable to write one layer's tar; what was committed here is
+// then written as it was.
+func TestPushOfCommitWithoutTar(t *testing.T) {
+	one, _ := sample(t)
+	n, r := newNode(t, offers, follows(image.Drop)), registrytest.New(t)
+	r.Push(t, "one", "v1", one)
+	made := n.change(n.pull(r.Host()+"/one:v1"), spec.CommitRequest{Reference: r.Host() + "/mine:v1"})
+	top, err := n.set.Chain(t.Context(), made.ID)
+	n.must(err)
+	n.offering().refuse = map[snapshot.Key]error{top: errs.New(errs.Unsupported, "no recipe")}
+	n.must(n.set.Push(t.Context(), spec.PushRequest{Reference: r.Host() + "/mine:v1"}, nil))
+	if got := newNode(t).pull(r.Host() + "/mine:v1"); got.Manifest != made.Manifest {
+		t.Errorf("pulled back %s, want %s", got.Manifest, made.Manifest)
+	}
+}
