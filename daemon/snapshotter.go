@@ -21,6 +21,7 @@ import (
 	"berth/base/kv"
 	"berth/face/containerd"
 	"berth/node/snapshot"
+	"berth/node/snapshot/lcfs"
 	"berth/node/snapshot/overlay"
 )
 
@@ -102,6 +103,8 @@ func openStore(ctx context.Context, c SnapshotterConfig, db *kv.DB, log *slog.Lo
 	switch c.Driver {
 	case "", "overlay":
 		return overlay.Open(ctx, overlay.Config{Dir: c.Root, DB: db, Log: log})
+	case "lcfs":
+		return lcfs.Open(ctx, lcfs.Config{Dir: c.Root, DB: db, Log: log})
 	}
 	return nil, errs.New(errs.Invalid, "there is no storage driver %q", c.Driver)
 }

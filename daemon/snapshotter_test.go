@@ -27,6 +27,7 @@ import (
 // of a lower layer.
 var rungs = []struct{ driver, knownAs string }{
 	{"overlay", "overlayfs"},
+	{"lcfs", "overlayfs"},
 }
 
 // TestContainerdSuite runs containerd's own suite for snapshotters through its

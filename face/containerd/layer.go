@@ -24,9 +24,9 @@ type layer struct {
 
 var (
 	chainID = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-	// unpacking is how containerd names an active snapshot into which it
+	// unpackName is how containerd names an active snapshot into which it
 	// unpacks a layer; older parts of it leave the label out.
-	unpacking = regexp.MustCompile(`(?:^|/)extract-\S+ (sha256:[0-9a-f]{64})$`)
+	unpackName = regexp.MustCompile(`(?:^|/)extract-\S+ (sha256:[0-9a-f]{64})$`)
 )
 
 // chainOf says which layer of an image a snapshot becomes that was active and
@@ -34,7 +34,7 @@ var (
 // none, whatever its labels say.
 func chainOf(active, committed *record) string {
 	chain := committed.Labels[labelRef]
-	if found := unpacking.FindStringSubmatch(active.Name); chain == "" && found != nil {
+	if found := unpackName.FindStringSubmatch(active.Name); chain == "" && found != nil {
 		chain = found[1]
 	}
 	named := committed.Name == chain || strings.HasSuffix(committed.Name, "/"+chain)
@@ -43,6 +43,9 @@ func chainOf(active, committed *record) string {
 	}
 	return chain
 }
+
+// unpacking says whether containerd itself unpacks a layer into the snapshot.
+func (r *record) unpacking() bool { return unpackName.MatchString(r.Name) }
 
 // shifted says whether the owners in a snapshot differ from the image's.
 func (r *record) shifted() bool { return r.Labels[labelUIDMap]+r.Labels[labelGIDMap] != "" }

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/api/types"
 
 	"berth/base/errs"
 	"berth/node/snapshot"
@@ -23,10 +22,12 @@ func (s *Snapshots) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) 
 	if err != nil {
 		return nil, failed("prepare snapshot", err)
 	}
-	mounts, err := s.create(ctx, &record{
-		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive,
-	})
-	return &api.PrepareSnapshotResponse{Mounts: mounts}, failed("prepare snapshot", err)
+	rec := &record{Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive}
+	mounts, err := s.create(ctx, rec)
+	if rec.unpacking() {
+		return &api.PrepareSnapshotResponse{Mounts: toUnpack(mounts)}, failed("prepare snapshot", err)
+	}
+	return &api.PrepareSnapshotResponse{Mounts: toMount(mounts)}, failed("prepare snapshot", err)
 }
 
 // View makes a snapshot for reading.
@@ -34,33 +35,11 @@ func (s *Snapshots) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.
 	mounts, err := s.create(ctx, &record{
 		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
 	})
-	return &api.ViewSnapshotResponse{Mounts: mounts}, failed("view snapshot", err)
-}
-
-// Mounts says how containerd mounts an active snapshot or a view.
-func (s *Snapshots) Mounts(ctx context.Context, r *api.MountsRequest) (*api.MountsResponse, error) {
-	rec, err := s.look(name{r.Snapshotter, r.Key})
-	if err == nil && rec.Kind == snapshot.KindCommitted {
-		err = errs.New(errs.Conflict, "snapshot %q is committed, neither active nor a view", r.Key)
-	}
-	var mounts []*types.Mount
-	if err == nil {
-		mounts, err = s.mounts(ctx, rec.Store)
-	}
-	return &api.MountsResponse{Mounts: mounts}, failed("mounts of snapshot", err)
-}
-
-func (s *Snapshots) mounts(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
-	mounts, err := s.store.Mounts(ctx, key)
-	out := make([]*types.Mount, len(mounts))
-	for i, m := range mounts {
-		out[i] = &types.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
-	}
-	return out, err
+	return &api.ViewSnapshotResponse{Mounts: toMount(mounts)}, failed("view snapshot", err)
 }
 
 // create makes the snapshot that rec describes.
-func (s *Snapshots) create(ctx context.Context, rec *record) ([]*types.Mount, error) {
+func (s *Snapshots) create(ctx context.Context, rec *record) ([]snapshot.Mount, error) {
 	if err := check(rec); err != nil {
 		return nil, err
 	}
@@ -77,7 +56,7 @@ func (s *Snapshots) create(ctx context.Context, rec *record) ([]*types.Mount, er
 		s.abandon(rec)
 		return nil, err
 	}
-	mounts, err := s.mounts(ctx, rec.Store)
+	mounts, err := s.store.Mounts(ctx, rec.Store)
 	if err == nil {
 		err = s.show(ctx, rec)
 	}

@@ -72,11 +72,16 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
 		}
 		e.endShims(t)
 		_ = e.containerd.end(syscall.SIGTERM)
+		e.tidy(t)
 	})
 	return e
 }
 
 func (e *engine) root() string { return filepath.Join(e.dir, "root") }
+
+// namespace is one that no other engine of this machine has: what runc keeps
+// of its containers it keeps by that.
+func (e *engine) namespace(name string) string { return name + filepath.Base(e.dir) }
 
 // endShims ends what a failed test left running, with its containers.
 func (e *engine) endShims(t *testing.T) {
@@ -101,18 +106,49 @@ func (e *engine) endShims(t *testing.T) {
 	}
 }
 
+// tidy takes away what runc and containerd leave behind of namespaces.
+func (e *engine) tidy(t *testing.T) {
+	t.Helper()
+	suffix := e.namespace("")
+	states, err := filepath.Glob("/run/containerd/runc/*" + suffix)
+	must(t, err)
+	for _, state := range states {
+		must(t, os.RemoveAll(state))
+	}
+	until(t, "the cgroups are empty", func() bool {
+		var left []string
+		for _, pattern := range []string{"/sys/fs/cgroup/*" + suffix, "/sys/fs/cgroup/*/*" + suffix} {
+			groups, _ := filepath.Glob(pattern)
+			left = append(left, groups...)
+		}
+		for _, group := range left {
+			below, _ := filepath.Glob(group + "/*/")
+			for _, dir := range append(below, group) {
+				_ = syscall.Rmdir(dir)
+			}
+		}
+		return len(left) == 0
+	})
+}
+
 // ctr runs containerd's command line in a namespace and returns what it says.
 func (e *engine) ctr(t *testing.T, namespace string, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(peers, "ctr"), append([]string{"--address", e.containerd.socket, "--namespace", namespace}, args...)...)
+	out, err := e.try(namespace, args...)
+	must(t, err)
+	return out
+}
+
+func (e *engine) try(namespace string, args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(peers, "ctr"), append([]string{"--address", e.containerd.socket, "--namespace", e.namespace(namespace)}, args...)...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "CONTAINERD_SNAPSHOTTER=berth")
 	var says strings.Builder
 	cmd.Stderr = &says
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("ctr %s: %v\n%s%s", strings.Join(args, " "), err, out, says.String())
+		err = fmt.Errorf("ctr %s: %w\n%s%s", strings.Join(args, " "), err, out, says.String())
 	}
-	return string(out)
+	return string(out), err
 }
 
 // run wants a container of the image to say something.
@@ -218,9 +254,11 @@ func kills(t *testing.T, e *engine) {
 	_ = e.snapshotter.end(syscall.SIGKILL)
 	inside(2, "cat /etc/kept; cat /hidden/c", "written\nc\n")
 	e.snapshotter.start(t)
-	if now := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "ls"); now != listed {
-		t.Errorf("after a kill of the snapshotter:\n%s\nbefore:\n%s", now, listed)
-	}
+	// containerd waits a little before it calls again who did not answer.
+	until(t, "the snapshotter that was killed lists all", func() bool {
+		now, err := e.try("one", "snapshots", "--snapshotter", "berth", "ls")
+		return err == nil && now == listed
+	})
 	e.run(t, "one", "second", look, shown)
 
 	_ = e.containerd.end(syscall.SIGKILL)

@@ -34,7 +34,7 @@ func newDocker(t *testing.T, driver string) *docker {
 	d.dockerd = &daemon{
 		socket: socket, env: []string{"PATH=" + peers + ":/usr/sbin:/sbin:" + os.Getenv("PATH")},
 		argv: []string{
-			filepath.Join(programs, "dockerd"), "--containerd", d.containerd.socket, "--storage-driver", "berth", "--host", "unix://" + socket,
+			filepath.Join(programs, "dockerd"), "--containerd", d.containerd.socket, "--containerd-namespace", d.namespace("docker"), "--cgroup-parent", "/" + d.namespace("docker"), "--storage-driver", "berth", "--host", "unix://" + socket,
 			"--data-root", filepath.Join(d.dir, "d"), "--exec-root", filepath.Join(d.dir, "de"), "--pidfile", filepath.Join(d.dir, "d.pid"),
 			"--add-runtime", "new=" + filepath.Join(programs, "runc"), "--default-runtime", "new", "--seccomp-profile", "unconfined",
 			"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--userland-proxy=false",
@@ -46,6 +46,9 @@ func newDocker(t *testing.T, driver string) *docker {
 			t.Logf("dockerd says:\n%s", d.dockerd.log.String())
 		}
 		_ = d.dockerd.end(syscall.SIGTERM)
+		for _, dir := range []string{"/run/docker/plugins", "/run/docker"} {
+			_ = os.Remove(dir) // which it makes wherever its other folders are
+		}
 	})
 	return d
 }
@@ -94,6 +97,10 @@ func tryDocker(t *testing.T, d *docker) {
 	if got := d.docker(t, "exec", "web", "cat", "/etc/kept", "/hidden/c"); got != "written\nc\n" {
 		t.Errorf("in the running container: %q", got)
 	}
+	until(t, "containerd calls the new snapshotter", func() bool {
+		_, err := d.try("docker", "snapshots", "--snapshotter", "berth", "ls")
+		return err == nil
+	})
 	d.docker(t, "commit", "web", "committed:1")
 	d.see(t, "committed:1", "cat /etc/kept; [ -e /etc/replaced ] || echo gone", "written\ngone\n")
 	d.docker(t, "rm", "--force", "web")

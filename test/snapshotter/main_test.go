@@ -20,6 +20,7 @@ var program, peers string
 // suite knows what they cannot do: overlayfs renames no folder of a lower layer.
 var rungs = []struct{ driver, knownAs string }{
 	{"overlay", "overlayfs"},
+	{"lcfs", "overlayfs"},
 }
 
 func TestMain(m *testing.M) {
