@@ -32,8 +32,10 @@ const (
 	trailerAt  = 508 // of star
 )
 
-// maxExtension is the size of records or of a long name before an entry.
-const maxExtension = 1 << 20
+const (
+	maxExtension  = 1 << 20 // of records, or of a long name, before an entry
+	maxExtensions = 4 << 20 // of all headers before it
+)
 
 // extension is what comes before an entry and says more of it. Its values lie
 // in raw.
@@ -109,7 +111,7 @@ func allZero(p []byte) bool {
 // extend reads what follows a header that is only about the next one.
 func (r *reader) extend() error {
 	kind, size := r.entry.kind, r.entry.size
-	if size > maxExtension {
+	if size > maxExtension || len(r.ext.raw) > maxExtensions {
 		return errs.New(errs.Invalid, "%d bytes of records for one entry", size)
 	}
 	body, err := r.keep(int(size))

@@ -52,6 +52,24 @@ type builder struct {
 	// dirs are the folders that paths of entries led to. It is forgotten when
 	// a folder goes away.
 	dirs map[string]*folder
+	// left is how much memory the tree may still take, or nearly.
+	left int64
+}
+
+const (
+	// maxTree bounds the memory of a tree: a few kilobytes of compressed layer
+	// can name as many files as there is memory for.
+	maxTree = 1 << 30
+	// perNode is what a file takes beside its name and values.
+	perNode = 400
+)
+
+// spend takes n bytes and a file off what the tree may take.
+func (b *builder) spend(n int) error {
+	if b.left -= int64(n) + perNode; b.left < 0 {
+		return errs.New(errs.Invalid, "the layer has more files than is allowed")
+	}
+	return nil
 }
 
 type folder struct {
@@ -60,7 +78,7 @@ type folder struct {
 }
 
 func newBuilder() *builder {
-	b := &builder{root: implied(), names: tree.NewBuilder()}
+	b := &builder{root: implied(), names: tree.NewBuilder(), left: maxTree}
 	b.forget()
 	return b
 }
@@ -82,6 +100,13 @@ func (b *builder) add(e *entry) (*tree.Node, error) {
 	}
 	if e.uid < 0 || e.gid < 0 || e.uid >= math.MaxUint32 || e.gid >= math.MaxUint32 {
 		return nil, errs.New(errs.Invalid, "owner %d:%d", e.uid, e.gid)
+	}
+	weight := len(name) + len(e.link)
+	for _, x := range e.xattrs {
+		weight += len(x.Name) + len(x.Value)
+	}
+	if err := b.spend(weight); err != nil {
+		return nil, err
 	}
 	if name == "." {
 		if e.kind != tar.TypeDir {
@@ -161,6 +186,9 @@ func (b *builder) folder(name string) (*folder, error) {
 		at, base = name[:i], name[i+1:]
 	}
 	parent, err := b.folder(at)
+	if err == nil {
+		err = b.spend(0)
+	}
 	if err != nil {
 		return nil, err
 	}

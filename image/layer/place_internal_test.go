@@ -288,3 +288,60 @@ func TestManyNames(t *testing.T) {
 		t.Errorf("took %v", took)
 	}
 }
+
+// A layer of some kilobytes, as it comes, can name more than there is memory
+// for.
+func TestBombs(t *testing.T) {
+	records := strings.Repeat("x", 1<<20-1)
+	x := retype(archiveOf(t, tar.FormatUSTAR, file("x", int64(len(records)))), 'x')
+	x = x[:len(x)-1024]
+	record := []byte("1048575 comment=")
+	copy(x[512:], record)
+	x[512+len(records)-1] = '\n'
+	for name, next := range map[string]func(i int) []byte{
+		"files":   func(i int) []byte { return archiveOf(t, tar.FormatUSTAR, file(fmt.Sprint(i), 0))[:512] },
+		"folders": func(i int) []byte { return deep(t, i) },
+		"xattrs": func(i int) []byte {
+			a := archiveOf(t, tar.FormatPAX, xattr("user.a", strings.Repeat("v", 60_000), xattr("user.b", strings.Repeat("v", 60_000), file(fmt.Sprint(i), 0))))
+			return a[:len(a)-1024]
+		},
+		"records": func(int) []byte { return x },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBuilder()
+			b.left = 16 << 20
+			src := &source{ctx: t.Context(), r: &endless{next: next}, left: 1 << 30}
+			s, err := newStream(src, hashes{}, 1, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = (&reader{stream: s, builder: b, left: 1 << 30}).run()
+			if !errors.Is(err, errs.Invalid) || errors.Is(err, errTooBig) {
+				t.Errorf("error %v", err)
+			}
+			s.finish(true)
+		})
+	}
+}
+
+func deep(t *testing.T, i int) []byte {
+	a := archiveOf(t, tar.FormatPAX, file(fmt.Sprint(i)+strings.Repeat("/d", 2000), 0))
+	return a[:len(a)-1024]
+}
+
+// endless is a stream of what next makes.
+type endless struct {
+	next func(i int) []byte
+	n    int
+	rest []byte
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	if len(e.rest) == 0 {
+		e.rest = e.next(e.n)
+		e.n++
+	}
+	n := copy(p, e.rest)
+	e.rest = e.rest[n:]
+	return n, nil
+}

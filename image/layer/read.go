@@ -91,6 +91,9 @@ func (r *reader) body(n *tree.Node, size int64) error {
 	if size == 0 {
 		return nil
 	}
+	if err := r.builder.spend(int(size)); err != nil {
+		return err
+	}
 	n.Body = r.roomFor(int(size))
 	for at := 0; at < len(n.Body); {
 		if err := r.stream.need(1); err != nil {
