@@ -79,6 +79,11 @@ func writeInfo(w io.Writer, i spec.Info, now time.Time) error {
 	line("Images", fmt.Sprint(i.Images))
 	line("Runtimes", strings.Join(runtimes, "; "))
 	line("Snapshotter", i.Snapshotter)
+	for _, driver := range i.Storage {
+		if driver.Why != "" {
+			line("  not "+driver.Name, driver.Why)
+		}
+	}
 	if last := i.Scrubbed; last != nil {
 		line("Last scrub", fmt.Sprintf("%s: %d damaged, %d repaired", table.Ago(last.Ended, now), last.Damaged, last.Repaired))
 	}

@@ -20,6 +20,8 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.config.Group, "group", "", "group that may use the socket besides root (default berth)")
 	flags.StringVar(&f.config.Runtime, "runtime", "", "OCI runtime where a container asks for none (default crun or runc, as there is)")
 	flags.StringVar(&f.config.OTLP, "otlp", "", "where traces go, as in http://localhost:4318 (OTEL_EXPORTER_OTLP_ENDPOINT)")
+	flags.StringVar(&f.config.Storage.Driver, "storage-driver", "", "how layers are kept: lcfs, lcfs-loop, overlay, btrfs, reflink, copy (default auto: the first that works)")
+	completeFlag(cmd, "storage-driver", completeWords("auto", "lcfs", "lcfs-loop", "overlay", "btrfs", "reflink", "copy"))
 	addState(flags, &f.config.State)
 	addLog(cmd, &f.config.LogLevel, &f.config.LogFormat)
 }

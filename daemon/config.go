@@ -82,7 +82,8 @@ type RegistryDefaults struct {
 
 // StorageDefaults say how layers are kept.
 type StorageDefaults struct {
-	ScrubDays *int `toml:"scrub_days"` // a scrub in the background every so many days; 30 when nil, never when 0
+	Driver    string `toml:"driver"`     // auto, lcfs, lcfs-loop, overlay, btrfs, reflink or copy; auto when empty
+	ScrubDays *int   `toml:"scrub_days"` // a scrub in the background every so many days; 30 when nil, never when 0
 }
 
 // defaultScrubDays is how often where nothing is said: a flip in a month is rare.
@@ -128,6 +129,7 @@ func (c NodeConfig) withFile() (NodeConfig, error) {
 	out.LogFormat = cmp.Or(c.LogFormat, file.LogFormat, "text")
 	out.OTLP = cmp.Or(c.OTLP, file.OTLP, os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
 	out.Runtime = cmp.Or(c.Runtime, file.Runtime)
+	out.Storage.Driver = cmp.Or(c.Storage.Driver, file.Storage.Driver, autoDriver)
 	out.Version, out.Log, out.Ready = c.Version, c.Log, c.Ready
 	if out.Registry.Blobs, err = image.ParsePolicy(string(file.Registry.Blobs)); err != nil {
 		return c, errs.New(errs.Invalid, "configuration %s: [registry] %w", path, err)

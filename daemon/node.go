@@ -28,7 +28,7 @@ import (
 	"berth/node/image"
 	"berth/node/keeper"
 	"berth/node/network"
-	"berth/node/snapshot/overlay"
+	"berth/node/snapshot"
 	"berth/node/stats"
 	"berth/node/volume"
 )
@@ -66,7 +66,8 @@ type node struct {
 	events     publisher
 	bus        *event.Bus
 	keeper     *keeper.Keeper
-	snapshots  *overlay.Store
+	snapshots  snapshot.Store
+	storage    choice // of the driver of snapshots
 	images     *image.Set
 	networks   *network.Set
 	volumes    *volume.Set
@@ -139,7 +140,7 @@ func (n *node) run(ctx context.Context) error {
 	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
 	if n.config.Ready != nil {
-		ready := Readiness{NodeConfig: n.config, Snapshotter: snapshotter, KeeperPid: n.keeper.Pid()}
+		ready := Readiness{NodeConfig: n.config, Snapshotter: n.storage.name, KeeperPid: n.keeper.Pid()}
 		ready.Runtime = n.runtimes.usual
 		n.config.Ready(ready)
 	}
@@ -205,17 +206,6 @@ func (n *node) upgradeKeeper(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	return ctx.Err()
-}
-
-func (n *node) openSnapshots(ctx context.Context) (err error) {
-	n.snapshots, err = overlay.Open(ctx, overlay.Config{
-		Dir: n.config.Root, DB: n.db, Log: n.log.With("room", "snapshot"), MaxLayer: n.config.Registry.MaxLayerBytes,
-	})
-	if err != nil {
-		return err
-	}
-	n.onClose("snapshots", n.snapshots.Close)
-	return nil
 }
 
 func (n *node) openImages(ctx context.Context) error {

@@ -14,9 +14,6 @@ import (
 	"berth/spec"
 )
 
-// snapshotter is the driver that keeps the layers.
-const snapshotter = "overlay"
-
 // Version implements rest.System.
 func (n *node) Version() spec.Version { return n.config.Version }
 
@@ -42,7 +39,7 @@ func (n *node) Info(ctx context.Context) (spec.Info, error) {
 		ID: n.id, Name: n.host.Hostname, Version: n.config.Version, Started: n.started,
 		Kernel: unix.ByteSliceToString(kernel.Release[:]), OS: osName(), Architecture: runtime.GOARCH,
 		CPUs: runtime.NumCPU(), Memory: memory.Totalram * uint64(memory.Unit), Cgroup: fmt.Sprintf("v%d", n.host.Cgroup),
-		Root: n.config.Root, State: n.config.State, Socket: n.config.Socket, Snapshotter: snapshotter,
+		Root: n.config.Root, State: n.config.State, Socket: n.config.Socket, Snapshotter: n.storage.name, Storage: n.storage.ladder,
 		Runtimes: n.runtimes.versions(), Runtime: n.runtimes.usual,
 		NodePid: os.Getpid(), KeeperPid: n.keeper.Pid(),
 		Containers: map[spec.State]int{}, Images: len(images), Security: n.security(), Warnings: n.warnings(),
@@ -81,6 +78,9 @@ func (n *node) warnings() []string {
 		if !n.host.Controllers[controller] && (controller != "freezer" || n.host.Cgroup == 1) {
 			lacks = append(lacks, "no "+controller+" cgroup: limits on it fail")
 		}
+	}
+	if n.storage.note != "" {
+		lacks = append(lacks, "storage driver: "+n.storage.note)
 	}
 	if !n.host.Swap {
 		lacks = append(lacks, "swap cannot be limited")

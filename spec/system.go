@@ -98,7 +98,8 @@ type Info struct {
 	Root          string            `json:"root"`
 	State         string            `json:"state"`
 	Socket        string            `json:"socket"`
-	Snapshotter   string            `json:"snapshotter"`
+	Snapshotter   string            `json:"snapshotter" doc:"the storage driver in use"`
+	Storage       []StorageDriver   `json:"storage" doc:"storage drivers from the best down to the one in use"`
 	Runtimes      map[string]string `json:"runtimes" doc:"name to the version it reports"`
 	Runtime       string            `json:"runtime" doc:"used where none is asked for"`
 	NodePid       int               `json:"nodePid"`
@@ -109,6 +110,12 @@ type Info struct {
 	Warnings      []string          `json:"warnings,omitempty"`
 	RegistryHosts string            `json:"registryHosts" doc:"folder of certs.d/<host>/hosts.toml"`
 	Scrubbed      *ScrubResult      `json:"scrubbed,omitempty" doc:"how the last scrub ended"`
+}
+
+// StorageDriver is a way of keeping layers.
+type StorageDriver struct {
+	Name string `json:"name"`
+	Why  string `json:"why,omitempty" doc:"why it is not used"`
 }
 
 // DiskUsage is what a node keeps on disk, in bytes as the file system counts
