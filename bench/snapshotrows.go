@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,9 +89,8 @@ func (s *storage) chains(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		tag := fmt.Sprintf("chain%d", depth)
 		for _, w := range s.pair() {
-			keys, err := w.unpack(tag, layers)
+			keys, err := w.unpack(fmt.Sprintf("chain%d", depth), layers)
 			if err != nil {
 				return err
 			}
@@ -101,37 +98,36 @@ func (s *storage) chains(ctx context.Context) error {
 				return err
 			}
 		}
-		top := fmt.Sprintf("%s.%d", tag, depth)
-		err = s.rounds(ctx, rounds, s.pair(), func(w *worker) error {
-			for range block {
-				key, target, took, err := s.mounted(w, top, false)
+	}
+	err := s.rounds(ctx, rounds, s.pair(), func(w *worker) error {
+		for range block {
+			for _, depth := range chainDepths() {
+				key, target, took, err := s.mounted(w, fmt.Sprintf("chain%d.%d", depth, depth), false)
 				if err != nil {
 					return err
 				}
-				s.results.add(fmt.Sprintf("storage-chain-%d", depth), w.column, milliseconds(took))
+				s.results.add(chainRow(depth), w.column, milliseconds(took))
 				if _, err := w.all(request{Verb: "unmount", Path: target}, request{Verb: "remove", Key: key}); err != nil {
 					return err
 				}
 			}
-			return nil
-		})
-		if err != nil {
-			return err
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	for _, w := range s.pair() {
-		least, most := 0.0, 0.0
-		for i, depth := range chainDepths() {
-			took := s.results.median(fmt.Sprintf("storage-chain-%d", depth), w.column)
-			if i == 0 {
-				least = took
-			}
-			least, most = min(least, took), max(most, took)
+		var took []float64
+		for _, depth := range chainDepths() {
+			took = append(took, s.results.median(chainRow(depth), w.column))
 		}
-		s.results.add("storage-chain-flat", w.column, most/least)
+		s.results.add("storage-chain-flat", w.column, slices.Max(took)/slices.Min(took))
 	}
 	return nil
 }
+
+func chainRow(depth int) string { return fmt.Sprintf("storage-chain-%d", depth) }
 
 func (s *storage) top(w *worker) string { return s.base[w][len(s.base[w])-1] }
 
@@ -247,12 +243,12 @@ func (s *storage) steps(w *worker, source *source, volatile bool) (layers []stri
 	return layers, own, changes, nil
 }
 
-// change changes 200 files: of those that are there it writes 40 anew and
-// removes 10, and it makes 150.
+// change changes 200 files: of those that are there, in a few folders, it
+// writes 40 anew and removes 10, and it makes 150.
 func (s *storage) change(root string, source *source, step int) error {
-	const anew, gone = 40, 10
+	const anew, gone, folders = 40, 10, 2500 // files i and i+2500 share one
 	for i := range anew + gone {
-		name := filepath.Join(root, source.names[(step*(anew+gone)+i)*7%layeredFiles])
+		name := filepath.Join(root, source.names[step*8+i/8+i%8*folders])
 		if i >= anew {
 			if err := os.Remove(name); err != nil {
 				return err
@@ -271,6 +267,7 @@ func (s *storage) change(root string, source *source, step int) error {
 // walk measures the CPU time of a walk through the whole tree, and of asking
 // for each file after it, when nothing is cached.
 func (s *storage) walk(ctx context.Context) error {
+	names := newSource().names
 	return s.rounds(ctx, 3, s.workers, func(w *worker) error {
 		key, target := w.name("view"), s.place.run("walk")
 		if err := os.MkdirAll(target, 0o755); err != nil {
@@ -282,10 +279,10 @@ func (s *storage) walk(ctx context.Context) error {
 		if err := s.dropCaches(); err != nil {
 			return err
 		}
-		var files []string
+		found := 0
 		began := time.Now()
 		walked, err := ofThread(func() (err error) {
-			files, err = regular(target)
+			found, err = countEntries(target)
 			return err
 		})
 		if err != nil {
@@ -295,8 +292,8 @@ func (s *storage) walk(ctx context.Context) error {
 		s.results.add("storage-walk", w.column, milliseconds(walked))
 		asked, err := ofThread(func() error {
 			var st unix.Stat_t
-			for _, name := range files {
-				if err := unix.Lstat(name, &st); err != nil {
+			for _, name := range names {
+				if err := unix.Lstat(filepath.Join(target, name), &st); err != nil {
 					return err
 				}
 			}
@@ -305,150 +302,11 @@ func (s *storage) walk(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(files) < layeredFiles {
-			return fmt.Errorf("only %d files in %s", len(files), w.column)
+		if found < layeredFiles {
+			return fmt.Errorf("only %d entries in %s", found, w.column)
 		}
 		s.results.add("storage-walk-stat", w.column, milliseconds(asked))
 		_, err = w.all(request{Verb: "unmount", Path: target}, request{Verb: "remove", Key: key})
 		return err
 	})
-}
-
-// regular lists the regular files below dir.
-func regular(dir string) (files []string, err error) {
-	err = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() {
-			files = append(files, name)
-		}
-		return err
-	})
-	return files, err
-}
-
-// ofThread is the CPU time that do takes on a thread of its own.
-func ofThread(do func() error) (time.Duration, error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var before, after unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &before); err != nil {
-		return 0, err
-	}
-	if err := do(); err != nil {
-		return 0, err
-	}
-	err := unix.Getrusage(unix.RUSAGE_THREAD, &after)
-	return time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()), err
-}
-
-// dropCaches empties the kernel's caches of what is on disk.
-func (s *storage) dropCaches() error {
-	if err := s.place.sync(); err != nil {
-		return err
-	}
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
-}
-
-// cache reads one image whole and then another that shares nine tenths of its
-// bytes, and counts the pages of the store's files that are in memory.
-func (s *storage) cache(ctx context.Context) error {
-	for _, w := range s.pair() {
-		near, err := s.unpack(w, "near")
-		if err != nil {
-			return err
-		}
-		if err := s.restAll(ctx); err != nil {
-			return err
-		}
-		tops := []string{s.top(w), near[len(near)-1]}
-		var targets []string
-		var ends []request
-		for i, top := range tops {
-			key, target := w.name("view"), s.place.run("cache", fmt.Sprint(i))
-			if err := os.MkdirAll(target, 0o755); err != nil {
-				return err
-			}
-			if _, err := w.all(request{Verb: "view", Key: key, Parent: top}, request{Verb: "mount", Key: key, Path: target}); err != nil {
-				return err
-			}
-			targets = append(targets, target)
-			ends = append(ends, request{Verb: "unmount", Path: target}, request{Verb: "remove", Key: key})
-		}
-		if err := s.dropCaches(); err != nil {
-			return err
-		}
-		var pages []uint64
-		for _, target := range targets {
-			if err := readAll(target); err != nil {
-				return err
-			}
-			n, err := cached(w.dir)
-			if err != nil {
-				return err
-			}
-			pages = append(pages, n)
-		}
-		s.results.add("storage-cache-pages", w.column, float64(pages[1])*float64(os.Getpagesize())/1e6)
-		s.results.add("storage-cache", w.column, float64(pages[1])/float64(pages[0]))
-		if _, err := w.all(ends...); err != nil {
-			return err
-		}
-		if err := w.removeAll(near); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func readAll(dir string) error {
-	files, err := regular(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range files {
-		if _, err := os.ReadFile(name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// cached counts the pages in memory of all files below dir, each inode once.
-func cached(dir string) (pages uint64, err error) {
-	files, err := regular(dir)
-	if err != nil {
-		return 0, err
-	}
-	seen := map[uint64]bool{}
-	for _, name := range files {
-		var st unix.Stat_t
-		if err := unix.Lstat(name, &st); err != nil {
-			continue // the background removed it
-		}
-		if seen[st.Ino] || st.Size == 0 {
-			continue
-		}
-		seen[st.Ino] = true
-		n, err := cachedPages(name)
-		if err != nil {
-			return 0, fmt.Errorf("cachestat %s: %w", name, err)
-		}
-		pages += n
-	}
-	return pages, nil
-}
-
-// cachedPages asks cachestat(2).
-func cachedPages(name string) (uint64, error) {
-	file, err := os.Open(name)
-	if err != nil {
-		return 0, err
-	}
-	defer file.Close()
-	span := struct{ off, n uint64 }{}
-	stat := struct{ cached, dirty, writeback, evicted, recentlyEvicted uint64 }{}
-	_, _, errno := unix.Syscall6(unix.SYS_CACHESTAT, file.Fd(), uintptr(unsafe.Pointer(&span)), uintptr(unsafe.Pointer(&stat)), 0, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return stat.cached, nil
 }
