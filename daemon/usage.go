@@ -6,17 +6,22 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 
 	"berth/spec"
 )
 
-// Folders of the root that are not the layer store's.
-var (
-	counted   = []string{"blobs", "volumes"} // by their rooms
-	uncounted = []string{"db", "logs"}       //nolint:gochecknoglobals // both are constants
-)
+// counted says whether a room counts that folder of the root by itself.
+func counted(name string) bool { return name == "blobs" || name == "volumes" }
+
+// layered says whether a driver of snapshots keeps layers in that folder.
+func layered(name string) bool {
+	switch name {
+	case "objects", "meta", "recipes", "pending", "layers", "trees", "mnt":
+		return true
+	}
+	return false
+}
 
 // DiskUsage implements rest.System.
 func (n *node) DiskUsage(ctx context.Context) (spec.DiskUsage, error) {
@@ -96,7 +101,7 @@ func add(share *spec.DiskShare, active bool, size int64) {
 // folderUsage counts what no room does. Where the store of layers has not
 // counted itself, its folders are: layers may share more than it knows.
 func (n *node) folderUsage(ctx context.Context, usage *spec.DiskUsage, estimated bool) error {
-	other, err := onDisk(ctx, n.config.Root, func(name string) bool { return slices.Contains(uncounted, name) })
+	other, err := onDisk(ctx, n.config.Root, func(name string) bool { return !counted(name) && !layered(name) })
 	if err != nil {
 		return err
 	}
@@ -104,9 +109,7 @@ func (n *node) folderUsage(ctx context.Context, usage *spec.DiskUsage, estimated
 	if !estimated {
 		return nil
 	}
-	store, err := onDisk(ctx, n.config.Root, func(name string) bool {
-		return !slices.Contains(counted, name) && !slices.Contains(uncounted, name)
-	})
+	store, err := onDisk(ctx, n.config.Root, layered)
 	if err != nil {
 		return err
 	}
