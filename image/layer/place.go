@@ -201,7 +201,7 @@ func (b *builder) folder(name string) (*folder, error) {
 		f.node = n
 	case n.IsWhiteout(): // deleted and made anew: nothing below shows
 		f.node = implied()
-		f.node.Opaque = true
+		f.node.Opaque, f.node.Implied = true, false // made anew
 		b.names.Set(parent.node, base, f.node)
 	case n.Type() == unix.S_IFLNK:
 		if f = b.follow(parent, n.Target); f == nil {
@@ -294,7 +294,7 @@ func (b *builder) hide(dir *folder, name string) {
 	case n == nil:
 		b.names.Set(dir.node, name, tree.NewWhiteout())
 	case n.IsDir():
-		n.Opaque = true
+		n.Opaque, n.Implied = true, false
 	}
 }
 

@@ -111,7 +111,7 @@ func TestTrees(t *testing.T) {
 			},
 			[]string{
 				". 040755 implied", "d 040755 implied", "d/gone whiteout", "f 100644 1", "g 100644 1", "h 040755 opaque", "h/x 100644 1",
-				"i 040755 opaque implied", "i/x 100644 1", "j 040755 opaque", "k whiteout",
+				"i 040755 opaque", "i/x 100644 1", "j 040755 opaque", "k whiteout",
 			},
 		},
 		"opaque": {[]tar.Header{file(".wh..wh..opq", 0), file("d/.wh..wh..opq", 0), folderOf("d")}, []string{". 040755 opaque implied", "d 040755 opaque"}},
