@@ -223,6 +223,7 @@ func TestInfo(t *testing.T) {
 	err := writeInfo(&out, spec.Info{
 		ID: "n1", Name: "host", Version: spec.Version{Version: "1.0"}, Started: noon.Add(-time.Hour), Kernel: "6.18", OS: "Debian", Architecture: "amd64",
 		CPUs: 2, Memory: 24 << 30, Cgroup: "v1", Root: "/var/lib/berth", State: "/run/berth", Socket: "/run/berth/berth.sock", Snapshotter: "overlay",
+		Storage:  []spec.StorageDriver{{Name: "lcfs", Why: "no EROFS in this kernel"}, {Name: "overlay"}},
 		Runtimes: map[string]string{"runc": "1.1.5", "crun": "1.8.1"}, Runtime: "crun", NodePid: 10, KeeperPid: 11,
 		Containers: map[spec.State]int{spec.Running: 3, spec.Stopped: 1}, Images: 2, Security: []string{"seccomp"}, Warnings: []string{"no swap limit"},
 	}, noon)
