@@ -225,7 +225,7 @@ func (n *node) openImages(ctx context.Context) error {
 		Notify: func(action, id, name string) {
 			n.events.Publish("image", action, id, map[string]string{"name": name})
 		},
-		Scrubbed: n.toldScrub, Damaged: n.toldDamage,
+		Freed: n.wakeCollector, Scrubbed: n.toldScrub, Damaged: n.toldDamage,
 		Log: log,
 	})
 	return err

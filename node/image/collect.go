@@ -66,27 +66,52 @@ func (s *Set) shedLater() {
 
 func (s *Set) endKeeping(ctx context.Context) {
 	if s.keeping.end() {
-		if _, err := s.Collect(context.WithoutCancel(ctx)); err != nil {
-			s.Log.WarnContext(ctx, "not all unused layers were collected", "error", err)
-		}
+		s.collectSoon(ctx)
+	}
+}
+
+// collectSoon has somebody else collect, or does it where there is nobody.
+func (s *Set) collectSoon(ctx context.Context) {
+	if s.Freed != nil {
+		s.Freed()
+		return
+	}
+	if _, err := s.Collect(context.WithoutCancel(ctx)); err != nil {
+		s.Log.WarnContext(ctx, "not all unused layers were collected", "error", err)
 	}
 }
 
 // Collect deletes blobs and layers that no image names and no container stands
-// on, and returns the bytes given back. While images are on their way in it
-// does nothing; the last of them to arrive then collects.
+// on, and blobs that the policy wants gone, and returns the bytes given back.
+// While images are on their way in it does nothing; the last of them to arrive
+// then sees to it.
 func (s *Set) Collect(ctx context.Context) (int64, error) {
-	var freed int64
-	err := s.keeping.exclude(func() error {
-		layers, layersErr := s.collectLayers(ctx)
-		blobs, blobsErr := s.collectBlobs(ctx)
-		freed = layers + blobs
-		return errors.Join(layersErr, blobsErr)
-	})
+	freed, shed, err := s.collect(ctx, func(digest.Digest) bool { return false })
+	if len(shed) > 0 && err == nil {
+		// The layers are then all that is left of them here. Nobody has to wait
+		// for the disk meanwhile.
+		if err = s.Snapshots.Sync(ctx); err == nil {
+			var more int64
+			more, _, err = s.collect(ctx, func(d digest.Digest) bool { return slices.Contains(shed, d) })
+			freed += more
+		}
+	}
 	if err != nil {
 		return freed, fmt.Errorf("collect images: %w", err)
 	}
 	return freed, nil
+}
+
+// collect deletes what is unused, and what the policy wants gone of which safe
+// says that its layer is durable. It returns the others of those.
+func (s *Set) collect(ctx context.Context, safe func(digest.Digest) bool) (freed int64, shed []digest.Digest, err error) {
+	err = s.keeping.exclude(func() error {
+		layers, layersErr := s.collectLayers(ctx)
+		blobs, waiting, blobsErr := s.collectBlobs(ctx, safe)
+		freed, shed = layers+blobs, waiting
+		return errors.Join(layersErr, blobsErr)
+	})
+	return freed, shed, err
 }
 
 // collectLayers removes from the top down; what something stands on stays.
@@ -141,30 +166,25 @@ func (s *Set) removeLayer(ctx context.Context, key snapshot.Key) (int64, error) 
 	return usage.Size, nil
 }
 
-func (s *Set) collectBlobs(ctx context.Context) (int64, error) {
+func (s *Set) collectBlobs(ctx context.Context, safe func(digest.Digest) bool) (freed int64, waiting []digest.Digest, err error) {
 	used, err := s.usedBlobs(ctx)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	s.forgetPlaces(used)
 	layers := s.layersByDigest()
 	var unused []blob.Info
-	shedding := false
 	err = s.Blobs.Walk(ctx, func(info blob.Info) error {
 		l, isLayer := layers[info.Digest]
 		shed := isLayer && s.unpacked(ctx, l.key) && s.shed(l.layer)
-		if shed || !used[info.Digest] {
+		switch {
+		case !used[info.Digest], shed && safe(info.Digest):
 			unused = append(unused, info)
-			shedding = shedding || shed
+		case shed:
+			waiting = append(waiting, info.Digest)
 		}
 		return nil
 	})
-	if shedding { // the layer is then all that is left here
-		if err := s.Snapshots.Sync(ctx); err != nil {
-			return 0, err
-		}
-	}
-	var freed int64
 	for _, info := range unused {
 		deleteErr := s.Blobs.Delete(ctx, info.Digest)
 		if deleteErr == nil {
@@ -174,7 +194,7 @@ func (s *Set) collectBlobs(ctx context.Context) (int64, error) {
 		}
 		s.links.forget(info.Digest)
 	}
-	return freed, err
+	return freed, waiting, err
 }
 
 func (s *Set) unpacked(ctx context.Context, key snapshot.Key) bool {

@@ -55,9 +55,7 @@ func (s *Set) Remove(ctx context.Context, ref string, force bool) ([]spec.Remove
 	if err != nil {
 		return nil, fmt.Errorf("remove image %s: %w", ref, err)
 	}
-	if _, err := s.Collect(ctx); err != nil {
-		s.Log.WarnContext(ctx, "not all of a removed image was collected", "image", ref, "error", err)
-	}
+	s.collectSoon(ctx)
 	return removed, nil
 }
 

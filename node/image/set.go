@@ -69,6 +69,10 @@ type Config struct {
 	// Notify hears what happened: pull, push, load, tag, untag, delete, commit,
 	// prune. It is called from many goroutines and must not wait. May be nil.
 	Notify func(action, id, name string)
+	// Freed hears that there may be something to collect: calling Collect is
+	// then up to it, at another time. Where it is nil the Set does so by itself,
+	// and who removes an image waits for that.
+	Freed func()
 	// Scrubbed and Damaged hear how each scrub ended, and what it found. They
 	// must not wait. May be nil.
 	Scrubbed func(spec.ScrubResult)
