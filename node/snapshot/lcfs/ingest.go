@@ -2,6 +2,8 @@ package lcfs
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +29,7 @@ type ingest struct {
 	root   *tree.Node
 	batch  *object.Batch
 	recipe string // temporary name
+	sum    string // sha256 of the recipe
 	size   int64
 	usage  snapshot.Usage
 
@@ -55,9 +58,11 @@ func (s *Store) read(ctx context.Context, stream io.Reader) (_ *ingest, err erro
 	recipe, err := os.CreateTemp(filepath.Join(s.dir, "recipes"), temporaryPrefix)
 	if err == nil {
 		in.recipe = recipe.Name()
+		sum := sha256.New()
 		in.root, err = layer.Read(ctx, layer.Config{
-			Objects: batch, InlineLimit: inlineLimit, MaxBytes: s.maxLayer, Recipe: recipe,
+			Objects: batch, InlineLimit: inlineLimit, MaxBytes: s.maxLayer, Recipe: io.MultiWriter(recipe, sum),
 		}, stream)
+		in.sum = hex.EncodeToString(sum.Sum(nil))
 		err = errors.Join(err, recipe.Close())
 	}
 	if err != nil {
@@ -146,7 +151,7 @@ func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error)
 	if err != nil {
 		return snapshot.Info{}, err
 	}
-	delta := tree.Dress(in.root, below)
+	delta := fit(in.root, below)
 	image, letGo, err := s.writeImage(delta)
 	if err != nil {
 		return snapshot.Info{}, err
@@ -157,7 +162,7 @@ func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error)
 			return snapshot.Info{}, err
 		}
 	}
-	rec.Delta, rec.Recipe, rec.Boot, rec.Usage = image, in.recipe != "", s.boot, &in.usage
+	rec.Delta, rec.Recipe, rec.RecipeSum, rec.Boot, rec.Usage = image, in.recipe != "", in.sum, s.boot, &in.usage
 	rec.Opaque, rec.Looks = delta.Opaque, looksOf(delta)
 	if below != nil || rec.Parent == "" {
 		if rec.Opaque {
@@ -174,7 +179,7 @@ func (in *ingest) below(ctx context.Context, parent snapshot.Key) (*tree.Node, e
 	if parent == "" {
 		return nil, nil //nolint:nilnil // nothing is below
 	}
-	if !hasImplied(in.root) {
+	if !leansOnBelow(in.root) {
 		if rec, err := in.store.find(parent); err == nil {
 			return in.store.trees.get(rec.ID), nil
 		}
@@ -184,18 +189,6 @@ func (in *ingest) below(ctx context.Context, parent snapshot.Key) (*tree.Node, e
 		return nil, err
 	}
 	return below.root, nil
-}
-
-func hasImplied(n *tree.Node) bool {
-	if n.Implied {
-		return true
-	}
-	for _, e := range n.Entries() {
-		if e.Node.IsDir() && hasImplied(e.Node) {
-			return true
-		}
-	}
-	return false
 }
 
 func looksOf(root *tree.Node) looks {

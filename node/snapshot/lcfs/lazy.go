@@ -3,6 +3,7 @@ package lcfs
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,9 @@ func (in *ingest) keepRecipe(from io.Reader) error {
 		return err
 	}
 	in.recipe = recipe.Name()
-	_, err = io.Copy(recipe, from)
+	sum := sha256.New()
+	_, err = io.Copy(io.MultiWriter(recipe, sum), from)
+	in.sum = hex.EncodeToString(sum.Sum(nil))
 	return errors.Join(err, recipe.Close())
 }
 

@@ -112,6 +112,7 @@ type Store struct {
 	work      sync.WaitGroup
 	sweeper   queue[leftover]
 	closer    queue[int]    // descriptors whose closing takes time
+	sealer    queue[string] // images that are durable now
 	unsafe    chan struct{} // holds a token while some record is not yet synced
 	tidy      chan struct{} // holds a token while there may be something to settle, merge or sweep
 	syncing   sync.Mutex    // one Sync at a time
@@ -233,8 +234,10 @@ func (s *Store) start(ctx context.Context, leftovers []leftover) {
 	s.life, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	s.sweeper.init()
 	s.closer.init()
+	s.sealer.init()
 	s.work.Go(func() { s.sweepFolders(s.life) })
 	s.work.Go(func() { s.closeDescriptors(s.life) })
+	s.work.Go(func() { s.sealLoop(s.life) })
 	s.work.Go(func() { s.syncLoop(s.life) })
 	s.work.Go(func() { s.tidyLoop(s.life) })
 	s.sweeper.add(leftovers...)

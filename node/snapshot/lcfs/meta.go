@@ -65,6 +65,9 @@ func (s *Store) placeImage(file, name string, root *tree.Node) error {
 	if err := os.Rename(file, s.images.path(name)); err != nil {
 		return err
 	}
+	if err := s.remount(name); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sound[name] = struct{}{}
@@ -117,13 +120,16 @@ func (s *Store) eachObject(ctx context.Context, name string, fn func(tree.Digest
 	}
 	defer f.Close()
 	r := bufio.NewReaderSize(f, 64<<10)
+	var d, last tree.Digest
 	for n := 0; ; n++ {
-		var d tree.Digest
+		last = d
 		switch _, err := io.ReadFull(r, d[:]); {
 		case err == io.EOF:
 			return nil
 		case err != nil:
 			return fmt.Errorf("read %s: %w", f.Name(), err)
+		case n > 0 && d.Compare(last) <= 0:
+			return errs.New(errs.Internal, "list %s is damaged", f.Name())
 		}
 		if n%4096 == 0 && ctx.Err() != nil {
 			return ctx.Err()

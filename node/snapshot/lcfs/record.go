@@ -34,6 +34,8 @@ type record struct {
 	Top bool `json:"top,omitempty"`
 	// Recipe: there is one, so that the tar can be written again.
 	Recipe bool `json:"recipe,omitempty"`
+	// RecipeSum is its sha256.
+	RecipeSum string `json:"recipeSum,omitempty"`
 	// Looks of the chain's root.
 	Looks looks `json:"looks"`
 	// Size is the sum of the files' bytes; Usage what it takes on disk.
