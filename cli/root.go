@@ -63,7 +63,7 @@ tidies up behind them.`,
 	add(groupInside, p.exec(), p.attach(), p.cp(), p.export(), p.commit())
 	add(groupImages, p.pull(), p.push(), p.images(), p.tag(), p.rmi(), p.history(), p.load(), p.save())
 	add(groupThings, p.container(), p.image(), p.network(), p.volume(), p.system())
-	add(groupNode, p.up(), p.daemonNode(), p.daemonKeeper(), p.registry(), p.snapshotter(), p.info(), p.version(), p.completion())
+	add(groupNode, p.up(), p.daemonNode(), p.daemonKeeper(), p.daemonLazy(), p.registry(), p.snapshotter(), p.info(), p.version(), p.completion())
 	root.SetHelpCommand(helpVerb())
 	return root
 }

@@ -78,6 +78,8 @@ type RegistryDefaults struct {
 	// Blobs says which compressed layers stay once they are unpacked: keep,
 	// until-pushed or drop. keep when empty.
 	Blobs image.Policy `toml:"blobs"`
+	// Lazy says when containers start before all files of their image are here.
+	Lazy image.Laziness `toml:"lazy"`
 }
 
 // StorageDefaults say how layers are kept.
@@ -132,6 +134,9 @@ func (c NodeConfig) withFile() (NodeConfig, error) {
 	out.Storage.Driver = cmp.Or(c.Storage.Driver, file.Storage.Driver, autoDriver)
 	out.Version, out.Log, out.Ready = c.Version, c.Log, c.Ready
 	if out.Registry.Blobs, err = image.ParsePolicy(string(file.Registry.Blobs)); err != nil {
+		return c, errs.New(errs.Invalid, "configuration %s: [registry] %w", path, err)
+	}
+	if out.Registry.Lazy, err = image.ParseLaziness(string(file.Registry.Lazy)); err != nil {
 		return c, errs.New(errs.Invalid, "configuration %s: [registry] %w", path, err)
 	}
 	if days := out.Storage.scrubDays(); days < 0 || days > 3650 {

@@ -28,6 +28,7 @@ import (
 	"berth/node/image"
 	"berth/node/keeper"
 	"berth/node/network"
+	"berth/node/profile"
 	"berth/node/snapshot"
 	"berth/node/stats"
 	"berth/node/volume"
@@ -67,7 +68,9 @@ type node struct {
 	bus        *event.Bus
 	keeper     *keeper.Keeper
 	snapshots  snapshot.Store
-	storage    choice // of the driver of snapshots
+	storage    choice        // of the driver of snapshots
+	lazily     *image.Lazily // nil where images are whole before they are used
+	profiles   *profile.Set  // nil with it
 	images     *image.Set
 	networks   *network.Set
 	volumes    *volume.Set
@@ -120,7 +123,7 @@ func (n *node) run(ctx context.Context) error {
 	n.events = publisher{n.bus, n.metrics.events, n.wakeCollector}
 
 	for _, open := range []func(context.Context) error{
-		n.openKeeper, n.openSnapshots, n.openImages, n.openNetworks, n.openVolumes, n.openRuntimes, n.openContainers,
+		n.openKeeper, n.openSnapshots, n.openLazy, n.openImages, n.openNetworks, n.openVolumes, n.openRuntimes, n.openContainers,
 	} {
 		if err := open(ctx); err != nil {
 			return err
@@ -226,9 +229,14 @@ func (n *node) openImages(ctx context.Context) error {
 			n.events.Publish("image", action, id, map[string]string{"name": name})
 		},
 		Freed: n.wakeCollector, Scrubbed: n.toldScrub, Damaged: n.toldDamage,
-		Log: log,
+		Lazy: n.lazily,
+		Log:  log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	n.onClose("images", n.images.Close)
+	return nil
 }
 
 func (n *node) openNetworks(ctx context.Context) error {
@@ -275,7 +283,7 @@ func (n *node) openContainers(ctx context.Context) error {
 	n.containers, err = container.Open(ctx, container.Config{
 		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: boot,
 		Images: n.images, Snapshots: n.snapshots, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events},
-		Events: n.events, Meter: meter, Processes: n.keeper,
+		Events: n.events, Meter: meter, Processes: n.keeper, Files: n.files(),
 		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host, CgroupParent: n.cgroup(),
 		Idmap: &n.host.Remap, Remap: n.config.RemapUsers,
 		Log: n.log.With("room", "container"),
@@ -287,6 +295,9 @@ func (n *node) openContainers(ctx context.Context) error {
 	n.images.SetUsers(n.containers.Users)
 	if err := n.images.Repair(ctx); err != nil {
 		n.log.WarnContext(ctx, "some images are not whole: pull them again", "err", err)
+	}
+	if err := n.images.Resume(ctx); err != nil {
+		return err
 	}
 	survivors, err := n.survivors()
 	if err != nil {
