@@ -54,6 +54,7 @@ func (s *Store) heal(ctx context.Context, key snapshot.Key, tar io.Reader) error
 	if err := h.diagnose(ctx); err != nil {
 		return err
 	}
+	defer h.close()
 	if err := h.read(ctx, io.TeeReader(tar, h.hash)); err != nil {
 		return err
 	}
@@ -79,6 +80,14 @@ type healing struct {
 	mu     sync.Mutex
 	met    map[tree.Digest]bool // bodies in the tar: whether they are objects that are whole
 	failed error
+}
+
+// close deletes the new recipe, unless it has its name.
+func (h *healing) close() {
+	if h.file != nil {
+		_ = h.file.Close()
+		_ = os.Remove(h.file.Name())
+	}
 }
 
 // diagnose finds what is damaged but for objects.
@@ -161,10 +170,6 @@ func (h *healing) wants(ctx context.Context, d tree.Digest) bool {
 
 // finish puts image and recipe in their places.
 func (h *healing) finish(ctx context.Context) error {
-	if h.file != nil {
-		defer os.Remove(h.file.Name())
-		defer h.file.Close()
-	}
 	if err := h.trust(); err != nil {
 		return err
 	}

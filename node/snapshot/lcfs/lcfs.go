@@ -130,7 +130,7 @@ type Store struct {
 	next     uint64
 	uses     uses
 	making   map[string]int      // images that are written and that no record names yet
-	gone     map[string]struct{} // images that a record named, or that were made
+	gone     map[string]bool     // images that a record named, or that were made; true: its objects may be nobody's
 	sound    map[string]struct{} // images that are on disk whole
 	lost     strays
 }
@@ -169,7 +169,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		metacopy: c.Metacopy || !features.PlainData, fds: features.Descriptors,
 		unsafe: make(chan struct{}, 1), tidy: make(chan struct{}, 1),
 		byKey: map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},
-		making: map[string]int{}, gone: map[string]struct{}{}, sound: map[string]struct{}{},
+		making: map[string]int{}, gone: map[string]bool{}, sound: map[string]struct{}{},
 	}
 	s.images.init(filepath.Join(c.Dir, "meta"), c.Loop)
 	s.shown.init(filepath.Join(c.Dir, "mnt"))

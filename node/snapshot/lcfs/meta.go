@@ -82,7 +82,7 @@ func (s *Store) hold(name string) (letGo func()) {
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.gone[name] = struct{}{} // looked at by the next sweep, if no record took it
+		s.goneLocked(name, true) // looked at by the next sweep, if no record took it
 		add(s.making, name, -1)
 	}
 }

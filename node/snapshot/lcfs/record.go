@@ -308,11 +308,11 @@ func (s *Store) changeLocked(rec *record, fn func(*record)) bool {
 	}
 	changed := *now
 	fn(&changed)
-	if now.Delta != "" && now.Delta != changed.Delta {
-		s.gone[now.Delta] = struct{}{}
+	if now.Delta != changed.Delta {
+		s.goneLocked(now.Delta, true)
 	}
-	if now.Merged != "" && now.Merged != changed.Merged {
-		s.gone[now.Merged] = struct{}{}
+	if now.Merged != changed.Merged {
+		s.goneLocked(now.Merged, false)
 	}
 	s.put(&changed)
 	return true

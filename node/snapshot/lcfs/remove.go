@@ -54,11 +54,8 @@ func (s *Store) remove(key snapshot.Key) (*record, error) {
 	delete(s.byKey, key)
 	s.unpin(rec.Parent)
 	s.forget(rec.ID)
-	for _, image := range []string{rec.Delta, rec.Merged} {
-		if image != "" {
-			s.gone[image] = struct{}{}
-		}
-	}
+	s.goneLocked(rec.Delta, true)
+	s.goneLocked(rec.Merged, false)
 	if rec.Kind != snapshot.KindCommitted {
 		s.unuseLocked(byKey(key))
 	}

@@ -55,9 +55,9 @@ func (s *Store) findGone() error {
 		if strings.HasPrefix(e.Name(), temporaryPrefix) {
 			_ = os.Remove(filepath.Join(s.dir, "meta", e.Name()))
 		} else if name, ok := strings.CutSuffix(e.Name(), objectsSuffix); ok {
-			s.gone[name] = struct{}{} // the sweep asks the records
+			s.goneLocked(name, true) // the sweep asks the records
 		} else if name, ok := isImage(e.Name()); ok {
-			s.gone[name] = struct{}{}
+			s.goneLocked(name, true)
 		}
 	}
 	return s.removeRecipes()
@@ -99,14 +99,14 @@ func (s *Store) sweepImages(ctx context.Context) error {
 	if err != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		for _, name := range dead {
-			s.gone[name] = struct{}{}
+		for name, layer := range dead {
+			s.goneLocked(name, layer)
 		}
 		s.lost.known = append(s.lost.known, lost.known...)
 		s.lost.unknown = s.lost.unknown || lost.unknown
 		return err
 	}
-	for _, name := range dead {
+	for name := range dead {
 		if err := s.deleteImage(name); err != nil {
 			return err
 		}
@@ -114,19 +114,31 @@ func (s *Store) sweepImages(ctx context.Context) error {
 	return nil
 }
 
+// goneLocked notes that a record no longer names the image. The objects of a
+// merged one are those of the layers below, which see to them themselves. mu
+// is held.
+func (s *Store) goneLocked(name string, layer bool) {
+	if name != "" {
+		s.gone[name] = s.gone[name] || layer
+	}
+}
+
 // takeGone returns the images that nobody names any more; those that a mount
 // stands on wait.
-func (s *Store) takeGone() (dead []string, lost strays) {
+func (s *Store) takeGone() (dead map[string]bool, lost strays) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	named := s.namedLocked()
-	for name := range s.gone {
+	dead = map[string]bool{}
+	for name, layer := range s.gone {
 		switch {
 		case named[name] || s.making[name] > 0:
 			delete(s.gone, name)
 		case s.uses.images[name] == 0:
 			delete(s.gone, name)
-			dead = append(dead, name)
+			dead[name] = layer
+		default: // when the mount goes it may be the last that names its objects
+			s.gone[name] = true
 		}
 	}
 	lost, s.lost = s.lost, strays{}
@@ -168,7 +180,7 @@ func (s *Store) alive() []string {
 
 // sweepObjects deletes the objects of dead images, and strays, that no other
 // image names.
-func (s *Store) sweepObjects(ctx context.Context, dead []string, lost strays) error {
+func (s *Store) sweepObjects(ctx context.Context, dead map[string]bool, lost strays) error {
 	var failed error
 	digests := func(yield func(tree.Digest) bool) {
 		unnamed, err := s.unnamed(ctx, dead, lost)
@@ -185,9 +197,12 @@ func (s *Store) sweepObjects(ctx context.Context, dead []string, lost strays) er
 
 // unnamed lists candidates that no live image names. Lists are read one after
 // the other; only the candidates are in memory.
-func (s *Store) unnamed(ctx context.Context, dead []string, lost strays) (iter.Seq[tree.Digest], error) {
+func (s *Store) unnamed(ctx context.Context, dead map[string]bool, lost strays) (iter.Seq[tree.Digest], error) {
 	candidates := lost.known
-	for _, name := range dead {
+	for name, layer := range dead {
+		if !layer {
+			continue
+		}
 		err := s.eachObject(ctx, name, func(d tree.Digest) bool { candidates = append(candidates, d); return true })
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return none, err
@@ -201,6 +216,9 @@ func (s *Store) unnamed(ctx context.Context, dead []string, lost strays) (iter.S
 		if err != nil {
 			return none, err
 		}
+	}
+	if len(candidates) == 0 {
+		return none, nil
 	}
 	slices.SortFunc(candidates, tree.Digest.Compare)
 	candidates = slices.Compact(candidates)
