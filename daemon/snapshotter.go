@@ -23,6 +23,7 @@ import (
 	"berth/node/snapshot"
 	"berth/node/snapshot/lcfs"
 	"berth/node/snapshot/overlay"
+	"berth/node/snapshot/rootfs"
 )
 
 // Where a snapshotter keeps its things unless it is told otherwise. A node of
@@ -92,7 +93,14 @@ func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger)
 		return nil, nil, errors.Join(err, db.Close())
 	}
 	closeStore = func() error { return errors.Join(store.Close(), db.Close()) }
-	service, err = containerd.Open(ctx, containerd.Config{Store: store, DB: db, Sync: c.Sync, Log: log.With("room", "containerd")})
+	config := containerd.Config{Store: store, DB: db, Sync: c.Sync, Log: log.With("room", "containerd")}
+	if _, beside := store.(*lcfs.Store); beside {
+		// Bodies lie beside its layers, where containerd does not look for them.
+		config.Trees, err = rootfs.Open(ctx, filepath.Join(c.Root, "trees"), store)
+	}
+	if err == nil {
+		service, err = containerd.Open(ctx, config)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, closeStore())
 	}

@@ -34,6 +34,12 @@ func (s *Snapshots) commit(ctx context.Context, active name, rec *record) error 
 	if err != nil {
 		return err
 	}
+	if s.trees != nil { // nobody is to write to a layer
+		if err := s.trees.Remove(ctx, c.from.Store); err != nil {
+			s.giveUp(c)
+			return err
+		}
+	}
 	if c.moved && !c.known {
 		if err := s.rebase(ctx, c); err != nil {
 			s.giveUp(c)

@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"slices"
 	"strings"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
@@ -15,59 +14,46 @@ import (
 // Mounts says how containerd mounts an active snapshot or a view.
 func (s *Snapshots) Mounts(ctx context.Context, r *api.MountsRequest) (*api.MountsResponse, error) {
 	rec, err := s.look(name{r.Snapshotter, r.Key})
-	if err == nil && rec.Kind == snapshot.KindCommitted {
+	if err == nil && (rec.Kind == snapshot.KindCommitted || rec.committing) {
 		err = errs.New(errs.Conflict, "snapshot %q is committed, neither active nor a view", r.Key)
 	}
-	var mounts []snapshot.Mount
+	var mounts []*types.Mount
 	if err == nil {
-		mounts, err = s.store.Mounts(ctx, rec.Store)
+		mounts, err = s.mounts(ctx, rec.Store)
 	}
-	return &api.MountsResponse{Mounts: toMount(mounts)}, failed("mounts of snapshot", err)
+	return &api.MountsResponse{Mounts: mounts}, failed("mounts of snapshot", err)
 }
 
-// toMount puts mounts into containerd's words for who mounts them.
-//
-// containerd likes to look into a single overlay by itself, without mounting
-// it, for the names of users, say. Where bodies of files are not in the layers
-// but in a folder beside them it would see empty files. A second mount, which
-// changes nothing, makes it mount the first to look.
-func toMount(mounts []snapshot.Mount) []*types.Mount {
-	out := make([]*types.Mount, 0, len(mounts)+1)
-	for _, m := range mounts {
-		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+func (s *Snapshots) mounts(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
+	if s.trees != nil {
+		mounts, err := s.trees.Mounts(ctx, key)
+		return wire(mounts), err
 	}
-	if len(mounts) != 1 || !slices.ContainsFunc(mounts[0].Options, hasBodiesBeside) {
-		return out
-	}
-	nothing := &types.Mount{Type: "none", Source: "none", Options: []string{"remount"}}
-	if slices.Contains(mounts[0].Options, "ro") {
-		nothing.Options = append(nothing.Options, "ro")
-	}
-	return append(out, nothing)
+	mounts, err := s.store.Mounts(ctx, key)
+	return wire(mounts), err
 }
 
-// toUnpack puts mounts into containerd's words for unpacking a layer. It
-// writes into the upper folder of a single overlay, without mounting it, and
+// mountsToUnpack says how containerd gets at a tree that it unpacks a layer
+// into. It writes into the upper folder of an overlay, without mounting it, and
 // looks into the layers for the looks of folders that the layer takes for
-// granted. A folder of bodies would mislead it there; without it a mount, which
-// nobody makes for this, could not read files of the layers.
-func toUnpack(mounts []snapshot.Mount) []*types.Mount {
-	out := make([]*types.Mount, 0, len(mounts))
+// granted. A folder of bodies beside the layers would mislead it there; without
+// it a mount, which nobody makes for this, could not read files of the layers.
+func (s *Snapshots) mountsToUnpack(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
+	mounts, err := s.store.Mounts(ctx, key)
 	for _, m := range mounts {
-		options := slices.Clone(m.Options)
-		for i, option := range options {
-			if hasBodiesBeside(option) {
-				options[i], _, _ = strings.Cut(option, beside)
+		for i, option := range m.Options {
+			if strings.HasPrefix(option, "lowerdir=") {
+				m.Options[i], _, _ = strings.Cut(option, "::")
 			}
 		}
-		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Options: options})
 	}
-	return out
+	return wire(mounts), err
 }
 
-// beside is what overlayfs wants between layers and folders of bodies.
-const beside = "::"
-
-func hasBodiesBeside(option string) bool {
-	return strings.HasPrefix(option, "lowerdir=") && strings.Contains(option, beside)
+func wire(mounts []snapshot.Mount) []*types.Mount {
+	out := make([]*types.Mount, len(mounts))
+	for i, m := range mounts {
+		out[i] = &types.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
+	}
+	return out
 }

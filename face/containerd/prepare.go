@@ -6,6 +6,7 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/api/types"
 
 	"berth/base/errs"
 	"berth/node/snapshot"
@@ -22,12 +23,10 @@ func (s *Snapshots) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) 
 	if err != nil {
 		return nil, failed("prepare snapshot", err)
 	}
-	rec := &record{Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive}
-	mounts, err := s.create(ctx, rec)
-	if rec.unpacking() {
-		return &api.PrepareSnapshotResponse{Mounts: toUnpack(mounts)}, failed("prepare snapshot", err)
-	}
-	return &api.PrepareSnapshotResponse{Mounts: toMount(mounts)}, failed("prepare snapshot", err)
+	mounts, err := s.create(ctx, &record{
+		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive,
+	})
+	return &api.PrepareSnapshotResponse{Mounts: mounts}, failed("prepare snapshot", err)
 }
 
 // View makes a snapshot for reading.
@@ -35,11 +34,11 @@ func (s *Snapshots) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.
 	mounts, err := s.create(ctx, &record{
 		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
 	})
-	return &api.ViewSnapshotResponse{Mounts: toMount(mounts)}, failed("view snapshot", err)
+	return &api.ViewSnapshotResponse{Mounts: mounts}, failed("view snapshot", err)
 }
 
 // create makes the snapshot that rec describes.
-func (s *Snapshots) create(ctx context.Context, rec *record) ([]snapshot.Mount, error) {
+func (s *Snapshots) create(ctx context.Context, rec *record) ([]*types.Mount, error) {
 	if err := check(rec); err != nil {
 		return nil, err
 	}
@@ -56,7 +55,11 @@ func (s *Snapshots) create(ctx context.Context, rec *record) ([]snapshot.Mount, 
 		s.abandon(rec)
 		return nil, err
 	}
-	mounts, err := s.store.Mounts(ctx, rec.Store)
+	describe := s.mounts
+	if rec.unpacking() {
+		describe = s.mountsToUnpack
+	}
+	mounts, err := describe(ctx, rec.Store)
 	if err == nil {
 		err = s.show(ctx, rec)
 	}
@@ -131,10 +134,21 @@ func (s *Snapshots) abandon(rec *record) {
 // discard removes a snapshot of the store that no name stands for any more.
 // One that cannot go now goes with the next Cleanup.
 func (s *Snapshots) discard(ctx context.Context, key snapshot.Key) {
-	err := s.store.Remove(context.WithoutCancel(ctx), key)
+	err := s.drop(context.WithoutCancel(ctx), key)
 	if err != nil && errs.KindOf(err) != errs.NotFound {
 		s.log.WarnContext(ctx, "snapshot waits to be removed", "key", key, "error", err)
 	}
+}
+
+// drop removes a snapshot of the store, and its tree if it is mounted.
+func (s *Snapshots) drop(ctx context.Context, key snapshot.Key) error {
+	if err := s.store.Remove(ctx, key); err != nil {
+		return err
+	}
+	if s.trees == nil {
+		return nil
+	}
+	return s.trees.Remove(ctx, key)
 }
 
 // share says whether the layer that labels speak of is there already, on this

@@ -63,7 +63,7 @@ func (s *Snapshots) sweep(ctx context.Context) error {
 		}
 		removed := 0
 		for _, key := range left {
-			switch err := s.store.Remove(ctx, key); errs.KindOf(err) {
+			switch err := s.drop(ctx, key); errs.KindOf(err) {
 			case "":
 				removed++
 			case errs.Conflict, errs.NotFound: // a child goes first, or it is gone

@@ -51,15 +51,28 @@ const (
 type Config struct {
 	Store snapshot.Store
 	DB    *kv.DB // the one that the store's records are in
+	// Trees mounts trees for containerd to bind, where the store's Mounts are
+	// not what containerd takes; nil where they are.
+	Trees Trees
 	// Sync makes Commit wait until the layer would survive a loss of power.
 	Sync bool
 	Log  *slog.Logger
+}
+
+// Trees keeps trees mounted.
+type Trees interface {
+	// Mounts mounts the tree of a snapshot if it is not yet, and says how to
+	// bind it.
+	Mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount, error)
+	// Remove takes a tree down; none is no error.
+	Remove(ctx context.Context, key snapshot.Key) error
 }
 
 // Snapshots is the snapshots service.
 type Snapshots struct {
 	api.UnimplementedSnapshotsServer
 	store snapshot.Store
+	trees Trees // or nil
 	db    *kv.DB
 	sync  bool
 	log   *slog.Logger
@@ -108,7 +121,7 @@ func (r *record) parent() name { return name{r.Space, r.Parent} }
 // Open reads the records and removes what a crash left half made.
 func Open(ctx context.Context, c Config) (*Snapshots, error) {
 	s := &Snapshots{
-		store: c.Store, db: c.DB, sync: c.Sync, log: c.Log,
+		store: c.Store, trees: c.Trees, db: c.DB, sync: c.Sync, log: c.Log,
 		byName: map[name]*record{}, children: map[name]int{},
 		holders: map[snapshot.Key]map[name]struct{}{}, layers: map[layer]snapshot.Key{},
 	}
