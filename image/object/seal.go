@@ -3,6 +3,7 @@ package object
 import (
 	"context"
 	"fmt"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -33,14 +34,26 @@ func (s *Store) Seal(ctx context.Context, d tree.Digest) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
+	sealed, err := SealFile(f)
+	if err != nil {
+		return false, fmt.Errorf("seal object %x: %w", d, full(err))
+	}
+	if !sealed {
+		s.noVerity.Store(true)
+	}
+	return sealed, nil
+}
+
+// SealFile is Seal for a file that is no object. It must not be open for
+// writing.
+func SealFile(f *os.File) (bool, error) {
 	arg := verityArg{version: 1, algorithm: 1 /* sha256 */, blockSize: 4096}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), enableVerity, uintptr(unsafe.Pointer(&arg)))
 	switch errno {
 	case 0, unix.EEXIST:
 		return true, nil
 	case unix.EOPNOTSUPP, unix.ENOTTY, unix.ENOSYS:
-		s.noVerity.Store(true)
 		return false, nil
 	}
-	return false, fmt.Errorf("seal object %x: %w", d, full(errno))
+	return false, errno
 }

@@ -60,7 +60,10 @@ func (r *scrub) mendLayers(ctx context.Context, scrubber Scrubber, damaged []sna
 	tried := map[snapshot.Key]healed{}
 	for _, c := range damaged {
 		d := spec.Damage{Part: string(c.Part), Name: c.Name, What: c.Damage, Images: r.set.called(r.by.ofKeys(c.Keys))}
-		if r.repair {
+		switch {
+		case c.Healed != "":
+			d.Repaired, d.Repair = true, c.Healed
+		case r.repair:
 			r.heal(ctx, scrubber, &d, c.Keys, tried)
 		}
 		if ctx.Err() != nil {

@@ -46,6 +46,8 @@ type Checked struct {
 	Place string
 	// Damage says what is wrong; "" where all is well.
 	Damage string
+	// Healed says how the store has repaired it by itself; "" where it has not.
+	Healed string
 	// Keys are the committed layers that hold what is damaged, where that is
 	// known: the tar of any of them has what is needed to heal it.
 	Keys []Key
