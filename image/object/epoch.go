@@ -157,7 +157,7 @@ func (s *Store) Sync(ctx context.Context) error {
 // recover reads all bodies that are not older than an epoch which a crash
 // left, and deletes those that are damaged.
 func (s *Store) recover(ctx context.Context, since time.Time) {
-	read, damaged, err := s.reread(ctx, since.Add(-margin))
+	read, damaged, err := s.recheck(ctx, since.Add(-margin))
 	if err == nil {
 		err = s.Sync(ctx)
 	}
@@ -172,7 +172,7 @@ func (s *Store) recover(ctx context.Context, since time.Time) {
 	close(s.recovered)
 }
 
-func (s *Store) reread(ctx context.Context, since time.Time) (read, damaged int, err error) {
+func (s *Store) recheck(ctx context.Context, since time.Time) (read, damaged int, err error) {
 	err = s.walk(ctx, func(d tree.Digest, st *unix.Stat_t) error {
 		if time.Unix(st.Ctim.Unix()).Before(since) {
 			return nil

@@ -253,7 +253,7 @@ func TestWalk(t *testing.T) {
 func TestVerifyAndReplace(t *testing.T) {
 	s := open(t, t.TempDir())
 	b := begin(t, s)
-	for _, n := range []int{1, 5000, 3 << 20} {
+	for _, n := range []int{1, 5000, 1 << 20, 3 << 20, 3<<20 + 7} {
 		body := random(uint64(n), n)
 		d := put(t, b, body)
 		if err := s.Verify(t.Context(), d); err != nil {
