@@ -64,10 +64,11 @@ func (f imageFiles) Watch(ctx context.Context, imageID, root string) {
 }
 
 // openLazy prepares for images that are not whole, where the driver and the
-// kernel can and the configuration does not forbid it.
+// kernel can. If the configuration forbids them, those that are there come to
+// their end.
 func (n *node) openLazy(ctx context.Context) error {
 	store, ok := any(n.snapshots).(lacking)
-	if !ok || n.config.Registry.Lazy == image.LazyOff {
+	if !ok {
 		return nil
 	}
 	self, err := os.Executable()

@@ -118,8 +118,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// One start is enough, and the time is bounded; an image that is gone leaves
-// nothing.
+// One start is enough, and the time is bounded.
 func TestWindow(t *testing.T) {
 	root := overlay(t, "file")
 	r := &resolver{}
@@ -142,6 +141,39 @@ func TestWindow(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	if len(r.asked) != 1 {
 		t.Errorf("asked %d times", len(r.asked))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The end of the root is the end of its recording.
+func TestUnmount(t *testing.T) {
+	root := overlay(t, "file")
+	r := &resolver{}
+	s := open(t, r, time.Hour)
+	s.Watch(t.Context(), "i", root)
+	if _, err := os.ReadFile(filepath.Join(root, "file")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); s.First(t.Context(), "i") == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no profile")
+		}
+	}
+}
+
+func TestGone(t *testing.T) {
+	root := overlay(t, "file")
+	r := &resolver{}
+	s := open(t, r, 100*time.Millisecond)
+	read := func() {
+		if _, err := os.ReadFile(filepath.Join(root, "file")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.err = errs.New(errs.NotFound, "gone")
 	s.Watch(t.Context(), "gone", root)

@@ -14,7 +14,13 @@ import (
 )
 
 // watcher hears of opens on one superblock.
-type watcher struct{ events *os.File }
+type watcher struct {
+	events *os.File
+	device uint64
+}
+
+// look is how often a watcher looks whether the root is still mounted.
+const look = 500 * time.Millisecond
 
 // watch begins to hear of what is opened on the file system of root.
 func watch(root string) (*watcher, error) {
@@ -27,7 +33,16 @@ func watch(root string) (*watcher, error) {
 		_ = unix.Close(fd)
 		return nil, os.NewSyscallError("fanotify_mark", err)
 	}
-	return &watcher{os.NewFile(uintptr(fd), "fanotify")}, nil
+	return &watcher{os.NewFile(uintptr(fd), "fanotify"), deviceOf(root)}, nil
+}
+
+// deviceOf is that of the file system on a path, 0 where there is no path.
+func deviceOf(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Dev
 }
 
 // isUnsupported says that no container's start can be watched here.
@@ -41,16 +56,20 @@ func isUnsupported(err error) bool {
 }
 
 // paths lists what is opened, each file once, as paths in the root, until the
-// time is over or ctx is done.
+// time is over, the root is unmounted or ctx is done.
 func (w *watcher) paths(ctx context.Context, window time.Duration, root string) []string {
 	defer w.events.Close()
-	_ = w.events.SetReadDeadline(time.Now().Add(window))
-	defer context.AfterFunc(ctx, func() { _ = w.events.SetReadDeadline(time.Unix(1, 0)) })()
+	end := time.Now().Add(window)
+	defer context.AfterFunc(ctx, func() { _ = w.events.SetReadDeadline(time.Unix(1, 0)) })() // where it is set anew, that is the last time
 	var paths []string
 	seen := map[string]bool{}
 	buf := make([]byte, 64<<10)
-	for len(paths) < pathsLimit {
+	for len(paths) < pathsLimit && ctx.Err() == nil && time.Now().Before(end) {
+		_ = w.events.SetReadDeadline(time.Now().Add(min(look, time.Until(end))))
 		n, err := w.events.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) && deviceOf(root) == w.device {
+			continue
+		}
 		if err != nil {
 			break
 		}
