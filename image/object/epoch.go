@@ -88,10 +88,10 @@ func (e *epoch) soil() {
 	e.soiled = true
 }
 
-// write makes the epoch begin at since, durably.
+// write makes the epoch begin at since, durably. A file that a crash leaves
+// half written stands for all time.
 func (e *epoch) write(since time.Time) error {
-	fresh := e.file + ".tmp"
-	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(e.file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -101,9 +101,6 @@ func (e *epoch) write(since time.Time) error {
 	}
 	if e := f.Close(); err == nil {
 		err = e
-	}
-	if err == nil {
-		err = os.Rename(fresh, e.file)
 	}
 	if err == nil {
 		err = syncDir(filepath.Dir(e.file))

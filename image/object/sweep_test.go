@@ -165,3 +165,17 @@ func TestSweepIsCancelled(t *testing.T) {
 		t.Errorf("after %d: %v", n, err)
 	}
 }
+
+func BenchmarkBegin(b *testing.B) {
+	s := open(b, b.TempDir())
+	for b.Loop() {
+		batch, err := s.Begin(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		batch.End()
+		if err := s.Sync(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
