@@ -195,13 +195,13 @@ func (s *Store) Unmount(ctx context.Context, target string) error {
 	return nil
 }
 
+// closeDescriptors leaves them in the queue while they wait, for closeNow.
 func (s *Store) closeDescriptors(ctx context.Context) {
 	for {
-		fds := s.closer.take(ctx)
-		if fds != nil && len(fds) < 1024 {
+		n := s.closer.wait(ctx)
+		if n > 0 && n < 1024 {
 			_ = sleep(ctx, closeDelay)
 		}
-		closeAll(fds)
 		s.closeNow()
 		if ctx.Err() != nil {
 			return

@@ -39,6 +39,17 @@ func (q *queue[T]) take(ctx context.Context) []T {
 	}
 }
 
+// wait waits for values and says how many there are; it leaves them.
+func (q *queue[T]) wait(ctx context.Context) int {
+	select {
+	case <-ctx.Done():
+	case <-q.wake:
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.values)
+}
+
 func (q *queue[T]) takeAll() []T {
 	q.mu.Lock()
 	defer q.mu.Unlock()
