@@ -41,9 +41,9 @@ when it ends; another one on the same root goes on where it was.`,
 	flags := cmd.Flags()
 	flags.StringVar(&address, "address", "", "socket that containerd finds it at, as --socket (default "+daemon.DefaultSnapshotterSocket+")")
 	flags.StringVar(&config.Root, "root", daemon.DefaultSnapshotterRoot, "folder of the layers")
-	flags.StringVar(&config.Driver, "storage-driver", "", "how layers are kept: overlay (default the best that works)")
+	flags.StringVar(&config.Driver, "storage-driver", "", "how layers are kept: lcfs, lcfs-loop, overlay, btrfs, reflink, copy (default auto: the first that works)")
 	flags.BoolVar(&config.Sync, "sync", false, "answer a commit only when its layer would survive a loss of power")
 	addLog(cmd, &config.LogLevel, &config.LogFormat)
-	completeFlag(cmd, "storage-driver", completeWords("overlay"))
+	completeFlag(cmd, "storage-driver", completeWords("auto", "lcfs", "lcfs-loop", "overlay", "btrfs", "reflink", "copy"))
 	return cmd
 }

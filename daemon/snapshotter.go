@@ -20,9 +20,6 @@ import (
 	"berth/base/group"
 	"berth/base/kv"
 	"berth/face/containerd"
-	"berth/node/snapshot"
-	"berth/node/snapshot/lcfs"
-	"berth/node/snapshot/overlay"
 	"berth/node/snapshot/rootfs"
 )
 
@@ -88,14 +85,13 @@ func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger)
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err := openStore(ctx, c, db, log.With("room", "snapshot"))
+	store, chosen, err := newLadder().openStore(ctx, c.Driver, storeConfig{Dir: c.Root, DB: db, Log: log.With("room", "snapshot")})
 	if err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}
 	closeStore = func() error { return errors.Join(store.Close(), db.Close()) }
 	config := containerd.Config{Store: store, DB: db, Sync: c.Sync, Log: log.With("room", "containerd")}
-	if _, beside := store.(*lcfs.Store); beside {
-		// Bodies lie beside its layers, where containerd does not look for them.
+	if chosen.bucket == "lcfs" { // bodies lie beside its layers, where containerd does not look for them
 		config.Trees, err = rootfs.Open(ctx, filepath.Join(c.Root, "trees"), store)
 	}
 	if err == nil {
@@ -105,16 +101,6 @@ func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger)
 		return nil, nil, errors.Join(err, closeStore())
 	}
 	return service, closeStore, nil
-}
-
-func openStore(ctx context.Context, c SnapshotterConfig, db *kv.DB, log *slog.Logger) (snapshot.Store, error) {
-	switch c.Driver {
-	case "", "overlay":
-		return overlay.Open(ctx, overlay.Config{Dir: c.Root, DB: db, Log: log})
-	case "lcfs":
-		return lcfs.Open(ctx, lcfs.Config{Dir: c.Root, DB: db, Log: log})
-	}
-	return nil, errs.New(errs.Invalid, "there is no storage driver %q", c.Driver)
 }
 
 // serveGRPC serves until ctx is done; what is under way then gets some seconds

@@ -22,12 +22,14 @@ import (
 	"berth/base/errs"
 )
 
-// rungs are the ways to keep layers, by name, with the name under which
-// containerd's suite knows what they cannot do: overlayfs renames no folder
-// of a lower layer.
-var rungs = []struct{ driver, knownAs string }{
-	{"overlay", "overlayfs"},
+// suiteRungs are the ways to keep layers that work on any file system, with
+// the name under which containerd's suite knows what they cannot do: overlayfs
+// renames no folder of a lower layer.
+var suiteRungs = []struct{ driver, knownAs string }{
 	{"lcfs", "overlayfs"},
+	{"lcfs-loop", "overlayfs"},
+	{"overlay", "overlayfs"},
+	{"copy", "native"},
 }
 
 // TestContainerdSuite runs containerd's own suite for snapshotters through its
@@ -36,7 +38,7 @@ func TestContainerdSuite(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts")
 	}
-	for _, rung := range rungs {
+	for _, rung := range suiteRungs {
 		t.Run(rung.driver, func(t *testing.T) {
 			testsuite.SnapshotterSuite(t, rung.knownAs, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 				return inProcess(ctx, SnapshotterConfig{Root: root, Driver: rung.driver})
