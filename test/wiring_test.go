@@ -127,6 +127,8 @@ func TestVerbsAskTheNode(t *testing.T) {
 		"GET /volumes": []spec.Volume{data}, "POST /volumes": data, "GET /volumes/data": data, "DELETE /volumes/data": "",
 		"GET /df": spec.DiskUsage{Images: spec.DiskShare{Total: 2, Size: 1000}}, "GET /info": spec.Info{Name: "host"}, "GET /version": spec.Version{Version: "9", GoVersion: "go1", Platform: "linux/x"},
 		"POST /prune": spec.SystemPruned{Containers: pruned}, "POST /containers/prune": pruned, "POST /images/prune": pruned, "POST /networks/prune": pruned, "POST /volumes/prune": pruned,
+		"POST /system/scrub": asJSON(spec.ScrubProgress{Part: "blob", Checked: 1, Damage: &spec.Damage{Part: "blob", Name: "x", What: "is missing", Repaired: true, Repair: "reg/app"}}) +
+			asJSON(spec.ScrubProgress{Checked: 2, Result: &spec.ScrubResult{Checked: 2, Damaged: 1, Repaired: 1}}),
 		"GET /events": "id: 1\ndata: " + asJSON(spec.Event{Seq: 1, Type: "container", Action: "die", ID: "abc"}) + "\n\n",
 	})
 	for _, c := range []struct {
@@ -190,6 +192,9 @@ func TestVerbsAskTheNode(t *testing.T) {
 		{"image prune -a -f", []string{"POST /images/prune?all=true"}, "gone\n"},
 		{"system prune -af --volumes", []string{"POST /prune?all=true&volumes=true"}, "Containers:\ngone\n\nReclaimed space: 2kB\n"},
 		{"system df", []string{"GET /df"}, "Images       2         0         1kB       0B (0%)"},
+		{"system df -v", []string{"GET /df"}, "PART                    COUNT     SIZE\nFiles of layers         0         0B\n"},
+		{"system scrub --no-repair", []string{"POST /system/scrub"}, "checking blobs\ndamaged: blob x: is missing; no image has it; repaired: reg/app\nchecked 2 parts, 0B, in 0s: 1 damaged, all repaired\n"},
+		{"system scrub --format json", []string{"POST /system/scrub"}, `"repair":"reg/app"`},
 		{"info", []string{"GET /info"}, "Name:        host\n"},
 		{"version", []string{"GET /version"}, "node  9, go1, linux/x\n"},
 		{"__complete stop w", []string{"GET /containers?all=true"}, "web\n"},

@@ -54,9 +54,6 @@ func (s *Scrub) label() string {
 
 // Show shows one step.
 func (s *Scrub) Show(p spec.ScrubProgress) {
-	if p.Damage != nil {
-		fmt.Fprintln(s.w, Damage(*p.Damage))
-	}
 	if s.bar != nil {
 		s.mu.Lock()
 		s.text = checking(p.Part)
@@ -67,6 +64,9 @@ func (s *Scrub) Show(p spec.ScrubProgress) {
 		fmt.Fprintln(s.w, checking(p.Part))
 	}
 	s.part = p.Part
+	if p.Damage != nil {
+		fmt.Fprintln(s.w, Damage(*p.Damage))
+	}
 }
 
 // End takes the bar away.
