@@ -19,7 +19,7 @@ type naming struct {
 }
 
 // partRoom is how many bytes of lists are in memory at a time.
-const partRoom = 16 << 20
+const partRoom = 4 << 20
 
 // firstBytes is how many there are for a digest.
 const firstBytes = 256
@@ -29,11 +29,12 @@ const firstBytes = 256
 type part struct {
 	first, end int
 	named      []naming
+	list       []byte // room to read one into
 }
 
 // eachPart calls fn with the objects that images name, from those that begin
-// with the byte from, in parts that are small enough to keep in memory. It
-// reads the lists of objects, and no trees.
+// with the byte from, in parts that are small enough to keep in memory, which
+// only last until fn returns. It reads the lists of objects, and no trees.
 func (s *Store) eachPart(ctx context.Context, images []string, from byte, fn func(part) error) error {
 	total := int64(0)
 	for _, name := range images {
@@ -49,8 +50,9 @@ func (s *Store) eachPart(ctx context.Context, images []string, from byte, fn fun
 	for step > 1 && total*int64(step)/firstBytes > partRoom {
 		step /= 2
 	}
+	p := part{}
 	for first := int(from) / step * step; first < firstBytes; first += step {
-		p := part{first: first, end: first + step}
+		p = part{first: first, end: first + step, named: p.named[:0], list: p.list}
 		for n, name := range images {
 			if err := ctx.Err(); err != nil {
 				return context.Cause(ctx)
@@ -81,7 +83,8 @@ func (s *Store) readNamed(image string, number int, p *part) error {
 	const size = int64(len(tree.Digest{}))
 	n := info.Size() / size
 	at, end := place(f, n, p.first), place(f, n, p.end)
-	list := make([]byte, max(0, end-at)*size)
+	p.list = slices.Grow(p.list[:0], int(max(0, end-at)*size))
+	list := p.list[:max(0, end-at)*size]
 	if _, err := f.ReadAt(list, at*size); err != nil && err != io.EOF { //nolint:errorlint // ReadAt's own
 		return err
 	}
