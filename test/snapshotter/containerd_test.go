@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -122,8 +123,14 @@ func (e *engine) tidy(t *testing.T) {
 			left = append(left, groups...)
 		}
 		for _, group := range left {
-			below, _ := filepath.Glob(group + "/*/")
-			for _, dir := range append(below, group) {
+			var dirs []string
+			_ = filepath.WalkDir(group, func(path string, entry fs.DirEntry, err error) error {
+				if err == nil && entry.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return nil
+			})
+			for _, dir := range slices.Backward(dirs) {
 				_ = syscall.Rmdir(dir)
 			}
 		}
@@ -190,7 +197,7 @@ func (e *engine) bytes(t *testing.T) (sum int64) {
 
 func TestContainerd(t *testing.T) {
 	for _, rung := range rungs {
-		t.Run(rung.driver, func(t *testing.T) { tryContainerd(t, newEngine(t, rung.driver)) })
+		t.Run(rung, func(t *testing.T) { tryContainerd(t, newEngine(t, rung)) })
 	}
 }
 
@@ -287,25 +294,30 @@ func commits(t *testing.T, e *engine) {
 	e.ctr(t, "one", append(snapshotter, "commit", "web-layer", "web")...)
 	target := filepath.Join(e.dir, "target")
 	must(t, os.Mkdir(target, 0o700))
-	for verb, writable := range map[string]bool{"prepare": true, "view": false} {
-		e.ctr(t, "one", append(snapshotter, verb, "on-it", "web-layer")...)
-		line := e.ctr(t, "one", append(snapshotter, "mounts", target, "on-it")...)
-		if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
-		}
-		body, err := os.ReadFile(filepath.Join(target, "etc/kept"))
-		if err != nil || string(body) != "written\n" {
-			t.Errorf("%s shows %q, %v", verb, body, err)
-		}
-		if _, err := os.Stat(filepath.Join(target, "etc/replaced")); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s shows what was deleted: %v", verb, err)
-		}
-		if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o600); (err == nil) != writable {
-			t.Errorf("writing to a %s: %v", verb, err)
-		}
-		must(t, syscall.Unmount(target, 0))
-		e.ctr(t, "one", append(snapshotter, "rm", "on-it")...)
+	e.ctr(t, "one", append(snapshotter, "prepare", "on-it", "web-layer")...)
+	line := e.ctr(t, "one", append(snapshotter, "mounts", target, "on-it")...)
+	if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
 	}
+	body, err := os.ReadFile(filepath.Join(target, "etc/kept"))
+	if err != nil || string(body) != "written\n" {
+		t.Errorf("the layer shows %q, %v", body, err)
+	}
+	if _, err := os.Stat(filepath.Join(target, "etc/replaced")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the layer shows what was deleted: %v", err)
+	}
+	must(t, os.WriteFile(filepath.Join(target, "new"), nil, 0o600))
+	must(t, syscall.Unmount(target, 0))
+	e.ctr(t, "one", append(snapshotter, "rm", "on-it")...)
+
+	e.ctr(t, "one", "images", "mount", "--snapshotter", "berth", imageName, target)
+	if body, err := os.ReadFile(filepath.Join(target, "etc/replaced")); err != nil || string(body) != "new\n" {
+		t.Errorf("the mounted image shows %q, %v", body, err)
+	}
+	if err := os.WriteFile(filepath.Join(target, "new"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("writing to a view: %v", err)
+	}
+	e.ctr(t, "one", "images", "unmount", "--snapshotter", "berth", "--rm", target)
 	e.ctr(t, "one", append(snapshotter, "rm", "web-layer")...)
 	e.ctr(t, "one", "containers", "rm", "web")
 }

@@ -78,7 +78,7 @@ func (d *docker) see(t *testing.T, image, command, want string) {
 // snapshotter: load, run, diff, commit, build, prune, and a kill in the middle.
 func TestDocker(t *testing.T) {
 	for _, rung := range rungs {
-		t.Run(rung.driver, func(t *testing.T) { tryDocker(t, newDocker(t, rung.driver)) })
+		t.Run(rung, func(t *testing.T) { tryDocker(t, newDocker(t, rung)) })
 	}
 }
 
