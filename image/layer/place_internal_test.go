@@ -309,7 +309,7 @@ func TestBombs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBuilder()
-			b.left = 16 << 20
+			b.left = 2 << 20
 			src := &source{ctx: t.Context(), r: &endless{next: next}, left: 1 << 30}
 			s, err := newStream(src, hashes{}, 1, nil)
 			if err != nil {
