@@ -51,6 +51,27 @@ func TestKill(t *testing.T) {
 			t.Fatalf("after round %d", round)
 		}
 	}
+	s := open(t, dir)
+	removeAll(t, s)
+	wantFolders(t, dir, 0)
+	wantKept(t, dir, 0)
+	must(t, s.Close())
+}
+
+// removeAll removes all snapshots, from the top down.
+func removeAll(t *testing.T, s snapshot.Store) {
+	t.Helper()
+	for left := true; left; {
+		left = false
+		must(t, s.Walk(t.Context(), func(info snapshot.Info) error {
+			err := s.Remove(t.Context(), info.Key)
+			if errors.Is(err, errs.Conflict) {
+				left = true // it has children
+				return nil
+			}
+			return err
+		}))
+	}
 }
 
 // workUntilKilled makes, commits and removes layers in several goroutines.
