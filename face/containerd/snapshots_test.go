@@ -37,12 +37,33 @@ func (m mountable) Mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mou
 	if err != nil {
 		return nil, err
 	}
-	return []snapshot.Mount{{Type: "fake", Source: string(key), Options: []string{"parent=" + string(info.Parent)}}}, nil
+	return []snapshot.Mount{{Type: "fake", Source: string(key), Options: []string{"parent=" + string(info.Parent), "lowerdir=/layers/1:/layers/2::/bodies"}}}, nil
+}
+
+// trees remembers which trees are mounted.
+type trees struct {
+	mu      sync.Mutex
+	mounted map[snapshot.Key]bool
+}
+
+func (r *trees) Mounts(_ context.Context, key snapshot.Key) ([]snapshot.Mount, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mounted[key] = true
+	return []snapshot.Mount{{Type: "bind", Source: "/trees/" + string(key)}}, nil
+}
+
+func (r *trees) Remove(_ context.Context, key snapshot.Key) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.mounted, key)
+	return nil
 }
 
 // bench is a service on a fake store that can be restarted.
 type bench struct {
 	store mountable
+	trees containerd.Trees
 	path  string
 }
 
@@ -57,7 +78,7 @@ func (b *bench) start(t *testing.T, names ...string) (clients []snapshots.Snapsh
 	t.Helper()
 	db, err := kv.Open(b.path)
 	must(t, err)
-	service, err := containerd.Open(t.Context(), containerd.Config{Store: b.store, DB: db, Log: slog.New(slog.DiscardHandler)})
+	service, err := containerd.Open(t.Context(), containerd.Config{Store: b.store, Trees: b.trees, DB: db, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	server := grpc.NewServer()
 	api.RegisterSnapshotsServer(server, service)
@@ -467,6 +488,37 @@ func TestRebase(t *testing.T) {
 	}
 	if n := len(b.keys(t, snapshot.KindActive)); n != 0 {
 		t.Errorf("%d active ones are left", n)
+	}
+}
+
+// Where trees are mounted for containerd it binds them, and they go with their
+// snapshots; but into what it unpacks it looks by itself, and is shown layers
+// only.
+func TestMountedTrees(t *testing.T) {
+	b := newBench(t)
+	mounted := &trees{mounted: map[snapshot.Key]bool{}}
+	b.trees = mounted
+	s := b.one(t)
+	m, err := s.Prepare(t.Context(), "ns/1/extract-1-ab "+chain(1), "")
+	if err != nil || len(m) != 1 || m[0].Type != "fake" || m[0].Options[1] != "lowerdir=/layers/1:/layers/2" || len(mounted.mounted) != 0 {
+		t.Fatalf("to unpack into: %v, %v", m, err)
+	}
+	again, err := s.Mounts(t.Context(), "ns/1/extract-1-ab "+chain(1))
+	if err != nil || again[0].Type != "bind" || len(mounted.mounted) != 1 {
+		t.Errorf("to mount: %v, %v", again, err)
+	}
+	must(t, s.Commit(t.Context(), "ns/1/"+chain(1), "ns/1/extract-1-ab "+chain(1)))
+	if len(mounted.mounted) != 0 {
+		t.Errorf("a layer is still mounted: %v", mounted.mounted)
+	}
+	prepare(t, s, "work", "ns/1/"+chain(1))
+	if _, err := s.View(t.Context(), "view", "ns/1/"+chain(1)); err != nil || len(mounted.mounted) != 2 {
+		t.Errorf("mounted: %v, %v", mounted.mounted, err)
+	}
+	must(t, s.Remove(t.Context(), "work"))
+	must(t, s.Remove(t.Context(), "view"))
+	if len(mounted.mounted) != 0 {
+		t.Errorf("still mounted: %v", mounted.mounted)
 	}
 }
 
