@@ -24,18 +24,26 @@ type berth struct {
 	ids                                   []string // of the burst
 }
 
-func newBerth(p *place, s settings) (*berth, error) {
+func newBerth(p *place, s settings) (*berth, error) { return newNode(p, s, "berth", "") }
+
+// newNode makes a node with a configuration file, unless that is empty.
+func newNode(p *place, s settings, name, config string) (*berth, error) {
 	program, err := filepath.Abs(s.berth)
 	if err != nil {
 		return nil, err
 	}
-	b := &berth{program: program, runtime: s.runtime, socket: p.run("berth.sock"), root: p.disk("berth"), state: p.run("berth")}
+	b := &berth{program: program, runtime: s.runtime, socket: p.run(name + ".sock"), root: p.disk(name), state: p.run(name)}
 	b.Client = client.New(b.socket)
 	b.daemon = daemon{
 		argv: []string{program, "node", "--root", b.root, "--state", b.state, "--socket", b.socket, "--log-level", "warn"},
-		log:  filepath.Join(p.dir, "berth.log"),
+		log:  filepath.Join(p.dir, name+".log"),
 	}
-	return b, nil
+	if config == "" {
+		return b, nil
+	}
+	file := p.run(name + ".toml")
+	b.argv = append(b.argv, "--config", file)
+	return b, os.WriteFile(file, []byte(config), 0o600)
 }
 
 func (b *berth) open(ctx context.Context, first string) error {

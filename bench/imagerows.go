@@ -36,10 +36,37 @@ func (b *bench) measureImages(ctx context.Context) (err error) {
 		}
 	}
 	if b.wants("storage-disk") {
-		return b.inTurn(0, b.sides, func(s named) error { return b.versions(ctx, s, server) })
+		return b.measureDisk(ctx, server)
 	}
 	return nil
 }
+
+// measureDisk measures both sides as they come, and a node of ours that keeps
+// no compressed layer which it can fetch again.
+func (b *bench) measureDisk(ctx context.Context, server *shelfServer) error {
+	sides := slices.Clone(b.sides)
+	for i := range sides {
+		if sides[i].column == ourColumn {
+			sides[i].column = keepColumn
+		}
+	}
+	if b.settings.sides.MatchString(ourColumn) {
+		node, err := newNode(b.place, b.settings, "dropping", "[registry]\nblobs = \"drop\"\n")
+		if err != nil {
+			return err
+		}
+		if err := node.open(ctx, b.first); err != nil {
+			return err
+		}
+		defer node.close(context.WithoutCancel(ctx))
+		sides = append(sides, named{node, ourColumn})
+	}
+	return b.inTurn(0, sides, func(s named) error { return b.versions(ctx, s, server) })
+}
+
+// keepColumn is Berth with the policy for compressed layers that it comes
+// with.
+const keepColumn = "berth keeping blobs"
 
 // layeredPulls pulls an image into nothing, then one that has the same bodies
 // in other layers, then two with the layers of the first and new metadata.

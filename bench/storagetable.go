@@ -10,6 +10,9 @@ func (r results) storageLines(pulls int) []line {
 	within := func(limit float64) func(peer, ours float64) bool {
 		return func(_, ours float64) bool { return ours <= limit }
 	}
+	below := func(limit float64) func(peer, ours float64) bool {
+		return func(_, ours float64) bool { return ours < limit }
+	}
 	ms, times := "%.2f ms", "%.2fx"
 	var lines []line
 	add := func(l line) {
@@ -18,7 +21,7 @@ func (r results) storageLines(pulls int) []line {
 	}
 	for _, n := range commitCounts() {
 		row := fmt.Sprintf("storage-commit-%d", n)
-		add(line{row: row, what: fmt.Sprintf("commit of %d changed files", n), format: ms, bar: "< 1 ms", met: within(1)})
+		add(line{row: row, what: fmt.Sprintf("commit of %d changed files", n), format: ms, bar: "< 1 ms", met: below(1)})
 		add(line{row: row + "-unmount", what: "with the unmount before it", format: ms})
 		add(line{row: row + "-sync", what: "until it would survive a loss of power", format: ms})
 		add(line{row: row + "-cpu", what: "CPU of it, with all that follows in the background", format: ms})
@@ -44,7 +47,7 @@ func (r results) storageLines(pulls int) []line {
 		add(l)
 		add(line{row: "storage-pull-" + p.tag + "-cpu", what: "CPU of daemons in it", format: "%.2f s"})
 	}
-	add(line{row: "storage-remove", what: "removal of that image, as the caller sees it", format: ms, bar: "< 10 ms", met: within(10)})
+	add(line{row: "storage-remove", what: "removal of that image, as the caller sees it", format: ms, bar: "< 10 ms", met: below(10)})
 	many := "storage of 20, 40, 60, 80, 100 containers, cumulative"
 	add(line{row: "storage-containers", what: many + ", against Berth's overlay driver", format: "%.0f ms", against: overlayColumn, bar: "≤ 0.18 of it", met: ratio(0.18)})
 	add(line{row: "storage-containers", what: "against containerd", format: "%.0f ms"})
@@ -60,9 +63,10 @@ func (r results) storageLines(pulls int) []line {
 	add(line{row: "storage-walk-stat", what: "cold stat of each file after it, CPU", format: "%.0f ms"})
 	add(line{row: "storage-cache", what: "page cache of two images that share 90 % of their bytes, to that of one", format: times, bar: "1.1x", met: within(1.149)})
 	add(line{row: "storage-cache-pages", what: "that is", format: "%.0f MB"})
-	add(line{row: "storage-disk", what: "disk for 10 versions that differ in 5 % of files, to that for one", format: times, bar: "< 1.6x", met: within(1.6)})
+	add(line{row: "storage-disk", what: "disk for 10 versions that differ in 5 % of files, to that for one; Berth with blobs = drop", format: times, bar: "< 1.6x", met: below(1.6)})
 	add(line{row: "storage-disk-one", what: "disk for one", format: "%.0f MB"})
 	add(line{row: "storage-disk-all", what: "disk for all", format: "%.0f MB"})
+	add(line{row: "storage-disk-all", what: "the same, where Berth keeps the compressed layers (as it comes; here on the left)", format: "%.0f MB", against: keepColumn})
 	add(line{row: "storage-lazy", what: "time to ready with lazy start, 300 MB, 100 Mbit/s, against a full pull", format: "%.2f s", against: "full pull", bar: "≤ 0.3 of it", met: ratio(0.3)})
 	return lines
 }
