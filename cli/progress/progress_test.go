@@ -80,8 +80,8 @@ func TestScrub(t *testing.T) {
 	s.End()
 	want := `checking blobs
 damaged: blob aaaaaaaaaaaa: its content has the digest ` + digest("b") + `; in app:1, cccccccccccc; repaired: docker.io/library/app
-damaged: object dddddddddddd: is missing; no image has it; not repaired: pull app:1 again: denied
 checking files of layers
+damaged: object dddddddddddd: is missing; no image has it; not repaired: pull app:1 again: denied
 `
 	if out.String() != want {
 		t.Errorf("got %s\nwant %s", out.String(), want)
