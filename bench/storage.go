@@ -61,9 +61,11 @@ func (b *bench) measureStorage(ctx context.Context) (err error) {
 		}
 	}
 	if b.wants(imageRows...) {
-		return b.measureImages(ctx)
+		if err := b.measureImages(ctx); err != nil {
+			return err
+		}
 	}
-	return nil
+	return b.measureLazy(ctx)
 }
 
 // fillShelf makes the images that the wanted rows need.

@@ -102,6 +102,7 @@ func (s *Set) beginLazily(ctx context.Context, id string, layers []layer, req sp
 		report(spec.Progress{Phase: spec.Unpacking, Item: k.layer.Digest.String(), Status: "complete"})
 	}
 	s.Lazy.Missing.Add(image)
+	s.Log.InfoContext(ctx, "an image can be used before all of it is here", "image", req.Reference, "layers", len(image.Layers), "first", len(image.First))
 	return len(image.Layers) > 0
 }
 

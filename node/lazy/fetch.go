@@ -1,6 +1,7 @@
 package lazy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,12 +23,28 @@ const (
 	firstGap  = 64 << 10  // of a blob that is fetched along with what lies on both sides
 	restGap   = 512 << 10 // a request costs about as much
 	runSize   = 8 << 20
+	// joinSize is how long a request of the background may be for somebody who
+	// waits to rather wait for that one than to ask again.
+	joinSize = 4 << 20
+	// ahead is how many requests at once bring what is wanted first: few, so
+	// that they come in order.
+	ahead = 2
 )
 
 // supply is one fetch of a body that is waited for, by any number.
 type supply struct {
+	here chan struct{} // closed when the body is here, by whatever way
 	done chan struct{}
 	err  error
+}
+
+// flight is a request on its way.
+type flight struct {
+	layer   *layer
+	run     toc.Run
+	bytes   int64
+	hurried chan struct{} // closed when somebody waits for it
+	done    chan struct{}
 }
 
 // wanted answers the process: it has somebody who waits for a body.
@@ -51,13 +68,13 @@ func (s *Set) bring(ctx context.Context, d tree.Digest) error {
 		s.mu.Lock()
 		f, found := s.supply[d]
 		if !found {
-			f = &supply{done: make(chan struct{})}
+			f = &supply{here: make(chan struct{}), done: make(chan struct{})}
 			s.supply[d] = f
 			s.hurry(1)
 		}
 		s.mu.Unlock()
 		if !found {
-			f.err = s.tryBring(ctx, d)
+			f.err = s.tryBring(ctx, d, f.here)
 			s.mu.Lock()
 			delete(s.supply, d)
 			s.hurry(-1)
@@ -88,7 +105,7 @@ func (s *Set) hurry(n int) {
 	}
 }
 
-func (s *Set) tryBring(ctx context.Context, d tree.Digest) (err error) {
+func (s *Set) tryBring(ctx context.Context, d tree.Digest, here <-chan struct{}) (err error) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		if s.Bodies.Has(d) {
 			s.arrived(d)
@@ -97,6 +114,18 @@ func (s *Set) tryBring(ctx context.Context, d tree.Digest) (err error) {
 		holders := s.holders(d)
 		if len(holders) == 0 {
 			return errs.New(errs.NotFound, "no layer that is on its way has it")
+		}
+		if f := s.join(holders, d); f != nil {
+			select {
+			case <-here:
+			case <-f.done:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			if s.Bodies.Has(d) {
+				s.arrived(d)
+				return nil
+			}
 		}
 		final := true
 		for _, l := range holders {
@@ -125,6 +154,9 @@ func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, urgent bool) err
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
 	from, to := l.Table.Bytes(run)
+	f := s.takeOff(l, run, to-from, urgent)
+	defer s.land(f)
+	s.Log.DebugContext(ctx, "fetch", "blob", l.Table.Blob, "from", from, "bytes", to-from, "urgent", urgent)
 	r, err := l.Part(ctx, from, to)
 	if err != nil {
 		return err
@@ -132,7 +164,7 @@ func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, urgent bool) err
 	defer r.Close()
 	var in io.Reader = r
 	if !urgent {
-		in = &patient{ctx: ctx, r: r, set: s}
+		in = &patient{ctx: ctx, r: r, set: s, hurried: f.hurried}
 	}
 	var wrong error
 	err = l.Table.Extract(run, in, func(b toc.Body) bool { return s.lacks(l, b.Object) }, func(b toc.Body, r io.Reader) error {
@@ -149,6 +181,45 @@ func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, urgent bool) err
 	return errors.Join(err, wrong)
 }
 
+// join finds a request on its way that brings a body soon enough.
+func (s *Set) join(holders []*layer, d tree.Digest) *flight {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for f := range s.flights {
+		if !slices.Contains(holders, f.layer) {
+			continue
+		}
+		body, _ := f.layer.Table.Find(d)
+		around := f.layer.Table.Around(body)
+		if around.First < f.run.First || around.Last > f.run.Last || f.bytes > joinSize && !isClosed(f.hurried) {
+			continue
+		}
+		if !isClosed(f.hurried) {
+			close(f.hurried)
+		}
+		return f
+	}
+	return nil
+}
+
+func (s *Set) takeOff(l *layer, run toc.Run, bytes int64, urgent bool) *flight {
+	f := &flight{layer: l, run: run, bytes: bytes, hurried: make(chan struct{}), done: make(chan struct{})}
+	if urgent {
+		close(f.hurried)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flights[f] = struct{}{}
+	return f
+}
+
+func (s *Set) land(f *flight) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.flights, f)
+	close(f.done)
+}
+
 // Patient reads r while nobody waits for anything else.
 func (s *Set) Patient(ctx context.Context, r io.Reader) io.Reader {
 	return &patient{ctx: ctx, r: r, set: s}
@@ -156,9 +227,10 @@ func (s *Set) Patient(ctx context.Context, r io.Reader) io.Reader {
 
 // patient reads while nobody waits for anything else.
 type patient struct {
-	ctx context.Context //nolint:containedctx // of the one fetch
-	r   io.Reader
-	set *Set
+	ctx     context.Context //nolint:containedctx // of the one fetch
+	r       io.Reader
+	set     *Set
+	hurried <-chan struct{} // closed when this is waited for itself; nil is never
 }
 
 func (p *patient) Read(b []byte) (int, error) {
@@ -170,6 +242,7 @@ func (p *patient) Read(b []byte) (int, error) {
 		defer timer.Stop()
 		select {
 		case <-calm:
+		case <-p.hurried:
 		case <-timer.C:
 		case <-p.ctx.Done():
 			return 0, context.Cause(p.ctx)
@@ -207,13 +280,7 @@ func (s *Set) leftOf(layers []*layer) (n int) {
 // fillOnce fetches in order: what a container wanted when it started, then
 // small bodies, then the rest.
 func (s *Set) fillOnce(layers []*layer, first []tree.Digest) error {
-	wanted := make(map[tree.Digest]bool, len(first))
-	for _, d := range first {
-		wanted[d] = true
-	}
-	err := s.phase(layers, func(ctx context.Context, l *layer) error {
-		return s.runs(ctx, l, firstGap, func(d tree.Digest) bool { return wanted[d] })
-	})
+	err := s.lead(layers, first)
 	if err == nil {
 		err = s.phase(layers, func(ctx context.Context, l *layer) error {
 			if l.Rest != nil {
@@ -228,6 +295,41 @@ func (s *Set) fillOnce(layers []*layer, first []tree.Digest) error {
 		})
 	}
 	return errors.Join(err, s.finish(layers))
+}
+
+// lead fetches what is wanted first in its order, whatever layers it is in.
+func (s *Set) lead(layers []*layer, first []tree.Digest) error {
+	ranks := make(map[tree.Digest]int, len(first))
+	for i, d := range first {
+		ranks[d] = i
+	}
+	type job struct {
+		layer *layer
+		run   toc.Run
+		rank  int
+	}
+	var jobs []job
+	wanted := func(l *layer) func(tree.Digest) bool {
+		return func(d tree.Digest) bool { _, ok := ranks[d]; return ok && s.lacks(l, d) }
+	}
+	for _, l := range layers {
+		for _, run := range l.Table.Runs(wanted(l), firstGap, joinSize) {
+			j := job{l, run, len(ranks)}
+			for _, b := range l.Table.Within(run) {
+				if rank, ok := ranks[b.Object]; ok {
+					j.rank = min(j.rank, rank)
+				}
+			}
+			jobs = append(jobs, j)
+		}
+	}
+	slices.SortStableFunc(jobs, func(a, b job) int { return cmp.Compare(a.rank, b.rank) })
+	var g errgroup.Group
+	g.SetLimit(ahead)
+	for _, j := range jobs {
+		g.Go(func() error { return s.run(j.layer.life, j.layer, j.run, wanted(j.layer)) })
+	}
+	return g.Wait()
 }
 
 // phase does something for each layer, as much at once as is allowed.
@@ -259,14 +361,22 @@ func (s *Set) sizeOf(l *layer, d tree.Digest) int64 {
 func (s *Set) runs(ctx context.Context, l *layer, gap int64, want func(tree.Digest) bool) error {
 	runs := l.Table.Runs(func(d tree.Digest) bool { return s.lacks(l, d) && want(d) }, gap, runSize)
 	for _, run := range runs {
-		if !slices.ContainsFunc(l.Table.Within(run), func(b toc.Body) bool { return s.lacks(l, b.Object) && want(b.Object) }) {
-			continue // they came meanwhile
-		}
-		if err := s.fetch(ctx, l, run, false); err != nil {
+		if err := s.run(ctx, l, run, want); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// run fetches a run, unless all that is wanted of it came meanwhile.
+func (s *Set) run(ctx context.Context, l *layer, run toc.Run, want func(tree.Digest) bool) error {
+	if ctx.Err() != nil {
+		return nil // the layer is forgotten
+	}
+	if !slices.ContainsFunc(l.Table.Within(run), func(b toc.Body) bool { return s.lacks(l, b.Object) && want(b.Object) }) {
+		return nil
+	}
+	return s.fetch(ctx, l, run, false)
 }
 
 // finish declares layers whole that miss nothing.

@@ -75,6 +75,7 @@ type Set struct {
 	layers  map[string]*layer
 	process *process // nil while there is none
 	supply  map[tree.Digest]*supply
+	flights map[*flight]struct{}
 	urgent  int           // bodies that somebody waits for
 	calm    chan struct{} // closed while urgent is 0
 }
@@ -93,7 +94,7 @@ type layer struct {
 func Open(ctx context.Context, c Config) (*Set, error) {
 	c.Deadline = cmp.Or(c.Deadline, Deadline-5*time.Second)
 	c.Parallel = cmp.Or(c.Parallel, 3)
-	s := &Set{Config: c, layers: map[string]*layer{}, supply: map[tree.Digest]*supply{}, calm: make(chan struct{})}
+	s := &Set{Config: c, layers: map[string]*layer{}, supply: map[tree.Digest]*supply{}, flights: map[*flight]struct{}{}, calm: make(chan struct{})}
 	close(s.calm)
 	s.life, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	return s, nil
@@ -217,6 +218,9 @@ func (s *Set) arrived(digests ...tree.Digest) {
 	for _, d := range digests {
 		for _, l := range s.layers {
 			delete(l.missing, d)
+		}
+		if f := s.supply[d]; f != nil && !isClosed(f.here) {
+			close(f.here)
 		}
 		if s.process != nil {
 			s.process.tell(opHere, d[:])
