@@ -12,6 +12,7 @@ import (
 
 	"berth/base/kv"
 	"berth/node/snapshot"
+	"berth/node/snapshot/fakesnapshot"
 	"berth/node/snapshot/lcfs"
 	"berth/node/snapshot/snapshottest"
 )
@@ -86,13 +87,27 @@ func byNames(c *lcfs.Config) {
 	c.Features, c.Metacopy = &older, true
 }
 
-func TestSuite(t *testing.T) {
-	for name, how := range map[string]func(*lcfs.Config){
+// ways are those in which the driver mounts and works.
+func ways() map[string]func(*lcfs.Config) {
+	return map[string]func(*lcfs.Config){
 		"File": func(*lcfs.Config) {}, "Loop": onLoop, "Metacopy": withMetacopy, "ByNames": byNames,
-		"Busy": func(c *lcfs.Config) { c.Quiet = time.Hour },
-	} {
+		"Busy": func(c *lcfs.Config) { c.Quiet = time.Hour }, // nothing is done in the background
+	}
+}
+
+func TestSuite(t *testing.T) {
+	for name, how := range ways() {
 		t.Run(name, func(t *testing.T) {
 			snapshottest.Suite(t, func(t *testing.T, dir string) snapshot.Store { return open(t, dir, how) })
+		})
+	}
+}
+
+func TestRandomHistory(t *testing.T) {
+	features(t)
+	for name, how := range ways() {
+		t.Run(name, func(t *testing.T) {
+			snapshottest.RandomHistory(t, fakesnapshot.Keeping(), func(t *testing.T, dir string) snapshot.Store { return open(t, dir, how) })
 		})
 	}
 }

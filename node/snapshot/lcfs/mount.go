@@ -23,12 +23,13 @@ const closeDelay = time.Second
 
 // options say how overlayfs treats the upper. Where it can, all of a
 // snapshot's change is in its own folder. Redirects lead from images to
-// objects.
+// objects. All files have one device number, and names of one file one inode
+// number, though layers are on several file systems.
 func (s *Store) options() []string {
 	if s.metacopy {
-		return []string{"index=off", "redirect_dir=on", "metacopy=on"}
+		return []string{"index=off", "xino=on", "redirect_dir=on", "metacopy=on"}
 	}
-	return []string{"index=off", "redirect_dir=follow", "metacopy=off"}
+	return []string{"index=off", "xino=on", "redirect_dir=follow", "metacopy=off"}
 }
 
 // Mount mounts the snapshot on target.
