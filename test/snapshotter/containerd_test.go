@@ -50,17 +50,7 @@ func newEngine(t *testing.T, driver string) *engine {
 	e.backend = backend
 
 	config := filepath.Join(dir, "config.toml")
-	must(t, os.WriteFile(config, fmt.Appendf(nil, `version = 3
-disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]
-
-[proxy_plugins.berth]
-  type = "snapshot"
-  address = %q
-
-[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux"
-  snapshotter = "berth"
-`, e.snapshotter.socket), 0o600))
+	e.configure(t, fmt.Sprintf(ours, e.snapshotter.socket))
 	socket := filepath.Join(dir, "c.sock")
 	e.containerd = &daemon{
 		socket: socket, env: []string{"PATH=" + peers + ":" + os.Getenv("PATH")},
@@ -76,6 +66,24 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
 		e.tidy(t)
 	})
 	return e
+}
+
+// ours is what docs/snapshotter.md tells people to add to a configuration.
+const ours = `
+[proxy_plugins.berth]
+  type = "snapshot"
+  address = %q
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "berth"
+`
+
+// configure writes containerd's configuration; it counts from the next start.
+func (e *engine) configure(t *testing.T, more string) {
+	t.Helper()
+	const disabled = `["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]`
+	must(t, os.WriteFile(filepath.Join(e.dir, "config.toml"), []byte("version = 3\ndisabled_plugins = "+disabled+"\n"+more), 0o600))
 }
 
 func (e *engine) root() string { return filepath.Join(e.dir, "root") }
@@ -148,7 +156,7 @@ func (e *engine) ctr(t *testing.T, namespace string, args ...string) string {
 
 func (e *engine) try(namespace string, args ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(peers, "ctr"), append([]string{"--address", e.containerd.socket, "--namespace", e.namespace(namespace)}, args...)...)
-	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "CONTAINERD_SNAPSHOTTER=berth")
+	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
 	var says strings.Builder
 	cmd.Stderr = &says
 	out, err := cmd.Output()
@@ -205,7 +213,7 @@ func TestContainerd(t *testing.T) {
 // removal.
 func tryContainerd(t *testing.T, e *engine) {
 	archive := ociArchive(t, layered(t))
-	e.ctr(t, "one", "images", "import", archive)
+	e.ctr(t, "one", "images", "import", "--snapshotter", "berth", archive)
 	layers := e.kept(t, "committed")
 	if len(layers) != 3 {
 		t.Fatalf("three layers became %q", layers)
@@ -215,7 +223,7 @@ func tryContainerd(t *testing.T, e *engine) {
 	// The same image in another namespace: known; and by way of the client,
 	// which does not say what it unpacks: unpacked, and kept once.
 	before := e.bytes(t)
-	e.ctr(t, "two", "images", "import", archive)
+	e.ctr(t, "two", "images", "import", "--snapshotter", "berth", archive)
 	if got := e.kept(t, "committed"); len(got) != 3 {
 		t.Errorf("in a second namespace three layers became %q", got)
 	}
@@ -243,6 +251,51 @@ func tryContainerd(t *testing.T, e *engine) {
 		t.Errorf("after the last image there are %q", all)
 	}
 	until(t, "the disk is free", func() bool { return e.bytes(t) < 100<<10 })
+}
+
+// An image that was there before, and a container, go on beside the new
+// snapshotter; and without the lines everything is as it was.
+func TestSwitch(t *testing.T) {
+	e := newEngine(t, "")
+	archive := ociArchive(t, layered(t))
+	restart := func(more string) {
+		t.Helper()
+		must(t, e.containerd.end(syscall.SIGTERM))
+		e.configure(t, more)
+		e.containerd.start(t)
+	}
+	sees := func(snapshotter, id string) {
+		t.Helper()
+		if got := e.ctr(t, "one", "run", "--rm", "--snapshotter", snapshotter, imageName, id, "sh", "-c", look); got != shown {
+			t.Errorf("a container on %s sees\n%s\nwant\n%s", snapshotter, got, shown)
+		}
+	}
+	restart("")
+	e.ctr(t, "one", "images", "import", "--snapshotter", "overlayfs", archive)
+	e.ctr(t, "one", "run", "-d", "--snapshotter", "overlayfs", imageName, "old", "sleep", "1000")
+
+	restart(fmt.Sprintf(ours, e.snapshotter.socket))
+	e.ctr(t, "one", "images", "import", "--snapshotter", "berth", archive)
+	sees("berth", "new")
+	sees("overlayfs", "beside")
+	if got := e.ctr(t, "one", "task", "exec", "--exec-id", "e", "old", "cat", "/etc/kept"); got != "kept\n" {
+		t.Errorf("in the old container: %q", got)
+	}
+
+	restart("")
+	sees("overlayfs", "back")
+	e.ctr(t, "one", "task", "kill", "-s", "KILL", "old")
+	until(t, "the container ends", func() bool { return strings.Contains(e.ctr(t, "one", "task", "ls"), "STOPPED") })
+	e.ctr(t, "one", "task", "rm", "old")
+	e.ctr(t, "one", "containers", "rm", "old")
+	e.ctr(t, "one", "images", "rm", "--sync", imageName)
+	if left := e.ctr(t, "one", "snapshots", "--snapshotter", "overlayfs", "ls"); strings.Contains(left, "sha256:") {
+		t.Errorf("after the image there is\n%s", left)
+	}
+	must(t, e.snapshotter.end(syscall.SIGTERM))
+	for _, target := range mounted(t, e.dir) {
+		must(t, syscall.Unmount(target, 0)) // as the document says
+	}
 }
 
 // kills ends both daemons the hard way under a running container.
