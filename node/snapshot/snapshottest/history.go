@@ -32,7 +32,7 @@ func RandomHistory(t *testing.T, model, driver Open) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes devices, owners and mounts")
 	}
-	histories := 3
+	histories := 2
 	if n, err := strconv.Atoi(os.Getenv("BERTH_HISTORIES")); err == nil {
 		histories = n
 	}
