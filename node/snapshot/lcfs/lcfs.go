@@ -76,7 +76,7 @@ type Config struct {
 	Log *slog.Logger
 	// MaxLayer bounds the bytes that one layer may unpack to; 256 GiB when 0.
 	MaxLayer int64
-	// Features of this machine as Probe found them; asked of Probe when nil.
+	// Features of this machine as Probe found them; Remembered when nil.
 	Features *Features
 	// Loop mounts images on loop devices.
 	Loop bool
@@ -101,6 +101,7 @@ type Store struct {
 	umask    uint32
 	maxLayer int64
 	metacopy bool
+	partial  bool // uppers may lack what is in the layers below: metacopy is, or was, on
 	fds      bool // overlayfs takes descriptors of detached mounts
 	quiet    time.Duration
 	missing  func(context.Context) (int, error) // opens what brings missing bodies; nil where there is nobody
@@ -133,6 +134,7 @@ type Store struct {
 	gone     map[string]bool     // images that a record named, or that were made; true: its objects may be nobody's
 	sound    map[string]struct{} // images that are on disk whole
 	lost     strays
+	standing []leftover // mounts stand on them
 }
 
 // Open opens the store in c.Dir and makes it if need be. It returns before
@@ -153,7 +155,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 	}
 	features := c.Features
 	if features == nil {
-		probed, err := Probe(ctx, c.Dir)
+		probed, err := Remembered(ctx, c.DB, c.Dir)
 		if err != nil {
 			return nil, err
 		}

@@ -83,7 +83,9 @@ func (s *Store) load() (leftovers []leftover, err error) {
 	var dropped []string
 	err = s.db.View(func(tx *kv.Tx) error {
 		s.same = string(tx.Get(stateBucket, "boot")) == s.boot
-		s.lost.unknown = tx.Get(stateBucket, "open") != nil // whoever had it open last did not close it
+		s.partial = s.metacopy || tx.Get(stateBucket, "partial") != nil
+		// Whoever had it open last did not close it, or its records are lost.
+		s.lost.unknown = tx.Get(stateBucket, "open") != nil || tx.Get(stateBucket, "boot") == nil
 		return kv.EachJSON(tx, bucket, "", func(id string, rec record) error {
 			n, err := parseID(id)
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,12 +34,34 @@ func (s *Store) Remove(ctx context.Context, key snapshot.Key) error {
 		return fmt.Errorf("remove snapshot: %w", err)
 	}
 	if rec.Upper || rec.Recipe {
-		s.sweeper.add(leftover{rec.ID, rec.Kind == snapshot.KindCommitted})
+		s.discard(leftover{rec.ID, rec.Kind == snapshot.KindCommitted})
 	}
 	if rec.Kind == snapshot.KindCommitted {
 		s.nudge(s.tidy)
 	}
 	return nil
+}
+
+// discard has a leftover deleted, when no mount stands on it any more.
+func (s *Store) discard(l leftover) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.uses.uppers[l.id] > 0 {
+		s.standing = append(s.standing, l)
+		return
+	}
+	s.sweeper.add(l)
+}
+
+// discardFallen does that for leftovers that waited. mu is held.
+func (s *Store) discardFallen() {
+	s.standing = slices.DeleteFunc(s.standing, func(l leftover) bool {
+		fallen := s.uses.uppers[l.id] == 0
+		if fallen {
+			s.sweeper.add(l)
+		}
+		return fallen
+	})
 }
 
 func (s *Store) remove(key snapshot.Key) (*record, error) {

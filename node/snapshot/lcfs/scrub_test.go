@@ -353,9 +353,7 @@ func TestScrubIsPaced(t *testing.T) {
 // TestScrubSweepsStrays: an object that nothing names goes.
 func TestScrubSweepsStrays(t *testing.T) {
 	x := newScrubbed(t)
-	stray := filepath.Join(x.dir, "objects", "ab")
-	must(t, os.MkdirAll(stray, 0o700))
-	stray = filepath.Join(stray, strings.Repeat("cd", 31))
+	stray := filepath.Join(filepath.Dir(x.object(t, lowBody)), strings.Repeat("cd", 31))
 	must(t, os.WriteFile(stray, []byte("stray"), 0o600))
 	if _, damaged := scrub(t, x); len(damaged) > 0 {
 		t.Errorf("found %+v", damaged)

@@ -1,6 +1,7 @@
 package lcfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,10 +95,8 @@ func (s *Store) settle(ctx context.Context, rec *record) error {
 	if err != nil {
 		return err
 	}
-	for n, body := range made.bodies {
-		if err := s.adopt(ctx, batch, n, body); err != nil {
-			return err
-		}
+	if err := s.adoptAll(ctx, batch, rec.ID, made); err != nil {
+		return err
 	}
 	image, letGo, err := s.writeImage(made.root)
 	if err != nil {
@@ -112,16 +111,46 @@ func (s *Store) settle(ctx context.Context, rec *record) error {
 	return nil
 }
 
-// adopt makes the body of a file in the layer's folder an object, or part of
-// the tree if it is small.
-func (s *Store) adopt(ctx context.Context, batch *object.Batch, n *tree.Node, body bodyFile) error {
-	if n.Size == 0 || n.Object != (tree.Digest{}) {
-		return nil
+// unadopted is a file of a layer that is not settled.
+type unadopted struct {
+	*tree.Node
+	bodyFile
+}
+
+// adoptAll makes objects of the files of a layer, in the order in which they
+// lie on disk.
+func (s *Store) adoptAll(ctx context.Context, batch *object.Batch, id string, made *content) error {
+	files := make([]unadopted, 0, len(made.bodies))
+	for n, body := range made.bodies {
+		if n.Size > 0 && n.Object == (tree.Digest{}) && body.id == id {
+			files = append(files, unadopted{n, body})
+		}
 	}
-	f, err := s.openBody(body)
+	slices.SortFunc(files, func(a, b unadopted) int { return cmp.Compare(a.inode, b.inode) })
+	dirfd, err := openFolder(s.fs(id))
 	if err != nil {
 		return err
 	}
+	defer unix.Close(dirfd)
+	for _, file := range files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := adopt(ctx, batch, dirfd, file.Node, file.bodyFile); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adopt makes the body of a file in the layer's folder an object, or part of
+// the tree if it is small.
+func adopt(ctx context.Context, batch *object.Batch, dirfd int, n *tree.Node, body bodyFile) error {
+	fd, err := openBodyAt(dirfd, body.path, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), body.path)
 	defer f.Close()
 	if err := lease(f); err != nil {
 		return fmt.Errorf("%s: %w", body.path, err)
@@ -208,4 +237,5 @@ func (s *Store) dropUppers() {
 		s.put(&changed)
 		s.sweeper.add(leftover{rec.ID, true})
 	}
+	s.discardFallen()
 }
