@@ -33,6 +33,7 @@ func newEngine(t *testing.T, driver string) *engine {
 	needRoot(t)
 	dir, err := os.MkdirTemp("", "be-")
 	must(t, err)
+	must(t, os.Chmod(dir, 0o711)) //nolint:gosec // containers with shifted owners reach their bundle through it
 	e := &engine{dir: dir}
 	t.Cleanup(func() {
 		if left := mounted(t, dir); len(left) != 0 {
@@ -235,6 +236,14 @@ func tryContainerd(t *testing.T, e *engine) {
 	usage := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "usage")
 	if !regexp.MustCompile(`(?m)^sha256:\S+ +1\.9 MiB|^sha256:\S+ +2\.\d MiB`).MatchString(usage) {
 		t.Errorf("no layer is as big as busybox:\n%s", usage)
+	}
+
+	// containerd shifts the owners itself, on a copy of the layer.
+	shifted := e.ctr(t, "one", "run", "--rm", "--snapshotter", "berth", "--uidmap", "0:100000:1000", "--gidmap", "0:200000:1000",
+		imageName, "shifted", "sh", "-c", look+"; cat /proc/self/uid_map")
+	alone := strings.Replace(shown, "4750 2", "4750 1", 1) // a copy has no other links
+	if fields := strings.Fields(strings.TrimPrefix(shifted, alone)); !strings.HasPrefix(shifted, alone) || len(fields) != 3 || fields[1] != "100000" {
+		t.Errorf("a container with shifted owners sees\n%s", shifted)
 	}
 
 	kills(t, e)
