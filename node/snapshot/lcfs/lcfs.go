@@ -191,6 +191,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		s.closeFolders()
 		return nil, err
 	}
+	s.countLacking()
 	s.remakeUppers()
 	s.start(ctx, leftovers)
 	return s, nil
