@@ -14,3 +14,22 @@ func login(name string) (*spec.RegistryAuth, error) {
 	}
 	return credentials.Lookup("", host)
 }
+
+// logins are the user's for the registries that repositories are in.
+func logins(repositories []string) (spec.Logins, error) {
+	all := spec.Logins{}
+	for _, repository := range repositories {
+		host := registryOf(repository)
+		if _, known := all[host]; known || host == "" {
+			continue
+		}
+		auth, err := credentials.Lookup("", host)
+		if err != nil {
+			return nil, err
+		}
+		if auth != nil {
+			all[host] = *auth
+		}
+	}
+	return all, nil
+}

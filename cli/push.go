@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"berth/base/errs"
 	"berth/spec"
 )
 
@@ -25,9 +28,18 @@ func (p *program) push() *cobra.Command {
 				return err
 			}
 			request.Auth = auth
-			err = showing(p.stdout, quiet, func(show func(spec.Progress)) error {
-				return p.node().ImagePush(ctx, request, show)
-			})
+			push := func() error {
+				return showing(p.stdout, quiet, func(show func(spec.Progress)) error {
+					return p.node().ImagePush(ctx, request, show)
+				})
+			}
+			err = push()
+			if errors.Is(err, errs.Denied) || errors.Is(err, errs.Anonymous) {
+				// Layers that the node has not kept may be where only we may read.
+				if request.Logins, _ = p.loginsOf(ctx, args[0]); len(request.Logins) > 0 {
+					err = push()
+				}
+			}
 			if err != nil {
 				return p.meantImage(ctx, err, args[0])
 			}
@@ -40,4 +52,13 @@ func (p *program) push() *cobra.Command {
 	cmd.Flags().StringVar(&request.Platform, "platform", "", "push only this os/arch[/variant]")
 	cmd.Flags().BoolVar(&request.Insecure, "insecure", false, "allow plain HTTP and unknown certificates")
 	return cmd
+}
+
+// loginsOf are the user's for the registries that an image came from.
+func (p *program) loginsOf(ctx context.Context, ref string) (spec.Logins, error) {
+	image, err := p.node().ImageGet(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	return logins(image.Sources)
 }

@@ -19,8 +19,8 @@ func (p *program) systemScrub() *cobra.Command {
 		Short: "Read all that images are made of, and repair what is damaged",
 		Long: `Read the files of layers, their trees, and all blobs, and hold each against its
 digest. What is damaged is told with the images that it touches, and had again:
-from a blob that is kept, or from the registry where the image came from. The node
-has nobody's credentials; what it may not fetch, berth pull of that image repairs.
+from a blob that is kept, or from the registry where the image came from, with your
+login there. berth pull of such an image repairs what is left.
 
 The node does this by itself too, slowly, every storage.scrub_days days; berth info
 says when it last did. The exit code is 1 where damage stays.`,
@@ -44,6 +44,9 @@ says when it last did. The exit code is 1 where damage stays.`,
 }
 
 func (p *program) runScrub(ctx context.Context, request spec.ScrubRequest, asJSON bool) error {
+	if err := p.loginsForScrub(ctx, &request); err != nil {
+		return err
+	}
 	var result spec.ScrubResult
 	var err error
 	if asJSON {
@@ -73,6 +76,24 @@ func (p *program) runScrub(ctx context.Context, request spec.ScrubRequest, asJSO
 		return errs.New(errs.Internal, "%s damaged; pull the images that it is in again, or remove them", stay(stays))
 	}
 	return nil
+}
+
+// loginsForScrub adds the user's logins for the registries that images came
+// from.
+func (p *program) loginsForScrub(ctx context.Context, request *spec.ScrubRequest) error {
+	if request.NoRepair {
+		return nil
+	}
+	images, err := p.node().ImageList(ctx, nil)
+	if err != nil {
+		return err
+	}
+	var sources []string
+	for _, image := range images {
+		sources = append(sources, image.Sources...)
+	}
+	request.Logins, err = logins(sources)
+	return err
 }
 
 func stay(n int) string {

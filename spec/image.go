@@ -22,7 +22,8 @@ type Image struct {
 	Config ImageConfig       `json:"config"`
 	Author string            `json:"author,omitempty"`
 	// Containers counts those made from it.
-	Containers int `json:"containers"`
+	Containers int      `json:"containers"`
+	Sources    []string `json:"sources,omitempty" doc:"repositories that parts of it came from or went to, docker.io/library/alpine"`
 }
 
 // ImageConfig is what an image says of the containers made from it.
@@ -65,7 +66,12 @@ type PushRequest struct {
 	Auth      *RegistryAuth `json:"auth,omitempty"`
 	Insecure  bool          `json:"insecure,omitempty"`
 	Platform  string        `json:"platform,omitempty" doc:"push this one only; all that is here when empty"`
+	Logins    Logins        `json:"logins,omitempty" doc:"for the registries where layers are that this node has not kept"`
 }
+
+// Logins are how to log in to registries, by their hosts (docker.io,
+// localhost:5000).
+type Logins map[string]RegistryAuth
 
 // RegistryAuth is how to log in to a registry. The client finds it in
 // ~/.docker/config.json and its credential helpers; the node keeps none.
@@ -97,7 +103,7 @@ type Progress struct {
 	Current int64  `json:"current,omitempty" doc:"bytes"`
 	Total   int64  `json:"total,omitempty" doc:"bytes; 0 where unknown"`
 	// Status is set where there is something to say: exists, waiting, mounted,
-	// retrying, complete.
+	// retrying, repairing, complete.
 	Status string   `json:"status,omitempty"`
 	Image  *Image   `json:"image,omitempty"`
 	Error  *Problem `json:"error,omitempty"`

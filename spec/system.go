@@ -165,7 +165,8 @@ type ImageUsage struct {
 // ScrubRequest asks to read all that images are made of, and to hold it
 // against its digests.
 type ScrubRequest struct {
-	NoRepair bool `json:"noRepair,omitempty" doc:"only look"`
+	NoRepair bool   `json:"noRepair,omitempty" doc:"only look"`
+	Logins   Logins `json:"logins,omitempty" doc:"for the registries that repairs are fetched from"`
 }
 
 // ScrubProgress is one line of a scrub's progress. The last has Result or

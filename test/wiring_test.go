@@ -194,7 +194,7 @@ func TestVerbsAskTheNode(t *testing.T) {
 		{"system df", []string{"GET /df"}, "Images       2         0         1kB       0B (0%)"},
 		{"system df -v", []string{"GET /df"}, "PART                    COUNT     SIZE\nFiles of layers         0         0B\n"},
 		{"system scrub --no-repair", []string{"POST /system/scrub"}, "checking blobs\ndamaged: blob x: is missing; no image has it; repaired: reg/app\nchecked 2 parts, 0B, in 0s: 1 damaged, all repaired\n"},
-		{"system scrub --format json", []string{"POST /system/scrub"}, `"repair":"reg/app"`},
+		{"system scrub --format json", []string{"GET /images", "POST /system/scrub"}, `"repair":"reg/app"`},
 		{"info", []string{"GET /info"}, "Name:        host\n"},
 		{"version", []string{"GET /version"}, "node  9, go1, linux/x\n"},
 		{"__complete stop w", []string{"GET /containers?all=true"}, "web\n"},

@@ -61,7 +61,7 @@ func (s *Set) loadOne(ctx context.Context, one archive.Image, report func(spec.P
 	}
 	return s.take(ctx, taking{
 		rec: rec, names: names,
-		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers), report: report},
+		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers, nil), report: report},
 	})
 }
 
@@ -138,7 +138,7 @@ func (s *Set) Save(ctx context.Context, refs []string, format string, w io.Write
 	s.keeping.begin()
 	defer s.endKeeping(ctx)
 	defer s.shedLater()
-	parts := s.bits()
+	parts := s.bits(nil)
 	var images []archive.Image
 	for _, ref := range refs {
 		one, err := s.toSave(ctx, ref, format, parts)

@@ -33,17 +33,14 @@ type placed struct {
 type bits struct {
 	set    *Set
 	layers map[digest.Digest]placed
-	// auth is for the registry of this domain.
-	auth     *spec.RegistryAuth
-	domain   string
-	insecure bool
+	logins spec.Logins
 	// extra are documents that no store holds; plain are layers as plain tars.
 	extra map[digest.Digest][]byte
 	plain map[digest.Digest]placed
 }
 
-func (s *Set) bits() *bits {
-	return &bits{set: s, layers: s.layersByDigest(), extra: map[digest.Digest][]byte{}, plain: map[digest.Digest]placed{}}
+func (s *Set) bits(logins spec.Logins) *bits {
+	return &bits{set: s, logins: logins, layers: s.layersByDigest(), extra: map[digest.Digest][]byte{}, plain: map[digest.Digest]placed{}}
 }
 
 // Has says whether a blob is here, or is a layer that is unpacked here.
@@ -107,8 +104,16 @@ func (b *bits) reopen(ctx context.Context, l placed, offset int64) (io.ReadClose
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	return nil, errs.New(errs.KindOf(why[0]), "the compressed layer %s is not on this node (registry.blobs is %s) and cannot be had: pull %s again, or load it from an archive; tried: %s",
-		l.Digest, b.set.Policy, b.set.origin(l), sentence(why))
+	return nil, errs.New(errs.KindOf(why[0]), "the compressed layer %s is not on this node (registry.blobs is %s) and cannot be had: pull %s again%s, or load it from an archive; tried: %s",
+		l.Digest, b.set.Policy, b.set.origin(l), b.set.toKeep(), sentence(why))
+}
+
+// toKeep says what makes a pull bring blobs back.
+func (s *Set) toKeep() string {
+	if s.Policy == Keep {
+		return ""
+	}
+	return " with registry.blobs = \"keep\""
 }
 
 // origin says what to pull for a layer: the name of the image in the
@@ -229,15 +234,7 @@ func (b *bits) fetch(ctx context.Context, l placed, offset int64) (io.ReadCloser
 }
 
 func (b *bits) fetchFrom(ctx context.Context, p place, l placed, offset int64) (io.ReadCloser, error) {
-	name, err := p.name()
-	if err != nil {
-		return nil, err
-	}
-	access := remote.Access{Insecure: p.Insecure}
-	if name.Domain() == b.domain {
-		access.Auth, access.Insecure = b.auth, p.Insecure || b.insecure
-	}
-	repo, err := remote.Open(ctx, b.set.Remote, name, access)
+	repo, err := b.repository(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -250,6 +247,19 @@ func (b *bits) fetchFrom(ctx context.Context, p place, l placed, offset int64) (
 		r = blob.Verified(r, l.Digest, l.Size)
 	}
 	return &fetched{r, repo}, nil
+}
+
+// repository opens a place with the login for its registry, if there is one.
+func (b *bits) repository(ctx context.Context, p place) (*remote.Repository, error) {
+	name, err := p.name()
+	if err != nil {
+		return nil, err
+	}
+	access := remote.Access{Insecure: p.Insecure}
+	if auth, ok := b.logins[name.Domain()]; ok {
+		access.Auth = &auth
+	}
+	return remote.Open(ctx, b.set.Remote, name, access)
 }
 
 // fetched lets go of its registry at the end.

@@ -20,7 +20,7 @@ func (s *Set) Chain(ctx context.Context, imageID string) (snapshot.Key, error) {
 	if err != nil {
 		return "", err
 	}
-	return s.restore(ctx, rec, s.fromAnywhere(rec.Layers))
+	return s.restore(ctx, rec, s.fromAnywhere(rec.Layers, nil))
 }
 
 // restore makes sure that the layers of an image are there.
@@ -64,7 +64,7 @@ func (s *Set) Repair(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for _, rec := range lost {
-		if _, err := s.restore(limited, rec, s.fromAnywhere(rec.Layers)); err != nil {
+		if _, err := s.restore(limited, rec, s.fromAnywhere(rec.Layers, nil)); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -102,8 +102,8 @@ func (s *Set) fromBlobs(layers []layer) opener {
 }
 
 // fromAnywhere opens layers out of the blob store, or from a registry.
-func (s *Set) fromAnywhere(layers []layer) opener {
-	stored, parts := s.fromBlobs(layers), s.bits()
+func (s *Set) fromAnywhere(layers []layer, logins spec.Logins) opener {
+	stored, parts := s.fromBlobs(layers), s.bits(logins)
 	return func(ctx context.Context, n int) (tarStream, error) {
 		tar, err := stored(ctx, n)
 		if !isMissing(err) {

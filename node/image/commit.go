@@ -98,7 +98,7 @@ func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 	}
 	image, err := s.take(ctx, taking{
 		rec: rec, names: names,
-		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers), report: func(spec.Progress) {}},
+		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers, nil), report: func(spec.Progress) {}},
 	})
 	// A layer without a blob is nowhere else.
 	if err == nil && (req.Sync || s.sheds(top)) {

@@ -64,6 +64,22 @@ func (s *Set) placesOf(d digest.Digest) []place {
 	return s.places[d]
 }
 
+// sourcesOf lists the repositories that parts of an image are in.
+func (s *Set) sourcesOf(rec *record) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var all []string
+	for _, part := range rec.parts() {
+		for _, p := range s.places[part.Digest] {
+			if !slices.Contains(all, p.Repository) {
+				all = append(all, p.Repository)
+			}
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
 // settlePlaces puts the place that blobs are at first in their lists, and
 // returns the lists that this changes.
 func (s *Set) settlePlaces(blobs []digest.Digest, at place) map[digest.Digest][]place {

@@ -148,7 +148,7 @@ func TestPushWithoutBlobs(t *testing.T) {
 			err := n.set.Push(t.Context(), spec.PushRequest{Reference: name}, nil)
 			if c.kind != "" {
 				n.want(c.kind, err, "push")
-				if err == nil || !strings.Contains(err.Error(), "pull "+from.Host()+"/one:v1 again, or load") {
+				if err == nil || !strings.Contains(err.Error(), "pull "+from.Host()+"/one:v1 again with registry.blobs = \"keep\", or load") {
 					t.Errorf("the error does not say what to do: %v", err)
 				}
 				return
@@ -310,4 +310,49 @@ func TestChainAfterLossWithoutBlobs(t *testing.T) {
 	n.must(n.set.Repair(t.Context())) // it tells the log
 	_, err = n.set.Chain(t.Context(), a.ID)
 	n.want(errs.Anonymous, err, "the layers cannot be had")
+}
+
+// private lets only one user have blobs.
+func private() registrytest.Fault {
+	return registrytest.Fault{Match: registrytest.Blobs(), Handler: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if user, password, ok := r.BasicAuth(); ok && user == "me" && password == "secret" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}}
+}
+
+// Layers that only the user may read go from registry to registry with the
+// user's logins, which are not kept.
+func TestPushFromPrivateRegistry(t *testing.T) {
+	one, _ := sample(t)
+	n, from, to := newNode(t, offers, follows(image.Drop)), registrytest.New(t), registrytest.New(t)
+	from.Push(t, "one", "v1", one)
+	a := n.pull(from.Host() + "/one:v1")
+	if got := fmt.Sprint(a.Sources); got != "["+from.Host()+"/one]" {
+		t.Errorf("sources %s", got)
+	}
+	from.Break(private())
+	name := to.Host() + "/mine:v1"
+	n.must(n.set.Tag(t.Context(), a.ID, name))
+	n.want(errs.Anonymous, n.set.Push(t.Context(), spec.PushRequest{Reference: name}, nil), "push without a login")
+	logins := spec.Logins{from.Host(): {Username: "me", Password: "secret"}}
+	n.must(n.set.Push(t.Context(), spec.PushRequest{Reference: name, Logins: logins}, nil))
+	if got := newNode(t).pull(name); got.Manifest != a.Manifest {
+		t.Errorf("pulled back %s, pushed %s", got.Manifest, a.Manifest)
+	}
+
+	// A scrub repairs with them too.
+	keys := n.keysOf(a)
+	n.offering().keeps(keys[0], 3)
+	n.offering().breaks(keys[0], 1)
+	to.Break(private())
+	if result, _ := n.scrub(spec.ScrubRequest{}); result.Repaired != 0 {
+		t.Errorf("without a login %+v", result)
+	}
+	if result, _ := n.scrub(spec.ScrubRequest{Logins: logins}); result.Repaired != 1 {
+		t.Errorf("with a login %+v", result)
+	}
 }

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"maps"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -28,8 +29,14 @@ func (s *Set) Push(ctx context.Context, req spec.PushRequest, progress func(spec
 	}
 	s.keeping.begin() // nothing is collected from under the push
 	defer s.endKeeping(ctx)
-	parts := s.bits()
-	parts.auth, parts.domain, parts.insecure = req.Auth, name.Domain(), req.Insecure
+	logins := maps.Clone(req.Logins)
+	if req.Auth != nil {
+		if logins == nil {
+			logins = spec.Logins{}
+		}
+		logins[name.Domain()] = *req.Auth
+	}
+	parts := s.bits(logins)
 	var pushed []digest.Digest
 	pusher := push.New(push.Config{
 		Source: parts, Remote: s.Remote, Parallel: s.Parallel, Elsewhere: s.elsewhere,

@@ -27,7 +27,7 @@ func (s *Set) Scrub(ctx context.Context, req spec.ScrubRequest, tell func(spec.S
 	if tell == nil {
 		tell = func(spec.ScrubProgress) {}
 	}
-	run := &scrub{set: s, repair: !req.NoRepair, tell: tell, pace: unpaced}
+	run := &scrub{set: s, repair: !req.NoRepair, logins: req.Logins, tell: tell, pace: unpaced}
 	if err := run.all(ctx, scrubState{Started: time.Now().UTC()}); err != nil {
 		return run.result(), fmt.Errorf("scrub: %w", err)
 	}
@@ -41,6 +41,7 @@ func unpaced(ctx context.Context, _ int64) error { return ctx.Err() }
 type scrub struct {
 	set    *Set
 	repair bool
+	logins spec.Logins
 	tell   func(spec.ScrubProgress)
 	pace   func(ctx context.Context, bytes int64) error
 	// save, if set, keeps the state for the next start.
@@ -224,7 +225,7 @@ func (r *scrub) missingLayers(ctx context.Context, rec *record) error {
 		}
 		d := spec.Damage{Part: string(snapshot.PartLayer), Name: string(key), What: "is missing", Images: r.set.called(r.by.chains[key])}
 		if r.repair {
-			_, err := r.set.restore(ctx, rec, r.set.fromAnywhere(rec.Layers))
+			_, err := r.set.restore(ctx, rec, r.set.fromAnywhere(rec.Layers, r.logins))
 			d.Repaired, d.Repair = err == nil, "unpacked again"
 			if err != nil {
 				d.Repair = err.Error()

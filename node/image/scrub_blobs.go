@@ -14,7 +14,6 @@ import (
 	"berth/base/errs"
 	"berth/image/blob"
 	"berth/image/manifest"
-	"berth/image/remote"
 	"berth/spec"
 )
 
@@ -96,7 +95,7 @@ func (r *scrub) mendBlob(ctx context.Context, d *spec.Damage, which digest.Diges
 	}
 	r.set.keeping.begin()
 	defer r.set.endKeeping(ctx)
-	from, err := r.set.replaceBlob(ctx, which)
+	from, err := r.set.replaceBlob(ctx, which, r.logins)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -123,9 +122,9 @@ func first(all []*record) *record {
 }
 
 // replaceBlob writes a blob anew and says where it came from.
-func (s *Set) replaceBlob(ctx context.Context, which digest.Digest) (from string, err error) {
+func (s *Set) replaceBlob(ctx context.Context, which digest.Digest, logins spec.Logins) (from string, err error) {
 	if l, ok := s.layersByDigest()[which]; ok {
-		return s.replaceLayer(ctx, l)
+		return s.bits(logins).replaceLayer(ctx, l)
 	}
 	desc, ok := s.describedAs(which)
 	if !ok {
@@ -134,7 +133,7 @@ func (s *Set) replaceBlob(ctx context.Context, which digest.Digest) (from string
 	places := s.whereFrom(which)
 	var why []error
 	for _, p := range places {
-		body, err := s.fetchDocument(ctx, p, desc)
+		body, err := s.bits(logins).fetchDocument(ctx, p, desc)
 		if err == nil {
 			_, err = s.Blobs.Ingest(ctx, bytes.NewReader(body), desc.Digest, desc.Size)
 		}
@@ -162,12 +161,8 @@ func (s *Set) describedAs(which digest.Digest) (ocispec.Descriptor, bool) {
 	return ocispec.Descriptor{}, false
 }
 
-func (s *Set) fetchDocument(ctx context.Context, p place, desc ocispec.Descriptor) ([]byte, error) {
-	name, err := p.name()
-	if err != nil {
-		return nil, err
-	}
-	repo, err := remote.Open(ctx, s.Remote, name, remote.Access{Insecure: p.Insecure})
+func (b *bits) fetchDocument(ctx context.Context, p place, desc ocispec.Descriptor) ([]byte, error) {
+	repo, err := b.repository(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -185,26 +180,26 @@ func (s *Set) fetchDocument(ctx context.Context, p place, desc ocispec.Descripto
 
 // replaceLayer writes the blob of a layer anew: from the layer's own tar where
 // that gives the same bytes, else from a registry.
-func (s *Set) replaceLayer(ctx context.Context, l placed) (from string, err error) {
+func (b *bits) replaceLayer(ctx context.Context, l placed) (from string, err error) {
 	var why []error
 	if l.ours() {
-		err := s.makeBlob(ctx, l)
+		err := b.set.makeBlob(ctx, l)
 		if err == nil {
 			return fromLayer, nil
 		}
 		why = append(why, err)
 	}
-	r, err := s.bits().fetch(ctx, l, 0)
+	r, err := b.fetch(ctx, l, 0)
 	if err == nil {
-		_, err = s.Blobs.Ingest(ctx, r, l.Digest, l.Size)
+		_, err = b.set.Blobs.Ingest(ctx, r, l.Digest, l.Size)
 		err = errors.Join(err, r.Close())
 	}
 	if err == nil {
-		return repositories(s.whereFrom(l.Digest)[:1]), nil
+		return repositories(b.set.whereFrom(l.Digest)[:1]), nil
 	}
 	why = append(why, err)
 	if !l.ours() && ctx.Err() == nil {
-		if err := s.makeBlob(ctx, l); err == nil {
+		if err := b.set.makeBlob(ctx, l); err == nil {
 			return fromLayer, nil
 		}
 	}

@@ -91,7 +91,7 @@ func (r *scrub) heal(ctx context.Context, scrubber Scrubber, d *spec.Damage, key
 		}
 		got, known := tried[key]
 		if !known {
-			got.from, got.err = r.set.healLayer(ctx, scrubber, l)
+			got.from, got.err = r.set.healLayer(ctx, scrubber, l, r.logins)
 			tried[key] = got
 		}
 		if got.err == nil {
@@ -112,7 +112,7 @@ func firstOf(keys []snapshot.Key, by byPart) snapshot.Key {
 
 // healLayer gives the store the tar of a layer once more, and says where it
 // came from.
-func (s *Set) healLayer(ctx context.Context, scrubber Scrubber, l placed) (from string, err error) {
+func (s *Set) healLayer(ctx context.Context, scrubber Scrubber, l placed, logins spec.Logins) (from string, err error) {
 	from = "its blob"
 	err = s.healFrom(ctx, scrubber, l, s.fromBlobs([]layer{l.layer}))
 	if err == nil || ctx.Err() != nil {
@@ -125,7 +125,7 @@ func (s *Set) healLayer(ctx context.Context, scrubber Scrubber, l placed) (from 
 	if len(places) == 0 {
 		return "", errors.Join(err, errs.New(errs.NotFound, "its blob is not here, and no registry is known to have it"))
 	}
-	parts := s.bits()
+	parts := s.bits(logins)
 	fetchErr := s.healFrom(ctx, scrubber, l, func(ctx context.Context, _ int) (tarStream, error) { return s.fetchTar(ctx, parts, l) })
 	if fetchErr == nil {
 		return repositories(places[:1]), nil

@@ -232,6 +232,7 @@ func (s *Set) show(rec *record) spec.Image {
 	image := rec.Image
 	image.Names = s.namesOf(image.ID)
 	image.Containers = len(s.usersOf(image.ID))
+	image.Sources = s.sourcesOf(rec)
 	image.Layers = slices.Clone(image.Layers)
 	image.Labels = maps.Clone(image.Labels)
 	image.Config = cloneConfig(image.Config)
