@@ -162,3 +162,49 @@ func BenchmarkPrepare(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkIngestKnown unpacks the same image again, when all of its files are
+// known from another one.
+func BenchmarkIngestKnown(b *testing.B) {
+	tars := syntheticLayers(b)
+	dir, err := os.MkdirTemp(os.Getenv("BENCH_DIR"), "known")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s := open(b, dir)
+	ingest := func(tar []byte) snapshot.Ingest {
+		in, err := s.Ingest(b.Context(), bytes.NewReader(tar))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return in
+	}
+	files := 0
+	for i, tar := range tars {
+		if _, err := ingest(tar).Commit(b.Context(), snapshot.Key(fmt.Sprint("layer", i)), "", nil); err != nil {
+			b.Fatal(err)
+		}
+		files += 20_000 / len(tars)
+	}
+	for {
+		if _, err := s.Usage(b.Context(), "layer0"); err != nil || len(kept(b, dir)) >= files {
+			break
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	b.ResetTimer()
+	before := cpuTime()
+	for range b.N {
+		for _, tar := range tars {
+			if err := ingest(tar).Abort(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64((cpuTime()-before).Milliseconds())/float64(b.N), "cpu-ms/op")
+	b.StopTimer()
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
