@@ -72,7 +72,16 @@ func (r *record) info() snapshot.Info {
 // enter notes, durably, that the store is open in this boot of the machine.
 func (s *Store) enter(ctx context.Context) error {
 	return s.db.Update(ctx, func(tx *kv.Tx) error {
-		return errors.Join(tx.Put(stateBucket, "boot", []byte(s.boot)), tx.Put(stateBucket, "open", []byte("yes")))
+		notes := map[string]string{"boot": s.boot, "open": "yes"}
+		if s.metacopy {
+			notes["partial"] = "yes"
+		}
+		for name, value := range notes {
+			if err := tx.Put(stateBucket, name, []byte(value)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

@@ -78,6 +78,9 @@ func (s *Store) settle(ctx context.Context, rec *record) error {
 	if err != nil || rec.Kind != snapshot.KindCommitted || rec.isSettled() {
 		return err
 	}
+	if below, err := s.find(rec.Parent); err == nil && s.partial && !below.isSettled() {
+		return errBusy // it may have bodies of this one
+	}
 	if err := s.idle(rec.ID); err != nil {
 		return err
 	}
@@ -122,7 +125,11 @@ type unadopted struct {
 func (s *Store) adoptAll(ctx context.Context, batch *object.Batch, id string, made *content) error {
 	files := make([]unadopted, 0, len(made.bodies))
 	for n, body := range made.bodies {
-		if n.Size > 0 && n.Object == (tree.Digest{}) && body.id == id {
+		switch {
+		case n.Size == 0 || n.Object != (tree.Digest{}):
+		case body.id != id:
+			return errs.New(errs.Internal, "%s is in layer %s, which is not settled", body.path, body.id)
+		default:
 			files = append(files, unadopted{n, body})
 		}
 	}

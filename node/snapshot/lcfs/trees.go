@@ -22,7 +22,10 @@ type content struct {
 }
 
 // bodyFile is a file in the folder of an Active snapshot or an unsettled layer.
-type bodyFile struct{ id, path string }
+type bodyFile struct {
+	id, path string
+	inode    uint64
+}
 
 // open opens the body of a node for reading.
 func (s *Store) open(c *content) func(path string, n *tree.Node) (io.ReadCloser, error) {

@@ -154,9 +154,12 @@ func (u *upperReader) entry(ctx context.Context, e *folder.Entry) error {
 func (u *upperReader) dir(e *folder.Entry, parent, n *tree.Node) error {
 	u.folders[e.Path] = n
 	n.Opaque = e.IsOpaque()
-	redirect, found, err := overlayXattr(e, redirectXattr)
-	if err != nil {
-		return err
+	redirect, found := "", false
+	if u.store.partial {
+		var err error
+		if redirect, found, err = overlayXattr(e, redirectXattr); err != nil {
+			return err
+		}
 	}
 	switch {
 	case found:
@@ -186,12 +189,15 @@ func (u *upperReader) lowerPath(e *folder.Entry, redirect string) string {
 
 // file notes where the body is.
 func (u *upperReader) file(ctx context.Context, e *folder.Entry, n *tree.Node) error {
-	_, found, err := overlayXattr(e, metacopyXattr)
-	if err != nil {
-		return err
+	var found bool
+	if u.store.partial {
+		var err error
+		if _, found, err = overlayXattr(e, metacopyXattr); err != nil {
+			return err
+		}
 	}
 	if !found {
-		u.made.bodies[n] = bodyFile{u.rec.ID, e.Path}
+		u.made.bodies[n] = bodyFile{u.rec.ID, e.Path, e.Stat.Ino}
 		return nil
 	}
 	redirect, _, err := overlayXattr(e, redirectXattr)
@@ -279,12 +285,20 @@ func (s *Store) openBody(body bodyFile) (*os.File, error) {
 		return nil, err
 	}
 	defer unix.Close(dirfd)
-	fd, err := unix.Openat2(dirfd, body.path, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC,
+	fd, err := openBodyAt(dirfd, body.path, unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), body.path), nil
+}
+
+func openBodyAt(dirfd int, path string, flags uint64) (int, error) {
+	fd, err := unix.Openat2(dirfd, path, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC | flags,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: body.path, Err: err}
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return os.NewFile(uintptr(fd), body.path), nil
+	return fd, nil
 }
