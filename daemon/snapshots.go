@@ -45,15 +45,16 @@ type rung struct {
 type ladder []rung
 
 // newLadder is what there is: bodies shared by digest, on image files or loop
-// devices; folders that share equal files; whole trees.
-func newLadder() ladder {
+// devices; folders that share equal files; whole trees. What was found before
+// is remembered in db.
+func newLadder(db *kv.DB) ladder {
 	var features *lcfs.Features // asked once for both rungs
 	layered := func(name string, loop bool) rung {
 		return rung{
 			name: name, bucket: "lcfs",
 			probe: func(ctx context.Context, dir string, asked bool) error {
 				if features == nil {
-					found, err := lcfs.Probe(ctx, dir)
+					found, err := lcfs.Remembered(ctx, db, dir)
 					if err != nil {
 						return err
 					}
@@ -244,7 +245,7 @@ func (l ladder) openStore(ctx context.Context, named string, config storeConfig)
 }
 
 func (n *node) openSnapshots(ctx context.Context) (err error) {
-	n.snapshots, n.storage, err = newLadder().openStore(ctx, n.config.Storage.Driver, storeConfig{
+	n.snapshots, n.storage, err = newLadder(n.db).openStore(ctx, n.config.Storage.Driver, storeConfig{
 		Dir: n.config.Root, DB: n.db, Log: n.log.With("room", "snapshot"), MaxLayer: n.config.Registry.MaxLayerBytes,
 	})
 	if err != nil {

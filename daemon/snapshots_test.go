@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,7 +17,7 @@ import (
 
 // probed makes a ladder of which only the rungs in works can be used.
 func probed(works string, tried *[]string) ladder {
-	l := newLadder()
+	l := newLadder(nil)
 	for i := range l {
 		name := l[i].name
 		l[i].probe = func(context.Context, string, bool) error {
@@ -102,10 +101,10 @@ func TestLadderGoesOn(t *testing.T) {
 		t.Skip("needs root: mounts")
 	}
 	dir := t.TempDir()
-	config := storeConfig{Dir: dir, DB: openDB(t, dir), Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	config := storeConfig{Dir: dir, DB: openDB(t, dir), Log: slog.New(slog.DiscardHandler)}
 	run := func(named, want, noted string, fn func(snapshot.Store)) {
 		t.Helper()
-		store, c, err := newLadder().openStore(t.Context(), named, config)
+		store, c, err := newLadder(config.DB).openStore(t.Context(), named, config)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -138,12 +137,12 @@ func TestLadderGoesOn(t *testing.T) {
 		run("auto", name, "", remove)
 	}
 	// Each driver's records are found where the ladder looks for them.
-	for _, r := range newLadder() {
+	for _, r := range newLadder(config.DB) {
 		if r.probe(t.Context(), dir, true) != nil {
 			continue
 		}
 		run(r.name, r.name, "", add)
-		if held, err := newLadder().held(t.Context(), config.DB); err != nil || held != r.bucket {
+		if held, err := newLadder(config.DB).held(t.Context(), config.DB); err != nil || held != r.bucket {
 			t.Errorf("%s: layers are held in %q, %v, want %q", r.name, held, err, r.bucket)
 		}
 		run(r.name, r.name, "", remove)

@@ -85,7 +85,7 @@ func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger)
 	if err != nil {
 		return nil, nil, err
 	}
-	store, chosen, err := newLadder().openStore(ctx, c.Driver, storeConfig{Dir: c.Root, DB: db, Log: log.With("room", "snapshot")})
+	store, chosen, err := newLadder(db).openStore(ctx, c.Driver, storeConfig{Dir: c.Root, DB: db, Log: log.With("room", "snapshot")})
 	if err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}

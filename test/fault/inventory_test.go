@@ -115,7 +115,7 @@ func (n *node) files() []string {
 	var all []string
 	for _, pattern := range []string{
 		"state/netns/*", "state/containers/*", "state/runtime/*/*", "state/runtime/.*/*",
-		"root/layers/*", "root/pending/*", "root/blobs/*/*", "root/logs/*", "root/volumes/*",
+		"root/layers/*", "root/objects/*/*", "root/meta/*", "root/recipes/*", "root/blobs/*/*", "root/logs/*", "root/volumes/*",
 	} {
 		found, _ := filepath.Glob(filepath.Join(n.dir, pattern))
 		all = append(all, found...)
