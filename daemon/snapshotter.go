@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	api "github.com/containerd/containerd/api/services/snapshots/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	health_v1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -63,7 +62,7 @@ func RunSnapshotter(ctx context.Context, c SnapshotterConfig) (err error) {
 		return err
 	}
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
-	api.RegisterSnapshotsServer(server, service)
+	service.Register(server)
 	health_v1.RegisterHealthServer(server, health.NewServer())
 	log.InfoContext(ctx, "snapshotter is serving", "socket", c.Socket, "root", c.Root)
 	g := group.New(ctx)

@@ -54,7 +54,7 @@ func inProcess(ctx context.Context, c SnapshotterConfig) (snapshots.Snapshotter,
 		return nil, nil, err
 	}
 	server := grpc.NewServer()
-	api.RegisterSnapshotsServer(server, service)
+	service.Register(server)
 	listener := bufconn.Listen(1 << 20)
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(listener) })

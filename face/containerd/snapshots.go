@@ -36,6 +36,7 @@ import (
 	"time"
 
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"google.golang.org/grpc"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -133,6 +134,9 @@ func Open(ctx context.Context, c Config) (*Snapshots, error) {
 	}
 	return s, nil
 }
+
+// Register makes the service one of server's.
+func (s *Snapshots) Register(server grpc.ServiceRegistrar) { api.RegisterSnapshotsServer(server, s) }
 
 // load reads the records and forgets the names whose snapshot was lost with
 // the power.
