@@ -232,3 +232,33 @@ func BenchmarkCrowd(b *testing.B) {
 	median(b, "last", last)
 	must(b, s.Close())
 }
+
+// BenchmarkSettle settles a layer of 20,000 files.
+func BenchmarkSettle(b *testing.B) {
+	s := open(b, benchDir(b), func(c *lcfs.Config) { c.Quiet = time.Hour })
+	var cpu time.Duration
+	const files = 20_000
+	for n := 0; b.Loop(); n++ {
+		b.StopTimer()
+		_, err := s.Prepare(b.Context(), "work", "", nil)
+		must(b, err)
+		change(b, s, "work", func(root string) {
+			for i := range files {
+				if i%100 == 0 {
+					must(b, os.Mkdir(filepath.Join(root, fmt.Sprint(i/100)), 0o755))
+				}
+				must(b, os.WriteFile(filepath.Join(root, fmt.Sprint(i/100), fmt.Sprint(i)), fmt.Appendf(nil, "%d %d %2000d", n, i, i), 0o644))
+			}
+		})
+		name := snapshot.Key(fmt.Sprint("top", n))
+		_, err = s.Commit(b.Context(), name, "work", nil)
+		must(b, err)
+		must(b, s.Sync(b.Context()))
+		before := cpuTime()
+		b.StartTimer()
+		must(b, s.Settle(b.Context(), name))
+		cpu += cpuTime() - before
+	}
+	b.ReportMetric(float64(cpu.Nanoseconds())/1e3/float64(b.N)/files, "cpu-us/file")
+	must(b, s.Close())
+}

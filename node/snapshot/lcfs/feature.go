@@ -254,11 +254,12 @@ func (p *probe) byNames(image int) {
 // tryShift shifts the owners of an image and of an upper.
 func (p *probe) tryShift(context.Context) error {
 	maps := []snapshot.IDMap{{Container: 0, Host: 100_000, Size: 65_536}}
-	ns, err := newUserNamespace(maps, maps)
+	var users snapshot.UserNamespaces
+	defer users.Close()
+	ns, err := users.Get(maps, maps)
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
 	image, err := mountImage(p.at(probeImage), !p.found.File)
 	if err != nil {
 		return err

@@ -120,7 +120,7 @@ type Store struct {
 	setting   sync.Mutex    // one layer is settled at a time
 	placing   sync.Mutex    // one image is put into meta/, or deleted, at a time
 	busySince atomic.Int64  // when a layer was last committed, in Unix nanoseconds
-	users     userNamespaces
+	users     snapshot.UserNamespaces
 	images    images
 	shown     shownImages
 	trees     treeCache
@@ -257,7 +257,7 @@ func (s *Store) Close() error {
 		s.db.Later(func(tx *kv.Tx) error { return tx.Delete(stateBucket, "open") })
 	}
 	s.mu.Unlock()
-	s.users.close()
+	s.users.Close()
 	s.images.close()
 	err := errors.Join(s.objects.Close(), s.shown.close())
 	s.closeFolders()
