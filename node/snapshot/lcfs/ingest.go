@@ -147,7 +147,7 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 // place writes the image of the layer and shows its record.
 func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error) {
 	s := in.store
-	below, err := in.below(ctx, rec.Parent)
+	below, settled, err := in.below(ctx, rec.Parent)
 	if err != nil {
 		return snapshot.Info{}, err
 	}
@@ -164,31 +164,32 @@ func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error)
 	}
 	rec.Delta, rec.Recipe, rec.RecipeSum, rec.Boot, rec.Usage = image, in.recipe != "", in.sum, s.boot, &in.usage
 	rec.Opaque, rec.Looks = delta.Opaque, looksOf(delta)
-	if below != nil || rec.Parent == "" {
-		if rec.Opaque {
-			below = nil
-		}
+	if rec.Opaque {
+		below, settled = nil, true
+	}
+	if settled {
 		s.trees.put(rec.ID, tree.Merge(below, delta))
 	}
 	return s.show(rec), nil
 }
 
-// below returns the tree under the layer, where it is needed for what is
-// implied, or at hand.
-func (in *ingest) below(ctx context.Context, parent snapshot.Key) (*tree.Node, error) {
+// below returns the tree under the layer, where the layer leans on it, or it is
+// at hand. Settled says that it is there, and lacks no body.
+func (in *ingest) below(ctx context.Context, parent snapshot.Key) (root *tree.Node, settled bool, err error) {
 	if parent == "" {
-		return nil, nil //nolint:nilnil // nothing is below
+		return nil, true, nil
 	}
 	if !leansOnBelow(in.root) {
 		if rec, err := in.store.find(parent); err == nil {
-			return in.store.trees.get(rec.ID), nil
+			root = in.store.trees.get(rec.ID)
+			return root, root != nil, nil
 		}
 	}
 	below, err := in.store.chainTree(ctx, parent)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return below.root, nil
+	return below.root, len(below.bodies) == 0, nil
 }
 
 func looksOf(root *tree.Node) looks {

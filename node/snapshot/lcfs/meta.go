@@ -24,6 +24,9 @@ const (
 // digest: the same tree is kept once. Nobody sweeps the image before letGo is
 // called; by then a record should name it.
 func (s *Store) writeImage(root *tree.Node) (name string, letGo func(), err error) {
+	if err := whole(root); err != nil {
+		return "", nil, fmt.Errorf("write image: %w", err)
+	}
 	dir := filepath.Join(s.dir, "meta")
 	f, err := os.CreateTemp(dir, temporaryPrefix)
 	if err != nil {
@@ -46,6 +49,22 @@ func (s *Store) writeImage(root *tree.Node) (name string, letGo func(), err erro
 		return "", nil, fmt.Errorf("write image: %w", err)
 	}
 	return name, letGo, nil
+}
+
+// whole fails if a file's body is neither in the tree nor an object: it would
+// read as zeros.
+func whole(n *tree.Node) error {
+	for _, e := range n.Entries() {
+		switch c := e.Node; {
+		case c.IsRegular() && c.Size > 0 && len(c.Body) == 0 && c.Object == (tree.Digest{}):
+			return errs.New(errs.Internal, "the body of a file %q is nowhere", e.Name)
+		case c.IsDir():
+			if err := whole(c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // placeImage gives an image its name, unless it is there. One that a process

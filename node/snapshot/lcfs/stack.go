@@ -25,9 +25,6 @@ type stack struct {
 	uids, gids []snapshot.IDMap
 }
 
-// maxLowers is how many lowers a mount takes before its chain is merged first.
-const maxLowers = 24
-
 // take finds the stack of an Active snapshot or a View and marks all that it
 // stands on as used under that name, until unuse.
 func (s *Store) take(key snapshot.Key, name string) (*record, stack, error) {
@@ -92,13 +89,12 @@ func (s *Store) lowersLocked(key snapshot.Key) ([]lower, error) {
 	return lowers, nil
 }
 
-// simple says whether overlayfs can put the stack together. Without metacopy
-// it looks for bodies in the objects only from the lowest lower: there must be
-// one image, at the bottom. With it, there must not be too many.
-func (s *Store) simple(st stack) bool {
-	if s.metacopy {
-		return len(st.lowers) <= maxLowers+maxUnsettled
-	}
+// simple says whether overlayfs can put the stack together: there must be one
+// image at most, at the bottom. For without metacopy overlayfs looks for bodies
+// in the objects only from the lowest lower; with it, it first looks for them
+// in all lowers below, under the names that they have among the objects, and
+// whoever made one of those could plant another body.
+func (st stack) simple() bool {
 	for i, l := range st.lowers {
 		if l.image != "" && i < len(st.lowers)-1 {
 			return false
@@ -107,28 +103,36 @@ func (s *Store) simple(st stack) bool {
 	return true
 }
 
+// mergeTries is how often a mount merges before it gives up: what it has merged
+// may be found damaged, and dropped, meanwhile.
+const mergeTries = 5
+
 // ready takes the stack of key, after it has merged the images in it where
 // that is needed.
 func (s *Store) ready(ctx context.Context, key snapshot.Key, name string) (*record, stack, error) {
-	rec, st, err := s.take(key, name)
-	if err != nil || len(st.lowers) <= 1 {
-		return rec, st, err
+	for range mergeTries {
+		rec, st, err := s.take(key, name)
+		if err != nil || st.simple() {
+			return rec, st, err
+		}
+		s.unuse(name)
+		if err := s.mergeStack(ctx, st, rec.Parent); err != nil {
+			return nil, stack{}, err
+		}
 	}
-	if s.simple(st) {
-		return rec, st, nil
-	}
-	s.unuse(name)
+	return nil, stack{}, errs.New(errs.Unavailable, "its layers are merged, but not for long enough to be mounted")
+}
+
+// mergeStack makes one image of the topmost of a stack and all below it.
+func (s *Store) mergeStack(ctx context.Context, st stack, top snapshot.Key) error {
 	for _, l := range st.lowers {
 		if l.image == "" {
 			continue
 		}
 		if err := s.settleChain(ctx, l.key); err != nil {
-			return nil, stack{}, err
+			return err
 		}
-		if err := s.mergeChain(ctx, l.key, l.key == rec.Parent); err != nil {
-			return nil, stack{}, err
-		}
-		break
+		return s.mergeChain(ctx, l.key, l.key == top)
 	}
-	return s.take(key, name)
+	return nil
 }
