@@ -27,16 +27,40 @@ func (b *bench) measureImages(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, server.close()) }()
 	if b.wants("storage-pull", "storage-remove") {
-		for round := range b.pulls {
-			b.log.InfoContext(ctx, "pull of layers", "round", round+1, "of", b.pulls)
-			err := b.inTurn(round, b.sides, func(s named) error { return b.layeredPulls(ctx, s, server) })
-			if err != nil {
-				return err
-			}
+		if err := b.measureLayeredPulls(ctx, server); err != nil {
+			return err
 		}
 	}
 	if b.wants("storage-disk") {
 		return b.measureDisk(ctx, server)
+	}
+	return nil
+}
+
+// measureLayeredPulls measures pulls, ours by a node that brings all of an
+// image however much it remembers of it.
+func (b *bench) measureLayeredPulls(ctx context.Context, server *shelfServer) error {
+	sides := slices.Clone(b.sides)
+	for i := range sides {
+		if sides[i].column != ourColumn {
+			continue
+		}
+		node, err := newNode(b.place, b.settings, "eager", "[registry]\nlazy = \"off\"\n")
+		if err != nil {
+			return err
+		}
+		if err := node.open(ctx, b.first); err != nil {
+			return err
+		}
+		defer node.close(context.WithoutCancel(ctx))
+		sides[i].side = node
+	}
+	for round := range b.pulls {
+		b.log.InfoContext(ctx, "pull of layers", "round", round+1, "of", b.pulls)
+		err := b.inTurn(round, sides, func(s named) error { return b.layeredPulls(ctx, s, server) })
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
