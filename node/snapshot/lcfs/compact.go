@@ -163,10 +163,11 @@ func (s *Store) tidyLoop(ctx context.Context) {
 				return
 			}
 		}
-		if !s.tidyUp(ctx) {
-			if sleep(ctx, s.quiet) != nil {
-				return
-			}
+		done := s.tidyUp(ctx)
+		if sleep(ctx, s.quiet) != nil { // not at once for each container that ends
+			return
+		}
+		if !done {
 			s.nudge(s.tidy)
 		}
 	}
@@ -199,6 +200,7 @@ func (s *Store) tidyUp(ctx context.Context) bool {
 		failed("merge", key, s.mergeChain(ctx, key, false))
 	}
 	s.dropMerged()
+	s.dropStaleUses()
 	s.dropUppers()
 	failed("hide images", "", s.hideImages())
 	failed("sweep", "", s.sweepImages(ctx))

@@ -57,8 +57,10 @@ func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) erro
 	}
 	if err != nil {
 		s.unuse(name)
+		return err
 	}
-	return err
+	s.mounted(target)
+	return nil
 }
 
 // mountStack mounts by descriptors of images that are attached nowhere.

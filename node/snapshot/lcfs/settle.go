@@ -192,11 +192,15 @@ func lease(f *os.File) error {
 // idle fails with errBusy if some overlay still has the folder of id as its
 // upper, be it one of ours or another process's.
 func (s *Store) idle(id string) error {
-	s.mu.RLock()
-	used := s.uses.own[id] > 0
-	s.mu.RUnlock()
-	if used {
-		return errBusy
+	used := func() bool {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return s.uses.own[id] > 0
+	}
+	if used() {
+		if s.dropStaleUses(); used() {
+			return errBusy
+		}
 	}
 	err := s.askUpper(id)
 	if isAny(err, unix.EBUSY) {

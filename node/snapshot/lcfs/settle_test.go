@@ -366,3 +366,20 @@ func TestTar(t *testing.T) {
 	}
 	must(t, s.Close())
 }
+
+// TestTakenDownByOthers: a mount that somebody else has taken down holds
+// nothing back.
+func TestTakenDownByOthers(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	_, err := s.Prepare(t.Context(), "work", "", nil)
+	must(t, err)
+	target := t.TempDir()
+	must(t, s.Mount(t.Context(), "work", target))
+	must(t, os.WriteFile(filepath.Join(target, "f"), []byte("x"), 0o644))
+	must(t, unix.Unmount(target, 0))
+	_, err = s.Commit(t.Context(), "top", "work", nil)
+	must(t, err)
+	eventually(t, "the layer's folder is gone", func() bool { return len(names(t, filepath.Join(dir, "layers"))) == 0 })
+	must(t, s.Close())
+}

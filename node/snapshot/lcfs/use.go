@@ -12,6 +12,8 @@ type use struct {
 	uppers []string // ids of unsettled layers
 	images []string
 	shown  []string // images mounted for other processes
+	// target is where it is mounted; "" until it is, or where that is unknown.
+	target string
 }
 
 // uses counts what may not be deleted because something is mounted on it. The
@@ -32,11 +34,13 @@ func (u *uses) init() {
 
 func byKey(key snapshot.Key) string { return "key " + string(key) }
 
-func byTarget(target string) string {
+func byTarget(target string) string { return "target " + absolute(target) }
+
+func absolute(target string) string {
 	if absolute, err := filepath.Abs(target); err == nil {
-		target = absolute
+		return absolute
 	}
-	return "target " + filepath.Clean(target)
+	return filepath.Clean(target)
 }
 
 func (u *uses) add(name string, what use) {
@@ -77,6 +81,38 @@ func (u *uses) count(what use, by int) {
 func add(counts map[string]int, name string, by int) {
 	if counts[name] += by; counts[name] == 0 {
 		delete(counts, name)
+	}
+}
+
+// mounted notes that the last use of target is mounted now.
+func (s *Store) mounted(target string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if held := s.uses.held[byTarget(target)]; len(held) > 0 {
+		held[len(held)-1].target = absolute(target)
+	}
+}
+
+// dropStaleUses ends the uses of mounts that others have taken down.
+func (s *Store) dropStaleUses() {
+	s.mu.RLock()
+	var targets []string
+	for _, held := range s.uses.held {
+		if target := held[len(held)-1].target; target != "" {
+			targets = append(targets, target)
+		}
+	}
+	s.mu.RUnlock()
+	for _, target := range targets {
+		if isMountpoint(filepath.Dir(target), target) {
+			continue
+		}
+		s.mu.Lock()
+		name := byTarget(target)
+		if held := s.uses.held[name]; len(held) > 0 && held[len(held)-1].target != "" {
+			s.uses.drop(name)
+		}
+		s.mu.Unlock()
 	}
 }
 
