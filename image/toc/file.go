@@ -24,6 +24,9 @@ import (
 //
 //	magic, the length of the head (4 bytes, little endian), the head as JSON,
 //	the points, the parts one after the other, the sha256 of all that.
+//
+// Where bodies lie is in it only for tables that came with their blob: else a
+// layer's recipe says so, which is a part.
 const (
 	magic     = "berthtoc"
 	headLimit = 1 << 20
@@ -38,6 +41,7 @@ type head struct {
 	Content     int64            `json:"content"`
 	Compression blob.Compression `json:"compression"`
 	Points      int64            `json:"points"` // their bytes
+	Apart       bool             `json:"apart,omitempty"`
 	Parts       []part           `json:"parts,omitempty"`
 }
 
@@ -56,7 +60,10 @@ type Part struct {
 // Write writes the table, without its bodies, and parts.
 func (t *Table) Write(w io.Writer, parts ...Part) error {
 	points := t.appendPoints(nil)
-	h := head{Blob: t.Blob, Size: t.Size, DiffID: t.DiffID, Content: t.Content, Compression: t.Compression, Points: int64(len(points))}
+	h := head{Blob: t.Blob, Size: t.Size, DiffID: t.DiffID, Content: t.Content, Compression: t.Compression, Points: int64(len(points)), Apart: t.apart}
+	if t.apart {
+		parts = append(slices.Clip(parts), Bytes(bodiesPart, t.appendBodies(nil)))
+	}
 	for _, p := range parts {
 		h.Parts = append(h.Parts, part{p.Name, p.Size})
 	}
@@ -86,7 +93,11 @@ func (t *Table) appendPoints(b []byte) []byte {
 		return b
 	}
 	var last point
-	for _, p := range t.points[1:] {
+	points := t.points[1:]
+	if t.apart {
+		points = t.points // the first need not be the blob's beginning
+	}
+	for _, p := range points {
 		b = binary.AppendUvarint(b, uint64(p.bit-last.bit))
 		b = binary.AppendUvarint(b, uint64(p.out-last.out))
 		if last = p; !p.mid {
@@ -179,7 +190,63 @@ func parse(file io.ReaderAt, size int64, parts map[string]*io.SectionReader) (*T
 		return nil, damaged("plain content of another size")
 	}
 	t.plain()
-	return t, t.readPoints(points)
+	if err := t.readPoints(points); err != nil || !h.Apart {
+		return t, err
+	}
+	t.apart, t.points = true, t.points[min(1, len(t.points)-1):]
+	bodies, ok := parts[bodiesPart]
+	if !ok || bodies.Size() > bodiesLimit {
+		return nil, damaged("its bodies")
+	}
+	packed := make([]byte, bodies.Size())
+	if _, err := bodies.ReadAt(packed, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return t, t.readBodies(packed)
+}
+
+const (
+	bodiesPart  = "bodies"
+	bodiesLimit = 512 << 20
+)
+
+// appendBodies writes the bodies: digest, what lies between it and the one
+// before, size.
+func (t *Table) appendBodies(b []byte) []byte {
+	end := int64(0)
+	for _, body := range t.bodies {
+		b = append(b, body.Object[:]...)
+		b = binary.AppendUvarint(b, uint64(body.Offset-end))
+		b = binary.AppendUvarint(b, uint64(body.Size))
+		end = body.Offset + body.Size
+	}
+	return b
+}
+
+func (t *Table) readBodies(b []byte) error {
+	var bodies []Body
+	end := int64(0)
+	for len(b) > 0 {
+		var body Body
+		if len(b) < len(body.Object) {
+			return errs.New(errs.Invalid, "damaged: a body")
+		}
+		b = b[copy(body.Object[:], b):]
+		var values [2]int64
+		for i := range values {
+			v, n := binary.Uvarint(b)
+			if n <= 0 || v > 1<<62 {
+				return errs.New(errs.Invalid, "damaged: a body")
+			}
+			values[i], b = int64(v), b[n:]
+		}
+		body.Offset, body.Size = end+values[0], values[1]
+		if end = body.Offset + body.Size; end < 0 || body.Offset < 0 {
+			return errs.New(errs.Invalid, "damaged: a body beyond the end")
+		}
+		bodies = append(bodies, body)
+	}
+	return t.SetBodies(slices.Values(bodies))
 }
 
 // verify holds the first n bytes against the sum behind them.
