@@ -118,6 +118,12 @@ func consistent(t *testing.T, g *vm.Guest, said string) {
 		}
 	}
 	g.Run(t, "berth system df")
+	if driver := strings.TrimSpace(g.Run(t, "berth info --format '{{.Snapshotter}}'")); driver != "lcfs" {
+		t.Errorf("the store is on rung %s, want lcfs", driver)
+	}
+	if out, code := g.Try(t, "berth system scrub --no-repair"); code != 0 {
+		t.Errorf("scrub after the cut: %s", out)
+	}
 	if out, code := g.Try(t, `
 cd /var/lib/berth/blobs/sha256 && for f in *; do
 	[ -e "$f" ] || continue
@@ -186,10 +192,10 @@ berth ps -a -q; berth images -q; berth volume ls -q
 n=0
 left() {
 	cd /var/lib/berth
-	find blobs/sha256 -type f; find layers -mindepth 1 -maxdepth 1 ! -name empty; find pending logs volumes -mindepth 1 -maxdepth 1 2>/dev/null
+	find blobs/sha256 objects meta recipes -type f; find layers -mindepth 1 -maxdepth 1 ! -name empty; find logs volumes -mindepth 1 -maxdepth 1 2>/dev/null
 	ls /run/berth/netns /run/berth/containers 2>/dev/null | grep -v ':$'
 	find /sys/fs/cgroup/berth -mindepth 1 -type d ! -name keeper
-	grep -E 'overlay|netns' /proc/mounts
+	grep -E 'overlay|netns|erofs' /proc/mounts
 	ip link | grep veth
 }
 while [ -n "$(left)" ] && [ $n -lt 50 ]; do n=$((n+1)); sleep 0.2; done
