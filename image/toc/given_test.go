@@ -236,8 +236,8 @@ func TestGivenRefused(t *testing.T) {
 	}{
 		"climbs out":         {func(p *packer) { p.add(map[string]any{"type": "dir", "name": "../etc"}, nil) }, errs.Invalid},
 		"a chunk of nothing": {func(p *packer) { p.add(map[string]any{"type": "chunk", "name": "x"}, nil) }, errs.Invalid},
-		"too long":           {reg(map[string]any{"size": 14_000}), errs.Invalid},
-		"too short":          {reg(map[string]any{"size": 16_000_000}), errs.Invalid},
+		"too long":           {func(p *packer) { reg(nil)(p); p.rows[len(p.rows)-1]["chunkSize"] = 6000 }, errs.Invalid},
+		"too short":          {func(p *packer) { reg(nil)(p); p.rows[len(p.rows)-1]["chunkSize"] = 3000 }, errs.Invalid},
 		"negative":           {reg(map[string]any{"size": -5}), errs.Invalid},
 		"beyond the end":     {reg(map[string]any{"offset": 1 << 40}), errs.Invalid},
 		"before the begin":   {reg(map[string]any{"offset": -1}), errs.Invalid},
