@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,39 +149,4 @@ func TestIngestOnFolder(t *testing.T) {
 			must(t, s.Close())
 		})
 	}
-}
-
-// TestCrowd: with 2,000 snapshots in the store a container's tree costs what
-// it costs without them.
-func TestCrowd(t *testing.T) {
-	const crowd, samples = 2000, 15
-	s := open(t, t.TempDir(), func(c *lcfs.Config) { c.Quiet = 100 * time.Millisecond })
-	ingest(t, s, "base", "", "f=x")
-	target := t.TempDir()
-	life := func() time.Duration {
-		least := time.Hour
-		for range samples {
-			start := time.Now()
-			_, err := s.Prepare(t.Context(), "one", "base", nil)
-			must(t, err)
-			must(t, s.Mount(t.Context(), "one", target))
-			must(t, s.Unmount(t.Context(), target))
-			must(t, s.Remove(t.Context(), "one"))
-			least = min(least, time.Since(start))
-		}
-		return least
-	}
-	alone := life()
-	for i := range crowd / 2 {
-		_, err := s.Prepare(t.Context(), snapshot.Key(fmt.Sprint("c", i)), "base", nil)
-		must(t, err)
-		_, err = s.View(t.Context(), snapshot.Key(fmt.Sprint("v", i)), "base", nil)
-		must(t, err)
-	}
-	if crowded := life(); crowded > 2*alone+time.Millisecond {
-		t.Errorf("a life takes %v among %d snapshots, %v alone", crowded, crowd, alone)
-	} else {
-		t.Logf("a life takes %v among %d snapshots, %v alone", crowded, crowd, alone)
-	}
-	must(t, s.Close())
 }
