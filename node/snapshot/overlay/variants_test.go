@@ -4,7 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -254,6 +257,46 @@ func TestVariantsOfReplaced(t *testing.T) {
 	must(t, unix.Lstat(kept(t, dir)[0], &st))
 	if st.Mode&0o7777 != 0o4755 {
 		t.Errorf("kept with mode %o", st.Mode)
+	}
+	must(t, s.Close())
+}
+
+// An inode that has as many names as it can is shared no more; the layer has
+// a file of its own.
+func TestVariantsWithTooManyNames(t *testing.T) {
+	needRoot(t)
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("needs mkfs.ext4: other file systems take more names than can be made here")
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 128<<20))
+	if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("no loop mounts here: %s", out)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s := open(t, dir)
+	layer(t, s, "one", "", map[string]string{"f": "x"})
+	wantKept(t, dir, 1)
+	names := filepath.Join(dir, "names")
+	must(t, os.Mkdir(names, 0o700))
+	var err error
+	for i := 0; err == nil; i++ {
+		err = os.Link(kept(t, dir)[0], filepath.Join(names, fmt.Sprint(i)))
+		if i > 70_000 {
+			t.Skip("this file system knows no limit")
+		}
+	}
+	if !errors.Is(err, unix.EMLINK) {
+		t.Fatal(err)
+	}
+	layer(t, s, "two", "", map[string]string{"f": "x"})
+	one, two := inode(t, s, "one", "f"), inode(t, s, "two", "f")
+	if one.Ino == two.Ino || two.Size != 1 || two.Nlink != 1 {
+		t.Errorf("the second layer has inode %d with %d names and %d bytes; the first %d", two.Ino, two.Nlink, two.Size, one.Ino)
 	}
 	must(t, s.Close())
 }
