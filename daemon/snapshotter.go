@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"time"
 
@@ -61,7 +62,7 @@ func RunSnapshotter(ctx context.Context, c SnapshotterConfig) (err error) {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.UnaryInterceptor(logCalls(log)))
 	service.Register(server)
 	health_v1.RegisterHealthServer(server, health.NewServer())
 	log.InfoContext(ctx, "snapshotter is serving", "socket", c.Socket, "root", c.Root)
@@ -100,6 +101,16 @@ func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger)
 		return nil, nil, errors.Join(err, closeStore())
 	}
 	return service, closeStore, nil
+}
+
+// logCalls lets an operator see what containerd asks for, and how long it took.
+func logCalls(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		begun := time.Now()
+		answer, err := handle(ctx, request)
+		log.DebugContext(ctx, "call", "method", path.Base(info.FullMethod), "request", request, "took", time.Since(begun), "error", err)
+		return answer, err
+	}
 }
 
 // serveGRPC serves until ctx is done; what is under way then gets some seconds

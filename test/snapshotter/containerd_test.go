@@ -238,6 +238,9 @@ func tryContainerd(t *testing.T, e *engine) {
 		t.Errorf("no layer is as big as busybox:\n%s", usage)
 	}
 
+	kills(t, e)
+	commits(t, e)
+
 	// containerd shifts the owners itself, on a copy of the layer.
 	shifted := e.ctr(t, "one", "run", "--rm", "--snapshotter", "berth", "--uidmap", "0:100000:1000", "--gidmap", "0:200000:1000",
 		imageName, "shifted", "sh", "-c", look+"; cat /proc/self/uid_map")
@@ -245,9 +248,6 @@ func tryContainerd(t *testing.T, e *engine) {
 	if fields := strings.Fields(strings.TrimPrefix(shifted, alone)); !strings.HasPrefix(shifted, alone) || len(fields) != 3 || fields[1] != "100000" {
 		t.Errorf("a container with shifted owners sees\n%s", shifted)
 	}
-
-	kills(t, e)
-	commits(t, e)
 
 	// Collection: with the images go the layers, and their disk.
 	for i, namespace := range []string{"two", "three", "one"} {
@@ -324,10 +324,15 @@ func kills(t *testing.T, e *engine) {
 	inside(2, "cat /etc/kept; cat /hidden/c", "written\nc\n")
 	e.snapshotter.start(t)
 	// containerd waits a little before it calls again who did not answer.
-	until(t, "the snapshotter that was killed lists all", func() bool {
-		now, err := e.try("one", "snapshots", "--snapshotter", "berth", "ls")
-		return err == nil && now == listed
+	var now string
+	until(t, "containerd calls the new snapshotter", func() (ok bool) {
+		var err error
+		now, err = e.try("one", "snapshots", "--snapshotter", "berth", "ls")
+		return err == nil
 	})
+	if now != listed {
+		t.Errorf("after a kill of the snapshotter:\n%s\nbefore:\n%s", now, listed)
+	}
 	e.run(t, "one", "second", look, shown)
 
 	_ = e.containerd.end(syscall.SIGKILL)

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -57,14 +58,7 @@ func TestKilled(t *testing.T) {
 			random := rand.New(rand.NewPCG(1, 2))
 			h := &history{now: told{}}
 			for round := range 8 {
-				killed := make(chan struct{})
-				timer := time.AfterFunc(time.Duration(20+random.IntN(150))*time.Millisecond, func() {
-					_ = d.cmd.Process.Kill()
-					close(killed)
-				})
 				h.untilKilled(t, d, random, round)
-				<-killed
-				timer.Stop()
 				_ = d.end(syscall.SIGKILL)
 				d.start(t)
 			}
@@ -82,13 +76,20 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// untilKilled checks what there is, and then works until the snapshotter does
-// not answer any more.
+// untilKilled checks what there is, and then works until the snapshotter is
+// killed and does not answer any more.
 func (h *history) untilKilled(t *testing.T, d *daemon, random *rand.Rand, round int) {
 	t.Helper()
 	s, conn := dial(t, d.socket)
 	defer conn.Close()
 	h.check(t, s, round)
+	var killer sync.WaitGroup
+	defer killer.Wait()
+	patience := time.Duration(20+random.IntN(150)) * time.Millisecond
+	killer.Go(func() {
+		<-time.After(patience)
+		_ = d.cmd.Process.Kill()
+	})
 	for i := 0; ; i++ {
 		next, do := step(s, random, fmt.Sprint(round, "/", i), h.now)
 		if err := do(t.Context()); err != nil {
