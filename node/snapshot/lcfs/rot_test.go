@@ -1,0 +1,177 @@
+package lcfs_test
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/kv"
+	"berth/node/snapshot"
+	"berth/node/snapshot/lcfs"
+)
+
+// diskOf mounts a file system of its own on dir and returns its file.
+func diskOf(t *testing.T, dir string, mkfs ...string) (image string) {
+	t.Helper()
+	image = filepath.Join(t.TempDir(), "disk")
+	f, err := os.Create(image)
+	must(t, err)
+	must(t, f.Truncate(64<<20))
+	must(t, f.Close())
+	if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", append(mkfs, "-q", image)...).CombinedOutput(); err != nil {
+		t.Skipf("needs mkfs.ext4: %v: %s", err, out)
+	}
+	if out, err := exec.CommandContext(t.Context(), "mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("needs loop devices, and a kernel that mounts this: %v: %s", err, out)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return image
+}
+
+// onDisk opens a store in dir whose records are elsewhere.
+func onDisk(t *testing.T, dir string) opened {
+	t.Helper()
+	db, err := kv.Open(filepath.Join(t.TempDir(), "db"))
+	must(t, err)
+	s, err := lcfs.Open(t.Context(), lcfs.Config{Dir: dir, DB: db, Log: slog.New(slog.DiscardHandler), Features: features(t), Quiet: time.Millisecond})
+	must(t, err)
+	return opened{s, db}
+}
+
+// rot flips a bit of a file where it lies on the disk, behind the back of the
+// file system, which goes on to show what it has in memory.
+func rot(t *testing.T, file, disk string) {
+	t.Helper()
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	must(t, f.Sync())
+	var fs unix.Statfs_t
+	must(t, unix.Statfs(file, &fs))
+	const fibmap = 1
+	block := int32(0)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fibmap, uintptr(unsafe.Pointer(&block))); errno != 0 || block == 0 {
+		t.Skipf("needs to know where %s lies: %v", file, errno)
+	}
+	d, err := os.OpenFile(disk, os.O_RDWR, 0)
+	must(t, err)
+	defer d.Close()
+	at := int64(block)*fs.Bsize + 100
+	b := make([]byte, 1)
+	_, err = d.ReadAt(b, at)
+	must(t, err)
+	b[0] ^= 1
+	_, err = d.WriteAt(b, at)
+	must(t, err)
+	must(t, d.Sync())
+}
+
+// TestScrubSeesTheDisk: what rots on the disk is found although the kernel has
+// it whole in memory.
+func TestScrubSeesTheDisk(t *testing.T) {
+	dir := t.TempDir()
+	disk := diskOf(t, dir)
+	s := onDisk(t, dir)
+	body := strings.Repeat("a body that rots ", 600)
+	files := pack(t, map[string]string{"f": body})
+	raw := make([]byte, files.Len())
+	_, _ = files.Read(raw)
+	in, err := s.Ingest(t.Context(), bytes.NewReader(raw))
+	must(t, err)
+	_, err = in.Commit(t.Context(), "layer", "", nil)
+	must(t, err)
+	must(t, s.Sync(t.Context()))
+	if _, damaged := scrub(t, s); len(damaged) > 0 {
+		t.Fatalf("found %+v", damaged)
+	}
+	object := objects(t, dir)[0]
+	rot(t, object, disk)
+	if got, err := os.ReadFile(object); err != nil || string(got) != body {
+		t.Skip("needs a file system that keeps what it wrote in memory")
+	}
+	_, damaged := scrub(t, s)
+	if len(damaged) != 1 || damaged[0].Part != snapshot.PartObject {
+		t.Errorf("found %+v", damaged)
+	}
+	must(t, s.Heal(t.Context(), "layer", bytes.NewReader(raw)))
+	if _, damaged := scrub(t, s); len(damaged) > 0 {
+		t.Errorf("after healing there is %+v", damaged)
+	}
+	must(t, s.Close())
+}
+
+// TestSeal: where the file system can, the kernel checks objects and images
+// soon after a layer is durable, and after a scrub; sealed ones can be healed
+// and removed.
+func TestSeal(t *testing.T) {
+	dir := t.TempDir()
+	disk := diskOf(t, dir, "-O", "verity")
+	probe := filepath.Join(dir, "probe")
+	must(t, os.WriteFile(probe, []byte("x"), 0o600))
+	if !seals(t, probe) {
+		t.Skip("needs a kernel with fs-verity")
+	}
+	must(t, os.Remove(probe))
+	s := onDisk(t, dir)
+	body := strings.Repeat("a sealed body ", 600)
+	files := pack(t, map[string]string{"f": body, "g": "small"})
+	raw := make([]byte, files.Len())
+	_, _ = files.Read(raw)
+	in, err := s.Ingest(t.Context(), bytes.NewReader(raw))
+	must(t, err)
+	_, err = in.Commit(t.Context(), "layer", "", nil)
+	must(t, err)
+	must(t, s.Sync(t.Context()))
+	object, image := objects(t, dir)[0], filepath.Join(dir, "meta", records(t, s)[0].Delta+".erofs")
+	eventually(t, "object and image are sealed", func() bool { return isSealed(t, object) && isSealed(t, image) })
+	if _, damaged := scrub(t, s); len(damaged) > 0 {
+		t.Errorf("found %+v", damaged)
+	}
+	must(t, os.Remove(object))
+	rot(t, image, disk)
+	must(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0o200))
+	_, damaged := scrub(t, s)
+	if len(damaged) != 2 {
+		t.Errorf("found %+v", damaged)
+	}
+	must(t, s.Heal(t.Context(), "layer", bytes.NewReader(raw)))
+	if _, damaged := scrub(t, s); len(damaged) > 0 {
+		t.Errorf("after healing there is %+v", damaged)
+	}
+	if !isSealed(t, object) || !isSealed(t, image) {
+		t.Error("what was healed is not sealed by the scrub")
+	}
+	if got := read(t, s, "layer"); len(got) != 3 || !strings.Contains(got[1], "a sealed body") {
+		t.Errorf("the tree is %q", got)
+	}
+	must(t, s.Remove(t.Context(), "layer"))
+	empty(t, dir)
+	must(t, s.Close())
+}
+
+// seals has a file sealed and says whether that can be.
+func seals(t *testing.T, file string) bool {
+	t.Helper()
+	f, err := os.Open(file)
+	must(t, err)
+	defer f.Close()
+	arg := [16]uint64{0: 1 | 1<<32, 1: 4096}
+	const enableVerity = 0x40806685
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), enableVerity, uintptr(unsafe.Pointer(&arg)))
+	return errno == 0
+}
+
+func isSealed(t *testing.T, file string) bool {
+	t.Helper()
+	var st unix.Statx_t
+	must(t, unix.Statx(unix.AT_FDCWD, file, 0, unix.STATX_BASIC_STATS, &st))
+	return st.Attributes&unix.STATX_ATTR_VERITY != 0
+}
