@@ -85,7 +85,7 @@ func (s *Store) readNamed(image string, number int, p *part) error {
 	at, end := place(f, n, p.first), place(f, n, p.end)
 	p.list = slices.Grow(p.list[:0], int(max(0, end-at)*size))
 	list := p.list[:max(0, end-at)*size]
-	if _, err := f.ReadAt(list, at*size); err != nil && err != io.EOF { //nolint:errorlint // ReadAt's own
+	if _, err := f.ReadAt(list, at*size); err != nil && err != io.EOF {
 		return err
 	}
 	p.named = slices.Grow(p.named, len(list)/int(size))

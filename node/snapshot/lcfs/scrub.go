@@ -181,6 +181,9 @@ func (sc *scrubbing) image(ctx context.Context, name string) (int64, string, err
 // checkImage says what is wrong with an image; "" where it is whole.
 func (s *Store) checkImage(ctx context.Context, name string, pace pacer) (size int64, damage string, err error) {
 	sum, size, err := digestOf(ctx, s.images.path(name), pace)
+	if errors.Is(err, os.ErrNotExist) {
+		sum, size, err = s.images.digest(ctx, name, pace)
+	}
 	if err == nil && hex.EncodeToString(sum[:]) == name {
 		return size, "", nil
 	}
@@ -204,7 +207,7 @@ func damageOf(err error, otherwise string) (string, error) {
 	case err == nil:
 		return otherwise, nil
 	case errors.Is(err, os.ErrNotExist):
-		return "is missing", nil
+		return missing, nil
 	case isAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN):
 		return "cannot be read: " + err.Error(), nil
 	}
@@ -275,26 +278,24 @@ func (sc *scrubbing) body(ctx context.Context, d tree.Digest, recs []*record, wh
 		return err
 	}
 	c := snapshot.Checked{Part: snapshot.PartObject, Name: "sha256:" + hex.EncodeToString(d[:]), Size: size, Place: where, Damage: damage}
-	switch {
-	case damage == "":
-		_, err = sc.objects.Seal(ctx, d)
-		if err != nil && !errors.Is(err, errs.NotFound) {
+	if damage == "" {
+		if _, err = sc.objects.Seal(ctx, d); err != nil && !errors.Is(err, errs.NotFound) {
 			return err
 		}
-	default:
-		c.Keys = sc.still(recs, func(rec *record) bool {
-			return rec.Delta != "" && (damage != missing || rec.Labels[snapshot.Missing] == "")
-		})
-		if len(c.Keys) == 0 {
-			return nil // removed meanwhile, or known to be missing
-		}
-		// A layer may have been removed, swept and stored anew.
-		if size, damage, err = sc.checkObject(ctx, d, unpaced); err != nil {
-			return err
-		}
-		if c.Size, c.Damage = size, damage; damage == "" {
-			c.Keys = nil
-		}
+		return sc.tell(c)
+	}
+	c.Keys = sc.still(recs, func(rec *record) bool {
+		return rec.Delta != "" && (damage != missing || rec.Labels[snapshot.Missing] == "")
+	})
+	if len(c.Keys) == 0 {
+		return nil // removed meanwhile, or known to be missing
+	}
+	// A layer may have been removed, swept and stored anew.
+	if c.Size, c.Damage, err = sc.checkObject(ctx, d, unpaced); err != nil {
+		return err
+	}
+	if c.Damage == "" {
+		c.Keys = nil
 	}
 	return sc.tell(c)
 }

@@ -260,7 +260,9 @@ func TestScrubFinds(t *testing.T) {
 			flip(t, x.image(x.record(t, "own").Merged))
 			flip(t, filepath.Join(x.dir, "recipes", x.record(t, "low").ID))
 		}, []found{
-			{snapshot.PartMetadata, "[low]"}, {snapshot.PartMetadata, "[high]"}, {snapshot.PartMetadata, "[own]"},
+			{snapshot.PartMetadata, "[low]"},
+			{snapshot.PartMetadata, "[high]"},
+			{snapshot.PartMetadata, "[own]"},
 			{snapshot.PartLayer, "[low]"},
 		}},
 	} {
