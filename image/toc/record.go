@@ -12,7 +12,7 @@ import (
 
 // Every is how far points are apart at least, in bytes of content: what must
 // be unpacked to get at one byte.
-const Every = 1 << 20
+const Every = 4 << 20
 
 // Recorder notes the table of a blob while it passes.
 type Recorder struct {
