@@ -65,7 +65,8 @@ func (s *Store) claim(ctx context.Context, kind snapshot.Kind, key, parent snaps
 	}
 	s.byKey[key] = rec
 	s.children[parent]++
-	return rec, nil
+	own := *rec // to be completed; what others meet stays as it is
+	return &own, nil
 }
 
 // standOn checks that key is free and parent can carry it, and returns the
