@@ -25,3 +25,25 @@ func TestPushOfCommitWithoutTar(t *testing.T) {
 		t.Errorf("pulled back %s, want %s", got.Manifest, made.Manifest)
 	}
 }
+
+// Who waits for the reading alone is told when it is over.
+func TestCommitTellsWhenAllIsRead(t *testing.T) {
+	one, _ := sample(t)
+	n, r := newNode(t, offers), registrytest.New(t)
+	r.Push(t, "one", "v1", one)
+	base := n.pull(r.Host() + "/one:v1")
+	top, err := n.set.Chain(t.Context(), base.ID)
+	n.must(err)
+	_, err = n.snapshots.Prepare(t.Context(), "container", top, nil)
+	n.must(err)
+	var told int
+	made, err := n.set.Commit(t.Context(), base, "container", base.Config, spec.CommitRequest{}, func() {
+		if told++; len(n.notesOf("commit")) != 0 {
+			t.Error("told only when the image was there")
+		}
+	})
+	n.must(err)
+	if told != 1 || len(made.Layers) != 4 {
+		t.Errorf("told %d times; %d layers", told, len(made.Layers))
+	}
+}

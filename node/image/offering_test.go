@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"berth/base/errs"
@@ -181,4 +182,16 @@ func (o *offering) settledTop(key snapshot.Key) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Contains(o.settled, key)
+}
+
+// notesOf lists what was told of an action.
+func (n *node) notesOf(action string) (found []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, note := range n.notes {
+		if strings.HasPrefix(note, action+" ") {
+			found = append(found, note)
+		}
+	}
+	return found
 }
