@@ -118,7 +118,7 @@ func (s *Snapshots) claimCommit(active name, rec *record) (*commitment, error) {
 	rec.Labels = snapshot.MergeLabels(nil, rec.Labels)
 	rec.Chain = chainOf(from, rec)
 	if l, ok := s.layerOf(rec); ok {
-		if key := s.known(l); key != "" {
+		if key := s.layers[l]; key != "" {
 			rec.Store, c.known = key, true
 		}
 	}
@@ -138,7 +138,6 @@ func (s *Snapshots) finish(c *commitment) {
 	defer s.mu.Unlock()
 	s.unlink(c.from)
 	s.link(&layer)
-	s.index(&layer)
 }
 
 // giveUp leaves things as they were before claimCommit.

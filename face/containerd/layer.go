@@ -71,18 +71,7 @@ func (s *Snapshots) layerOn(parent name, chain string) (layer, bool) {
 
 // index remembers a committed snapshot as the layer it is. mu is held.
 func (s *Snapshots) index(rec *record) {
-	if l, ok := s.layerOf(rec); ok && s.known(l) == "" {
+	if l, ok := s.layerOf(rec); ok && s.layers[l] == "" {
 		s.layers[l] = rec.Store
 	}
-}
-
-// known returns the snapshot of the store that is the layer, or "". mu is
-// held.
-func (s *Snapshots) known(l layer) snapshot.Key {
-	key := s.layers[l]
-	if key != "" && len(s.holders[key]) == 0 {
-		delete(s.layers, l)
-		return ""
-	}
-	return key
 }

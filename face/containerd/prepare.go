@@ -118,7 +118,6 @@ func (s *Snapshots) show(ctx context.Context, claimed *record) error {
 	}
 	s.mu.Lock()
 	s.link(&rec)
-	s.index(&rec)
 	s.mu.Unlock()
 	return nil
 }
@@ -178,7 +177,7 @@ func (s *Snapshots) alias(parent name, ref string) (claimed *record, exists bool
 	if !ok {
 		return nil, false
 	}
-	key := s.known(l)
+	key := s.layers[l]
 	for n := range s.holders[key] {
 		rec := s.byName[n]
 		if n.space == parent.space && !rec.making && rec.Labels[labelRef] == ref && rec.Parent == parent.name {

@@ -168,7 +168,7 @@ func (s *Snapshots) load(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, rec := range s.byName {
+	for _, rec := range s.byName { // again, now that all parents are known
 		s.index(rec)
 	}
 	return nil
@@ -188,6 +188,9 @@ func (s *Snapshots) link(rec *record) {
 		s.holders[rec.Store] = map[name]struct{}{}
 	}
 	s.holders[rec.Store][rec.name()] = struct{}{}
+	if !rec.making {
+		s.index(rec)
+	}
 }
 
 // unlink frees the name of rec and says whether its snapshot of the store has
@@ -204,6 +207,9 @@ func (s *Snapshots) unlink(rec *record) (last bool) {
 		return false
 	}
 	delete(s.holders, rec.Store)
+	if l, ok := s.layerOf(rec); ok && s.layers[l] == rec.Store {
+		delete(s.layers, l)
+	}
 	return true
 }
 
