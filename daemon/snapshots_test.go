@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"berth/base/errs"
 	"berth/base/kv"
 	"berth/node/snapshot"
@@ -146,5 +148,55 @@ func TestLadderGoesOn(t *testing.T) {
 			t.Errorf("%s: layers are held in %q, %v, want %q", r.name, held, err, r.bucket)
 		}
 		run(r.name, r.name, "", remove)
+	}
+}
+
+// In a container whose own tree is an overlay nothing but copying works, and
+// the ladder says why.
+func TestLadderOnOverlay(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"lower", "upper", "work", "root"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root := filepath.Join(dir, "root")
+	if err := unix.Mount("overlay", root, "overlay", 0, "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/work"); err != nil {
+		t.Skipf("no overlay here: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	config := storeConfig{Dir: root, DB: openDB(t, dir), Log: slog.New(slog.DiscardHandler)}
+	store, c, err := newLadder(config.DB).openStore(t.Context(), "", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.name != "copy" {
+		t.Errorf("chose %s", c.name)
+	}
+	for _, missed := range c.ladder[:len(c.ladder)-1] {
+		t.Logf("not %s: %s", missed.Name, missed.Why)
+		if missed.Why == "" {
+			t.Errorf("nothing says why not %s", missed.Name)
+		}
+	}
+	if _, err := store.Prepare(t.Context(), "work", "", nil); err != nil {
+		t.Error(err)
+	}
+	target := t.TempDir()
+	if err := store.Mount(t.Context(), "work", target); err != nil {
+		t.Error(err)
+	}
+	if err := store.Unmount(t.Context(), target); err != nil {
+		t.Error(err)
+	}
+	if err := store.Close(); err != nil {
+		t.Error(err)
+	}
+	left, err := filepath.Glob(filepath.Join(root, "probe-*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("probes left %v, %v", left, err)
 	}
 }

@@ -140,7 +140,7 @@ func (s *Store) mount(st stack, target string) error {
 		return full(err)
 	}
 	if old := s.mountByOptions(st, target); old != nil {
-		return full(old)
+		return full(fmt.Errorf("%w, and by descriptors: %w", old, err))
 	}
 	return nil
 }
@@ -166,7 +166,7 @@ func (s *Store) mountByDescriptors(st stack, target string) error {
 		set = func(name, layer string) error { return setLayer(fsfd, shifted, name, layer) }
 	}
 	if err := configure(fsfd, st, set); err != nil {
-		return shiftless(st, err)
+		return shiftless(st, fmt.Errorf("%w%s", err, kernelSays(fsfd)))
 	}
 	create := unix.FsconfigCreate
 	if st.uids != nil {
