@@ -16,7 +16,7 @@ import (
 // the kernel carries it.
 func TestStorage(t *testing.T) {
 	for kernel, suites := range map[vm.Kernel][]suite{
-		vm.Linux612: {{"node/snapshot/lcfs", "^TestSuite$/^File$"}, {"node/snapshot/lcfs", "^TestSettle$"}, {"node/snapshot/overlay", "^TestSuite$"}, {"node/snapshot/copy", "^TestSuite$/^(ext4|tmpfs)$"}},
+		vm.Linux612: {{"node/snapshot/lcfs", "^TestSuite$/^File$"}, {"node/snapshot/lcfs", "^TestSettle$"}, {"node/snapshot/lcfs", "^(TestSeal|TestScrubFinds|TestPlantedObject|TestNoGhosts|TestIngestOnFolder)$"}, {"node/snapshot/overlay", "^TestSuite$"}, {"node/snapshot/copy", "^TestSuite$/^(ext4|tmpfs)$"}},
 		vm.Linux61:  {{"node/snapshot/overlay", "^(TestSuite|TestRandomHistory|TestVariants.*)$"}, {"node/snapshot/copy", "^TestSuite$/^ext4$"}, {"node/snapshot/copy", "^TestRandomHistory$/^ext4$"}},
 	} {
 		t.Run(string(kernel), func(t *testing.T) {
