@@ -5,6 +5,7 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -29,11 +30,94 @@ func (s *Store) Pass(ctx context.Context, d digest.Digest, size int64, source So
 	if _, err := s.path(d); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	r, err := source(ctx, 0)
 	if err != nil {
+		cancel()
 		return nil, err
 	}
-	return Verified(r, d, size), nil
+	return s.ahead(Verified(r, d, size), cancel), nil
+}
+
+// ahead reads a blob some pieces ahead of who wants it, so that the network is
+// not idle while they unpack, and hashing has a processor of its own.
+type ahead struct {
+	*Passing
+	cancel  context.CancelFunc
+	reading sync.WaitGroup
+	full    chan piece
+	empty   chan *[]byte
+	rest    []byte
+	held    *[]byte // what rest is a part of
+	err     error
+	closed  bool
+	put     func(any)
+}
+
+type piece struct {
+	buf *[]byte
+	n   int
+	err error
+}
+
+// piecesAhead is how many buffers one blob has on the way.
+const piecesAhead = 4
+
+func (s *Store) ahead(p *Passing, cancel context.CancelFunc) *ahead {
+	a := &ahead{Passing: p, cancel: cancel, full: make(chan piece, piecesAhead), empty: make(chan *[]byte, piecesAhead), put: s.buffers.Put}
+	for range piecesAhead {
+		a.empty <- s.buffers.Get().(*[]byte)
+	}
+	a.reading.Go(func() {
+		defer close(a.full)
+		for buf := range a.empty {
+			n, err := p.Read(*buf)
+			a.full <- piece{buf, n, err}
+			if err != nil {
+				return
+			}
+		}
+	})
+	return a
+}
+
+func (a *ahead) Read(b []byte) (int, error) {
+	for len(a.rest) == 0 {
+		if a.err != nil {
+			return 0, a.err
+		}
+		if a.held != nil {
+			a.empty <- a.held
+			a.held = nil
+		}
+		next := <-a.full // after an error nothing is asked for any more
+		a.held, a.rest, a.err = next.buf, (*next.buf)[:next.n], next.err
+	}
+	n := copy(b, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// Close lets go of the source, wherever reading ahead is.
+func (a *ahead) Close() error {
+	if a.closed {
+		return nil
+	}
+	a.closed = true
+	a.cancel()
+	close(a.empty)
+	for next := range a.full {
+		a.put(next.buf)
+	}
+	a.reading.Wait()
+	for buf := range a.empty {
+		a.put(buf)
+	}
+	if a.held != nil {
+		a.put(a.held)
+		a.held = nil
+	}
+	return a.Passing.Close()
 }
 
 // Passing is a blob that is verified while it passes by. Read answers io.EOF

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/opencontainers/go-digest"
 
@@ -51,6 +52,50 @@ func TestPassStoresNothing(t *testing.T) {
 	r.Close()
 	if _, err := s.Pass(t.Context(), "sha256:..", 1, from(nil)); !errors.Is(err, errs.Invalid) {
 		t.Error(err)
+	}
+}
+
+// Who has enough does not wait for a source that gives nothing more.
+func TestPassIsBrokenOff(t *testing.T) {
+	s := open(t, t.TempDir())
+	g := newGate()
+	r, err := s.Pass(t.Context(), digest.FromString("onetwo"), 6, g.open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.next <- []byte("one")
+	b := make([]byte, 2)
+	if n, err := io.ReadFull(r, b); string(b[:n]) != "on" || err != nil {
+		t.Fatal(n, err)
+	}
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if g.ctx.Err() == nil {
+		t.Error("the source goes on")
+	}
+}
+
+// However it is cut, it comes out as it went in.
+func TestPassIsWhole(t *testing.T) {
+	s := open(t, t.TempDir())
+	content := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
+	for _, r := range []func(io.Reader) io.Reader{iotest.HalfReader, iotest.DataErrReader, func(r io.Reader) io.Reader { return r }} {
+		got, err := s.Pass(t.Context(), digest.FromBytes(content), int64(len(content)), func(context.Context, int64) (io.ReadCloser, error) {
+			return io.NopCloser(r(bytes.NewReader(content))), nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := io.ReadAll(got)
+		if err != nil || !bytes.Equal(all, content) {
+			t.Errorf("%d bytes, %v", len(all), err)
+		}
+		if err := got.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
