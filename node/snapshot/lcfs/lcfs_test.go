@@ -91,7 +91,8 @@ func byNames(c *lcfs.Config) {
 func ways() map[string]func(*lcfs.Config) {
 	return map[string]func(*lcfs.Config){
 		"File": func(*lcfs.Config) {}, "Loop": onLoop, "Metacopy": withMetacopy, "ByNames": byNames,
-		"Busy": func(c *lcfs.Config) { c.Quiet = time.Hour }, // nothing is done in the background
+		"Resting": func(c *lcfs.Config) { c.Rest = time.Millisecond }, // images are put away at once
+		"Busy":    func(c *lcfs.Config) { c.Quiet = time.Hour },       // nothing is done in the background
 	}
 }
 

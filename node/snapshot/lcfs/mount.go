@@ -45,8 +45,7 @@ func (s *Store) Mount(ctx context.Context, key snapshot.Key, target string) erro
 }
 
 func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) error {
-	name := byTarget(target)
-	_, st, err := s.ready(ctx, key, name)
+	_, st, err := s.ready(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -56,10 +55,10 @@ func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) erro
 		err = s.mountShown(key, st, target)
 	}
 	if err != nil {
-		s.unuse(name)
+		s.unuse(st.held)
 		return err
 	}
-	s.mounted(target)
+	s.keep(st, byTarget(target), absolute(target))
 	return nil
 }
 

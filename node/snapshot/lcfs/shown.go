@@ -91,30 +91,30 @@ func (s *Store) Mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount,
 }
 
 func (s *Store) mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount, error) {
-	name := byKey(key)
-	rec, st, err := s.ready(ctx, key, name)
+	rec, st, err := s.ready(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	switch {
 	case st.uids != nil:
-		s.unuse(name)
+		s.unuse(st.held)
 		return nil, errs.New(errs.Unsupported, "its owners are shifted, which mount(2) cannot say")
 	case st.lacks:
-		s.unuse(name)
+		s.unuse(st.held)
 		return nil, errs.New(errs.Unavailable, "bodies of its layers are missing: others can mount it when all are here")
 	}
 	options := s.mountOptions(st, s.dir+"/")
 	if len(strings.Join(options, ",")) > pageRoom {
-		s.unuse(name)
+		s.unuse(st.held)
 		if err := s.Settle(ctx, rec.Parent); err != nil {
 			return nil, err
 		}
-		if _, st, err = s.take(key, name); err != nil {
+		if _, st, err = s.take(key); err != nil {
 			return nil, err
 		}
 		options = s.mountOptions(st, s.dir+"/")
 	}
+	s.keep(st, byKey(key), "")
 	if err := s.showImages(key, st); err != nil {
 		return nil, err
 	}

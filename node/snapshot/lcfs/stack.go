@@ -18,6 +18,7 @@ type lower struct {
 // stack is what overlayfs puts together, the topmost lower first; the objects
 // are below all.
 type stack struct {
+	held       string // the name of its use
 	lowers     []lower
 	upper      string // id; "" for a View
 	volatile   bool
@@ -25,9 +26,10 @@ type stack struct {
 	uids, gids []snapshot.IDMap
 }
 
-// take finds the stack of an Active snapshot or a View and marks all that it
-// stands on as used under that name, until unuse.
-func (s *Store) take(key snapshot.Key, name string) (*record, stack, error) {
+// take finds the stack of an Active snapshot or a View. All that it stands on
+// is held until keep or unuse.
+func (s *Store) take(key snapshot.Key) (*record, stack, error) {
+	name := "take " + s.newID()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rec, err := s.findLocked(key)
@@ -41,7 +43,7 @@ func (s *Store) take(key snapshot.Key, name string) (*record, stack, error) {
 	if err != nil {
 		return nil, stack{}, err
 	}
-	st := stack{lowers: lowers, lacks: s.lacksLocked(rec.Parent)}
+	st := stack{held: name, lowers: lowers, lacks: s.lacksLocked(rec.Parent)}
 	if rec.Kind == snapshot.KindActive {
 		st.upper, st.volatile = rec.ID, rec.Labels[snapshot.Volatile] != ""
 	}
@@ -109,13 +111,13 @@ const mergeTries = 5
 
 // ready takes the stack of key, after it has merged the images in it where
 // that is needed.
-func (s *Store) ready(ctx context.Context, key snapshot.Key, name string) (*record, stack, error) {
+func (s *Store) ready(ctx context.Context, key snapshot.Key) (*record, stack, error) {
 	for range mergeTries {
-		rec, st, err := s.take(key, name)
+		rec, st, err := s.take(key)
 		if err != nil || st.simple() {
 			return rec, st, err
 		}
-		s.unuse(name)
+		s.unuse(st.held)
 		if err := s.mergeStack(ctx, st, rec.Parent); err != nil {
 			return nil, stack{}, err
 		}

@@ -2,6 +2,8 @@ package lcfs
 
 import (
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"berth/node/snapshot"
 )
@@ -12,7 +14,7 @@ type use struct {
 	uppers []string // ids of unsettled layers
 	images []string
 	shown  []string // images mounted for other processes
-	// target is where it is mounted; "" until it is, or where that is unknown.
+	// target is where it is mounted; "" where that is unknown.
 	target string
 }
 
@@ -44,6 +46,9 @@ func absolute(target string) string {
 }
 
 func (u *uses) add(name string, what use) {
+	if strings.HasPrefix(name, "key ") && slices.ContainsFunc(u.held[name], what.equal) {
+		return // once is enough until the key goes
+	}
 	u.held[name] = append(u.held[name], what)
 	u.count(what, 1)
 }
@@ -61,6 +66,10 @@ func (u *uses) drop(name string) bool {
 		delete(u.held, name)
 	}
 	return true
+}
+
+func (a use) equal(b use) bool {
+	return a.own == b.own && slices.Equal(a.uppers, b.uppers) && slices.Equal(a.images, b.images) && slices.Equal(a.shown, b.shown)
 }
 
 func (u *uses) count(what use, by int) {
@@ -84,13 +93,15 @@ func add(counts map[string]int, name string, by int) {
 	}
 }
 
-// mounted notes that the last use of target is mounted now.
-func (s *Store) mounted(target string) {
+// keep holds what a stack stands on under another name, that of a mount. It is
+// mounted on target, if that is known.
+func (s *Store) keep(st stack, name, target string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if held := s.uses.held[byTarget(target)]; len(held) > 0 {
-		held[len(held)-1].target = absolute(target)
-	}
+	what := st.use()
+	what.target = target
+	s.uses.add(name, what)
+	s.uses.drop(st.held)
 }
 
 // dropStaleUses ends the uses of mounts that others have taken down.
@@ -111,6 +122,7 @@ func (s *Store) dropStaleUses() {
 		name := byTarget(target)
 		if held := s.uses.held[name]; len(held) > 0 && held[len(held)-1].target != "" {
 			s.uses.drop(name)
+			s.nudge(s.restless)
 		}
 		s.mu.Unlock()
 	}
@@ -126,6 +138,7 @@ func (s *Store) unuse(name string) {
 func (s *Store) unuseLocked(name string) {
 	for s.uses.drop(name) {
 		s.nudge(s.tidy)
+		s.nudge(s.restless)
 		if name[0] == 't' {
 			return // mounts lie on each other there
 		}
