@@ -249,6 +249,8 @@ func tryContainerd(t *testing.T, e *engine) {
 		t.Errorf("a container with shifted owners sees\n%s", shifted)
 	}
 
+	grows(t, e)
+
 	// Collection: with the images go the layers, and their disk.
 	for i, namespace := range []string{"two", "three", "one"} {
 		e.ctr(t, namespace, "images", "rm", "--sync", imageName)
@@ -344,6 +346,22 @@ func kills(t *testing.T, e *engine) {
 	}
 	inside(3, "cat /etc/kept /hidden/more; [ ! -e /etc/replaced ] && echo gone", "written\nmore\ngone\n")
 	e.run(t, "one", "third", look, shown)
+}
+
+// grows waits until the store has put layers where they stay, and has another
+// one unpacked on them.
+func grows(t *testing.T, e *engine) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(e.root(), "objects")); err == nil {
+		until(t, "bodies are in the store", func() bool {
+			bodies, _ := filepath.Glob(filepath.Join(e.root(), "objects/[0-9a-f][0-9a-f]/*"))
+			folders, _ := filepath.Glob(filepath.Join(e.root(), "layers/*/fs/bin/busybox"))
+			return len(bodies) > 0 && len(folders) == 0
+		})
+	}
+	e.run(t, "one", "settled", look, shown)
+	e.ctr(t, "one", "images", "import", "--snapshotter", "berth", ociArchive(t, layered(t, implied(t))))
+	e.run(t, "one", "grown", look+"; cat /private/added /root/added; stat -c '%u %a' /private /root", shown+"added\nadded\n33 700\n0 755\n")
 }
 
 // commits makes a layer of what the container web changed, looks at it from
