@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/proxy"
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -41,10 +43,22 @@ func TestContainerdSuite(t *testing.T) {
 	for _, rung := range suiteRungs {
 		t.Run(rung.driver, func(t *testing.T) {
 			testsuite.SnapshotterSuite(t, rung.knownAs, func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-				return inProcess(ctx, SnapshotterConfig{Root: root, Driver: rung.driver})
+				s, end, err := inProcess(ctx, SnapshotterConfig{Root: root, Driver: rung.driver})
+				return s, func() error { return errors.Join(end(), takeDown(root)) }, err
 			})
 		})
 	}
+}
+
+// takeDown unmounts what the suite leaves of its snapshots.
+func takeDown(root string) error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if target := strings.Fields(line)[1]; strings.HasPrefix(target, root+"/") {
+			err = errors.Join(err, unix.Unmount(target, unix.MNT_DETACH))
+		}
+	}
+	return err
 }
 
 // inProcess is a snapshotter behind gRPC, without a socket.

@@ -51,7 +51,13 @@ func TestSuite(t *testing.T) {
 				}
 				d := newSnapshotter(t, root, rung.driver)
 				s, conn := dial(t, d.socket)
-				return s, func() error { return errors.Join(conn.Close(), d.end(syscall.SIGTERM)) }, nil
+				return s, func() error {
+					err := errors.Join(conn.Close(), d.end(syscall.SIGTERM))
+					for _, target := range mounted(t, root) { // the suite leaves its snapshots
+						err = errors.Join(err, syscall.Unmount(target, syscall.MNT_DETACH))
+					}
+					return err
+				}, nil
 			})
 		})
 	}
