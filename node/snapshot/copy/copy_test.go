@@ -62,7 +62,7 @@ func disk(t testing.TB, mkfs ...string) string {
 	}
 	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
 	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 1<<30))
+	must(t, os.Truncate(image, 4<<30)) // sparse
 	for _, command := range [][]string{append(mkfs, image), {"mount", "-o", "loop", image, dir}} {
 		var said bytes.Buffer
 		cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
