@@ -188,7 +188,7 @@ func (b *bench) measureLazy(ctx context.Context) (err error) {
 
 func (b *bench) lazyRound(ctx context.Context, node *berth, ref string) error {
 	// What an earlier round left is forgotten: this pull is the first.
-	known, err := filepath.Glob(filepath.Join(node.root, "indexes", "*"))
+	known, err := filepath.Glob(filepath.Join(node.root, "indexes", "noted", "*"))
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (b *bench) lazyRound(ctx context.Context, node *berth, ref string) error {
 	b.results.add("storage-lazy", fullColumn, took.Seconds())
 	whole := node.countObjects()
 	if err := node.poll(ctx, "what is known of the layers", func(context.Context) error {
-		if known, _ := filepath.Glob(filepath.Join(node.root, "indexes", "sha256-*")); len(known) < lazyLayers+1 {
+		if known, _ := filepath.Glob(filepath.Join(node.root, "indexes", "noted", "sha256-*")); len(known) < lazyLayers+1 {
 			return fmt.Errorf("%d of %d", len(known), lazyLayers+1)
 		}
 		return nil

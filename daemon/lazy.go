@@ -89,7 +89,11 @@ func (n *node) openLazy(ctx context.Context) error {
 		n.log.DebugContext(ctx, "images must be whole before containers start", "err", err)
 		return nil
 	}
-	tables, err := toc.Open(toc.Config{Dir: filepath.Join(n.config.Root, "indexes")})
+	tables, err := toc.Open(toc.Config{Dir: filepath.Join(n.config.Root, "indexes", "noted")})
+	if err != nil {
+		return err
+	}
+	given, err := toc.Open(toc.Config{Dir: filepath.Join(n.config.Root, "indexes", "given")})
 	if err != nil {
 		return err
 	}
@@ -104,7 +108,7 @@ func (n *node) openLazy(ctx context.Context) error {
 		},
 	})
 	n.onClose("profiles", n.profiles.Close)
-	n.lazily = &image.Lazily{When: n.config.Registry.Lazy, Store: store, Missing: missing, Tables: tables, First: n.profiles.First}
+	n.lazily = &image.Lazily{When: n.config.Registry.Lazy, Store: store, Missing: missing, Tables: tables, Given: given, First: n.profiles.First}
 	return nil
 }
 

@@ -2,10 +2,14 @@ package test
 
 import (
 	"archive/tar"
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/registrytest"
@@ -28,22 +34,27 @@ func piece(n int) (name string, body []byte, sum string) {
 
 const pieces = 40
 
-// lazyImage has a shell in one layer and pieces in another.
-func lazyImage(t *testing.T) registrytest.Image {
+// lazyFiles are a shell, for one layer, and pieces for another.
+func lazyFiles(t *testing.T) (program, data []registrytest.File) {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Skip("needs /bin/busybox, linked statically")
 	}
-	program := []registrytest.File{{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Body: string(busybox)}}
+	program = []registrytest.File{{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Body: string(busybox)}}
 	for _, name := range []string{"sh", "cat", "sha256sum", "sleep", "mount", "mkdir"} {
 		program = append(program, registrytest.File{Header: tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}})
 	}
-	var data []registrytest.File
 	for n := range pieces {
 		name, body, _ := piece(n)
 		data = append(data, registrytest.File{Header: tar.Header{Name: name}, Body: string(body)})
 	}
+	return program, data
+}
+
+func lazyImage(t *testing.T) registrytest.Image {
+	t.Helper()
+	program, data := lazyFiles(t)
 	return registrytest.Make(t, []registrytest.Layer{
 		registrytest.Gzip(t, registrytest.Tar(t, program...)), registrytest.Gzip(t, registrytest.Tar(t, data...)),
 	}, registrytest.Runs(ocispec.ImageConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}}))
@@ -85,7 +96,7 @@ func TestLazyStart(t *testing.T) {
 	}
 	n.must(t, "pull", "-q", name)
 	n.eventually(t, "tables of contents are kept", func() error {
-		if found, _ := filepath.Glob(n.root + "/indexes/sha256-*"); len(found) != 2 {
+		if found, _ := filepath.Glob(n.root + "/indexes/noted/sha256-*"); len(found) != 2 {
 			return fmt.Errorf("%d", len(found))
 		}
 		return nil
@@ -190,5 +201,156 @@ func TestLazyStart(t *testing.T) {
 	})
 	if out := n.must(t, "system", "scrub"); !strings.Contains(out, "nothing is damaged") {
 		t.Errorf("a scrub says: %s", out)
+	}
+}
+
+// chunked packs files as zstd:chunked does: each body begins a frame, and a
+// table at the end says where. lie changes the table.
+func chunked(t *testing.T, files []registrytest.File, lie func(rows []map[string]any)) registrytest.Layer {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain, part, packed bytes.Buffer
+	w := tar.NewWriter(io.MultiWriter(&plain, &part))
+	flush := func() {
+		packed.Write(z.EncodeAll(part.Bytes(), nil))
+		part.Reset()
+	}
+	var rows []map[string]any
+	for _, f := range files {
+		h := f.Header
+		h.ModTime = time.Unix(1_700_000_000, 0)
+		row := map[string]any{"name": h.Name, "mode": max(h.Mode, 0o644), "modtime": h.ModTime.UTC().Format(time.RFC3339)}
+		rows = append(rows, row)
+		h.Mode, h.Size = max(h.Mode, 0o644), int64(len(f.Body))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		flush()
+		if row["type"] = "reg"; h.Typeflag == tar.TypeSymlink {
+			row["type"], row["linkName"] = "symlink", h.Linkname
+			continue
+		}
+		sum := sha256.Sum256([]byte(f.Body))
+		row["size"], row["offset"], row["digest"] = len(f.Body), packed.Len(), "sha256:"+hex.EncodeToString(sum[:])
+		if _, err := io.WriteString(w, f.Body); err != nil {
+			t.Fatal(err)
+		}
+		flush()
+		row["endOffset"] = packed.Len()
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	flush()
+	if lie != nil {
+		lie(rows)
+	}
+	text, err := json.Marshal(map[string]any{"version": 1, "entries": rows})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, at := z.EncodeAll(text, nil), packed.Len()
+	head := binary.LittleEndian.AppendUint32([]byte{0x50, 0x2a, 0x4d, 0x18}, uint32(len(table))) // a frame that is skipped
+	packed.Write(append(head, table...))
+	return registrytest.Layer{
+		Descriptor: ocispec.Descriptor{
+			MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.FromBytes(packed.Bytes()), Size: int64(packed.Len()), Data: bytes.Clone(packed.Bytes()),
+			Annotations: map[string]string{
+				"io.github.containers.zstd-chunked.manifest-checksum": digest.FromBytes(table).String(),
+				"io.github.containers.zstd-chunked.manifest-position": fmt.Sprintf("%d:%d:%d:1", at+len(head), len(table), len(text)),
+			},
+		},
+		DiffID: digest.FromBytes(plain.Bytes()), Tar: plain.Bytes(),
+	}
+}
+
+// A layer that brings its table of contents along can be used at its very
+// first pull; what it turns out to be decides what later containers stand on.
+func TestEarlyStart(t *testing.T) {
+	registry := registrytest.New(t)
+	program, data := lazyFiles(t)
+	runs := registrytest.Runs(ocispec.ImageConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}})
+	data = append(data, registrytest.Text("data/tiny", "tiny\n"))
+	honest := registrytest.Make(t, []registrytest.Layer{chunked(t, program, nil), chunked(t, data, nil)}, runs)
+	registry.Push(t, "early", "1", honest)
+	liar := chunked(t, append(data[:5:5], registrytest.Text("data/password", "secret\n")), func(rows []map[string]any) {
+		rows[len(rows)-1]["name"] = "data/open"
+	})
+	liar.DiffID = honest.Layers[1].DiffID // so that it would be taken for another
+	registry.Push(t, "early", "lie", registrytest.Make(t, []registrytest.Layer{chunked(t, program, nil), liar}, runs))
+
+	n := newNode(t)
+	if err := os.WriteFile(n.config, []byte("[registry]\nlazy = \"on\"\nblobs = \"drop\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.killNode()
+	n.start(t)
+	if driver := n.must(t, "info", "--format", "{{.Snapshotter}}"); !strings.HasPrefix(driver, "lcfs") {
+		t.Skipf("bodies cannot be missing on driver %s", driver)
+	}
+	let := make(chan struct{})
+	held := only(2 << 20)
+	configs := honest.ConfigAt.Digest.String()
+	registry.Break(registrytest.Fault{
+		Match: func(r *http.Request) bool {
+			return held(r) && !strings.HasSuffix(r.URL.Path, configs) && strings.Contains(r.URL.Path, "sha256") && r.Header.Get("Range") == ""
+		},
+		Handler: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.ContentLength == 0 && !strings.Contains(r.URL.Path, honest.Layers[0].Digest.Encoded()) && !strings.Contains(r.URL.Path, honest.Layers[1].Digest.Encoded()) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			select {
+			case <-let:
+				next.ServeHTTP(w, r)
+			case <-r.Context().Done():
+			}
+		},
+	})
+	name := registry.Host() + "/early:1"
+	n.must(t, "pull", "-q", name)
+	n.must(t, "run", "-d", "--name", "first", "--init=false", name, "sleep", "1000")
+	file, _, want := piece(7)
+	if got := n.must(t, "exec", "first", "sha256sum", "/"+file); !strings.HasPrefix(got, want) {
+		t.Errorf("%s is %s, not %s", file, got, want)
+	}
+	if here := n.objects(); here > 15 {
+		t.Errorf("%d bodies are here already", here)
+	}
+	n.killNode()
+	n.start(t)
+	if got := n.must(t, "exec", "first", "cat", "/data/tiny"); got != "tiny" {
+		t.Errorf("a tiny file is %q", got)
+	}
+	close(let)
+	n.eventually(t, "the image is verified", func() error {
+		if found, _ := filepath.Glob(n.root + "/indexes/noted/sha256-*"); len(found) != 2 {
+			return fmt.Errorf("%d of 2 layers", len(found))
+		}
+		return nil
+	})
+	n.must(t, "run", "--rm", "--privileged", name, "sh", "-c", "cat /data/tiny /data/39 > /dev/null")
+	n.must(t, "rm", "-f", "first")
+	if out := n.must(t, "system", "scrub"); !strings.Contains(out, "nothing is damaged") {
+		t.Errorf("a scrub says: %s", out)
+	}
+
+	// A table that lies is found out, and nobody else's layers are touched.
+	lie := registry.Host() + "/early:lie"
+	n.must(t, "rmi", name)
+	n.must(t, "pull", "-q", lie)
+	n.eventually(t, "the lie is found out", func() error {
+		out, err := n.command(t, "run", "--rm", lie, "cat", "/data/open").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "unpacks to") {
+			return fmt.Errorf("%q, %w", out, err)
+		}
+		return nil
+	})
+	n.must(t, "pull", "-q", name)
+	if out, err := n.command(t, "run", "--rm", name, "cat", "/data/open").CombinedOutput(); err == nil {
+		t.Errorf("another image has the lie: %q", out)
 	}
 }

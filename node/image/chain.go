@@ -33,6 +33,11 @@ func (s *Set) restore(ctx context.Context, rec *record, open opener) (snapshot.K
 	if _, err := s.Snapshots.Stat(ctx, top); err == nil {
 		return top, nil
 	}
+	if n := len(rec.Early); n > 0 {
+		if _, err := s.Snapshots.Stat(ctx, rec.Early[n-1]); err == nil {
+			return rec.Early[n-1], nil
+		}
+	}
 	s.keeping.begin()
 	defer s.endKeeping(ctx)
 	if _, err := s.unpack(ctx, unpacking{layers: rec.Layers, open: open, report: func(spec.Progress) {}}); err != nil {

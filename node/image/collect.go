@@ -118,7 +118,7 @@ func (s *Set) collect(ctx context.Context, safe func(digest.Digest) bool) (freed
 func (s *Set) collectLayers(ctx context.Context) (int64, error) {
 	used := map[snapshot.Key]bool{}
 	for _, rec := range s.all() {
-		for _, key := range chain(rec.Layers) {
+		for _, key := range slices.Concat(chain(rec.Layers), rec.Early) {
 			used[key] = true
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth/base/errs"
+	"berth/image/blob"
 	"berth/image/erofs"
 	recipes "berth/image/layer"
 	"berth/image/pull"
@@ -169,6 +170,15 @@ type notes struct {
 	tables map[int]*toc.Recorder
 }
 
+func (n *notes) put(layer int, table *toc.Recorder) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.tables == nil {
+		n.tables = map[int]*toc.Recorder{}
+	}
+	n.tables[layer] = table
+}
+
 // recordTar is pull.Image.Tar, and notes the table of the layer's blob unless
 // it is known.
 func (s *Set) recordTar(ctx context.Context, from *pull.Image, n int, notes *notes) (tarStream, error) {
@@ -184,13 +194,35 @@ func (s *Set) recordTar(ctx context.Context, from *pull.Image, n int, notes *not
 	if err != nil {
 		return nil, errors.Join(err, packed.Close())
 	}
-	notes.mu.Lock()
-	defer notes.mu.Unlock()
-	if notes.tables == nil {
-		notes.tables = map[int]*toc.Recorder{}
-	}
-	notes.tables[n] = plain
+	notes.put(n, plain)
 	return &fetchedTar{plain, packed}, nil
+}
+
+// recordStream is recordTar of a layer whose pull is over.
+func (s *Set) recordStream(ctx context.Context, l layer, n int, from *sources, notes *notes) (tarStream, error) {
+	source := func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+		return from.part(ctx, l, offset, l.Size)
+	}
+	open := s.Blobs.Pass
+	if s.Policy == Keep {
+		open = func(ctx context.Context, d digest.Digest, size int64, source blob.Source) (blob.Reading, error) {
+			return s.Blobs.Stream(ctx, d, size, source)
+		}
+	}
+	packed, err := open(ctx, l.Digest, l.Size, source)
+	if err != nil {
+		return nil, err
+	}
+	patient := struct {
+		io.Reader
+		io.Closer
+	}{s.Lazy.Missing.Patient(ctx, packed), packed}
+	plain, err := toc.Record(patient, s.MaxLayer, l.Digest, l.Size)
+	if err != nil {
+		return nil, errors.Join(err, packed.Close())
+	}
+	notes.put(n, plain)
+	return &fetchedTar{plain, patient}, nil
 }
 
 // noting keeps notes in the background.
@@ -224,7 +256,8 @@ func (s *Set) keepNotes(layers []layer, notes *notes) {
 				s.Log.WarnContext(ctx, "the table of contents of a layer is not kept", "layer", table.Blob, "err", err)
 			}
 		}
-		if err := s.Lazy.Tables.Expire(ctx, s.lacksBlob(ctx)); err != nil && ctx.Err() == nil {
+		lacking := s.lacksBlob(ctx)
+		if err := errors.Join(s.Lazy.Tables.Expire(ctx, lacking), s.Lazy.Given.Expire(ctx, lacking)); err != nil && ctx.Err() == nil {
 			s.Log.WarnContext(ctx, "old tables of contents stay", "err", err)
 		}
 	})

@@ -63,7 +63,8 @@ type Lazily struct {
 	When    Laziness
 	Store   Lacking
 	Missing *lazy.Set
-	Tables  *toc.Store
+	Tables  *toc.Store // noted here
+	Given   *toc.Store // that layers brought with them
 	// First lists bodies that containers of an image wanted when they started,
 	// in that order. May be nil.
 	First func(ctx context.Context, imageID string) []tree.Digest
@@ -191,6 +192,10 @@ func (s *Set) Resume(ctx context.Context) error {
 	}
 	sources := s.newSources(spec.PullRequest{})
 	for _, rec := range s.all() {
+		if len(rec.Early) > 0 {
+			s.Lazy.Missing.Add(s.resumeEarly(ctx, rec, found))
+			continue
+		}
 		image := lazy.Image{Name: rec.Image.ID}
 		for n, key := range chain(rec.Layers) {
 			if !found[key] {
@@ -240,11 +245,20 @@ func (s *Set) Whole(ctx context.Context, imageID string) error {
 	if err != nil {
 		return err
 	}
-	var keys []string
-	for _, key := range chain(rec.Layers) {
-		keys = append(keys, string(key))
+	return s.Lazy.Missing.Wait(ctx, texts(slices.Concat(chain(rec.Layers), rec.Early))...)
+}
+
+// lacks says whether bodies of layers are still on their way.
+func (s *Set) lacks(layers []layer) bool {
+	return s.Lazy != nil && s.Lazy.Missing.Missing(texts(chain(layers))...)
+}
+
+func texts(keys []snapshot.Key) []string {
+	all := make([]string, len(keys))
+	for n, key := range keys {
+		all[n] = string(key)
 	}
-	return s.Lazy.Missing.Wait(ctx, keys...)
+	return all
 }
 
 // rememberAuth remembers a login while the node runs, for what is still to be

@@ -36,10 +36,19 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
 	s.rememberAuth(from.Name.Repository(), req.Auth)
-	lazily := s.beginLazily(ctx, rec.Image.ID, rec.Layers, req, report)
+	names, at := []string{from.Name.String()}, &place{from.Name.Repository(), req.Insecure}
+	lazily := s.beginLazily(ctx, rec.Image.ID, rec.Layers, req, report) || s.lacks(rec.Layers)
+	if e := s.openEarly(ctx, rec, req); e != nil {
+		image, err := e.take(ctx, names, at, report)
+		if err != nil {
+			return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
+		}
+		s.Notify("pull", image.ID, from.Name.Familiar())
+		return image, nil
+	}
 	var notes notes
 	image, err := s.take(ctx, taking{
-		rec: rec, names: []string{from.Name.String()}, at: &place{from.Name.Repository(), req.Insecure},
+		rec: rec, names: names, at: at,
 		unpacking: unpacking{
 			layers: rec.Layers, blobs: s.Policy == Keep && !lazily, report: report,
 			open: func(ctx context.Context, n int) (tarStream, error) { return s.recordTar(ctx, from, n, &notes) },

@@ -111,6 +111,9 @@ type record struct {
 	Manifest ocispec.Descriptor `json:"manifest"`
 	Config   ocispec.Descriptor `json:"config"`
 	Layers   []layer            `json:"layers"`
+	// Early are the layers that the image stands on until the ordinary ones
+	// are here.
+	Early []snapshot.Key `json:"early,omitempty"`
 }
 
 // layer is a blob and what it unpacks to.
