@@ -55,3 +55,13 @@ func (s *Store) StatFolder(first byte) (st unix.Stat_t, found bool) {
 	sh := &s.shards[first]
 	return st, unix.Fstatat(s.fd, sh.folder, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
 }
+
+// Wait waits until nobody is just storing or deleting the body d.
+func (s *Store) Wait(d tree.Digest) {
+	sh, k := s.shard(d), keyOf(d)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for sh.isBusy(k) {
+		sh.done.Wait()
+	}
+}
