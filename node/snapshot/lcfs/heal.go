@@ -268,19 +268,15 @@ func (h *healing) placeRecipe() error {
 // mendList makes the list of the objects of an image that is whole say what
 // the image does.
 func (s *Store) mendList(ctx context.Context, name string) error {
-	f, err := os.Open(s.images.path(name))
+	content, size, done, err := s.images.at(name)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // removed meanwhile
 	}
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	image, err := erofs.Open(f, info.Size())
+	defer done()
+	image, err := erofs.Open(content, size)
 	if err != nil {
 		return err
 	}
@@ -295,8 +291,8 @@ func (s *Store) mendList(ctx context.Context, name string) error {
 	}
 	s.placing.Lock()
 	defer s.placing.Unlock()
-	if _, err := os.Stat(s.images.path(name)); err != nil {
-		return nil //nolint:nilerr // removed meanwhile
+	if !s.images.has(name) {
+		return nil // removed meanwhile
 	}
 	s.log.WarnContext(ctx, "the list of an image's objects was damaged", "image", name, "error", err)
 	if err := s.writeObjects(name, want); err != nil {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,10 +24,15 @@ type images struct {
 	mu     sync.Mutex
 	mounts map[string]int
 	order  []string // least recently used first
+	used   map[string]time.Time
+
+	// waking is held while a plain file is made, mounted or deleted. It is
+	// taken after mu.
+	waking sync.Mutex
 }
 
 func (im *images) init(dir string, loop bool) {
-	im.dir, im.loop, im.mounts = dir, loop, map[string]int{}
+	im.dir, im.loop, im.mounts, im.used = dir, loop, map[string]int{}, map[string]time.Time{}
 }
 
 func (im *images) path(name string) string { return im.dir + "/" + name + ".erofs" }
@@ -60,6 +66,7 @@ func (im *images) clone(name string) (int, error) {
 
 // getLocked returns the mounted image. mu is held.
 func (im *images) getLocked(name string) (int, error) {
+	im.used[name] = time.Now()
 	mount, ok := im.mounts[name]
 	if !ok {
 		var err error
@@ -77,8 +84,20 @@ func (im *images) getLocked(name string) (int, error) {
 	return mount, nil
 }
 
+// usedLast is when the image was last wanted for a mount.
+func (im *images) usedLast(name string) time.Time {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.used[name]
+}
+
 // mount makes a mount of the image for one user alone.
 func (im *images) mount(name string) (int, error) {
+	im.waking.Lock()
+	defer im.waking.Unlock()
+	if err := im.wake(name); err != nil {
+		return -1, fmt.Errorf("image %.16s: %w", name, err)
+	}
 	path := im.path(name)
 	if len(path) > 250 {
 		dir, err := openFolder(im.dir)
@@ -99,6 +118,7 @@ func (im *images) mount(name string) (int, error) {
 func (im *images) forget(name string) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	delete(im.used, name)
 	if _, ok := im.mounts[name]; ok {
 		im.forgetLocked(name)
 	}
@@ -121,6 +141,6 @@ func (im *images) close() {
 
 // isImage says whether a file in meta/ has the name of an image, and which.
 func isImage(file string) (name string, ok bool) {
-	name, ok = strings.CutSuffix(file, ".erofs")
+	name, ok = strings.CutSuffix(strings.TrimSuffix(file, restSuffix), ".erofs")
 	return name, ok && len(name) == 2*len(tree.Digest{})
 }

@@ -5,7 +5,8 @@
 // On disk, below Config.Dir:
 //
 //	objects/, pending/      bodies under their sha256: image/object
-//	meta/<sha256>.erofs     the tree of a layer (delta) or of a whole chain (merged); .objs: the objects it names
+//	meta/<sha256>.erofs     the tree of a layer (delta) or of a whole chain (merged); .erofs.zst: at rest; .objs: the
+//	                        objects it names
 //	recipes/<id>            what is needed to write a pulled layer's tar again
 //	layers/<id>/{fs,work}   writable folders of Active snapshots; of a layer, until it is settled
 //	layers/empty            the lowest lower of a mount that needs one
@@ -86,6 +87,9 @@ type Config struct {
 	// Quiet is how long after a commit the work in the background begins; 2 s
 	// when 0.
 	Quiet time.Duration
+	// Rest is how long an image is kept as it is mounted after nothing was
+	// mounted on it any more; 30 s when 0.
+	Rest time.Duration
 }
 
 // Store keeps snapshots as objects and images.
@@ -114,6 +118,8 @@ type Store struct {
 	sweeper   queue[leftover]
 	closer    queue[int]    // descriptors whose closing takes time
 	sealer    queue[string] // images that are durable now
+	restless  chan struct{} // holds a token while there may be images to put to rest
+	restAfter time.Duration
 	unsafe    chan struct{} // holds a token while some record is not yet synced
 	tidy      chan struct{} // holds a token while there may be something to settle, merge or sweep
 	syncing   sync.Mutex    // one Sync at a time
@@ -169,8 +175,9 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		db: c.DB, log: c.Log, umask: umask, boot: strings.TrimSpace(string(boot)),
 		maxLayer: cmp.Or(c.MaxLayer, 256<<30), quiet: cmp.Or(c.Quiet, 2*time.Second),
 		metacopy: c.Metacopy || !features.PlainData, fds: features.Descriptors,
-		unsafe: make(chan struct{}, 1), tidy: make(chan struct{}, 1),
-		byKey: map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},
+		unsafe: make(chan struct{}, 1), tidy: make(chan struct{}, 1), restless: make(chan struct{}, 1),
+		restAfter: cmp.Or(c.Rest, 30*time.Second),
+		byKey:     map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},
 		making: map[string]int{}, gone: map[string]bool{}, sound: map[string]struct{}{},
 	}
 	s.images.init(filepath.Join(c.Dir, "meta"), c.Loop)
@@ -243,8 +250,10 @@ func (s *Store) start(ctx context.Context, leftovers []leftover) {
 	s.work.Go(func() { s.sealLoop(s.life) })
 	s.work.Go(func() { s.syncLoop(s.life) })
 	s.work.Go(func() { s.tidyLoop(s.life) })
+	s.work.Go(func() { s.restLoop(s.life) })
 	s.sweeper.add(leftovers...)
 	s.nudge(s.tidy)
+	s.nudge(s.restless)
 }
 
 // Close stops the background work. What is still to be done is found again by

@@ -84,12 +84,16 @@ func (s *Store) placeImage(file, name string, root *tree.Node) error {
 	if err := os.Rename(file, s.images.path(name)); err != nil {
 		return err
 	}
+	if err := os.Remove(s.images.restPath(name)); err != nil && !os.IsNotExist(err) { // may be damaged
+		return err
+	}
 	if err := s.remount(name); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sound[name] = struct{}{}
+	s.nudge(s.restless)
 	return nil
 }
 
@@ -161,16 +165,12 @@ func (s *Store) eachObject(ctx context.Context, name string, fn func(tree.Digest
 
 // readImage reads the tree of an image.
 func (s *Store) readImage(name string) (*tree.Node, error) {
-	f, err := os.Open(s.images.path(name))
+	content, size, done, err := s.images.at(name)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	image, err := erofs.Open(f, info.Size())
+	defer done()
+	image, err := erofs.Open(content, size)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "image %.16s is damaged: %w", name, err)
 	}

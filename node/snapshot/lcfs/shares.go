@@ -44,7 +44,7 @@ func (s *Store) Shares(ctx context.Context, groups map[string][]snapshot.Key) (m
 		}
 	}
 	for image, by := range sh.images {
-		sh.count(disk(s.images.path(image))+disk(s.objectsPath(image)), by)
+		sh.count(disk(s.images.path(image))+disk(s.images.restPath(image))+disk(s.objectsPath(image)), by)
 	}
 	totals, err := s.totals(ctx, sh)
 	if err != nil {

@@ -60,6 +60,11 @@ func (s *Store) findGone() error {
 			s.goneLocked(name, true)
 		}
 	}
+	if !s.same {
+		if err := s.dropWoken(); err != nil {
+			return err
+		}
+	}
 	return s.removeRecipes()
 }
 
@@ -269,7 +274,7 @@ func (s *Store) deleteImage(name string) error {
 		return nil
 	}
 	s.images.forget(name)
-	for _, path := range []string{s.images.path(name), s.objectsPath(name)} {
+	for _, path := range []string{s.images.path(name), s.images.restPath(name), s.objectsPath(name)} {
 		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 			return err
 		}
