@@ -20,7 +20,7 @@ import (
 
 // inlineLimit is the size up to which bodies are kept in the metadata: an
 // object costs a file and a block.
-const inlineLimit = 256
+const inlineLimit = layer.InlineLimit
 
 // ingest is a layer in memory, its bodies objects, named by no record yet.
 type ingest struct {

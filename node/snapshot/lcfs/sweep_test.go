@@ -24,7 +24,7 @@ import (
 func bodies(from, to int) map[string]string {
 	files := map[string]string{}
 	for i := from; i < to; i++ {
-		files[fmt.Sprintf("d%d/f%d", i%7, i)] = string(noise(i, 300+i))
+		files[fmt.Sprintf("d%d/f%d", i%7, i)] = string(noise(i, 600+i))
 	}
 	return files
 }
