@@ -17,7 +17,7 @@ func counted(name string) bool { return name == "blobs" || name == "volumes" }
 // layered says whether a driver of snapshots keeps layers in that folder.
 func layered(name string) bool {
 	switch name {
-	case "objects", "meta", "recipes", "pending", "layers", "trees", "mnt":
+	case "objects", "meta", "recipes", "pending", "layers", "links", "trees", "mnt":
 		return true
 	}
 	return false
@@ -101,37 +101,43 @@ func add(share *spec.DiskShare, active bool, size int64) {
 // folderUsage counts what no room does. Where the store of layers has not
 // counted itself, its folders are: layers may share more than it knows.
 func (n *node) folderUsage(ctx context.Context, usage *spec.DiskUsage, estimated bool) error {
-	other, err := onDisk(ctx, n.config.Root, func(name string) bool { return !counted(name) && !layered(name) })
-	if err != nil {
-		return err
+	b := blocks{root: n.config.Root, seen: map[inode]bool{}}
+	if estimated {
+		store, err := b.below(ctx, layered)
+		if err != nil {
+			return err
+		}
+		layers := max(0, store-usage.Containers.Size)
+		usage.Store.Layers, usage.Images.Size = layers, layers
+		usage.Images.Reclaimable = min(usage.Images.Reclaimable, layers)
 	}
+	other, err := b.below(ctx, func(name string) bool { return !counted(name) && !layered(name) })
 	usage.Other = other
-	if !estimated {
-		return nil
-	}
-	store, err := onDisk(ctx, n.config.Root, layered)
-	if err != nil {
-		return err
-	}
-	layers := max(0, store-usage.Containers.Size)
-	usage.Store.Layers, usage.Images.Size = layers, layers
-	usage.Images.Reclaimable = min(usage.Images.Reclaimable, layers)
-	return nil
+	return err
 }
 
-// onDisk counts the blocks of those folders of root that are wanted, those of
-// a file with several names once, and what is mounted there not at all.
-func onDisk(ctx context.Context, root string, wanted func(name string) bool) (int64, error) {
-	entries, err := os.ReadDir(root)
+// blocks counts what the files of a folder take, those with several names
+// once, and what is mounted there not at all.
+type blocks struct {
+	root   string
+	total  int64
+	device uint64
+	seen   map[inode]bool
+}
+
+// below counts those folders of the root that are wanted, but for what has
+// been counted before.
+func (b *blocks) below(ctx context.Context, wanted func(name string) bool) (int64, error) {
+	entries, err := os.ReadDir(b.root)
 	if err != nil {
 		return 0, err
 	}
-	b := blocks{seen: map[inode]bool{}}
+	before := b.total
 	for _, e := range entries {
 		if !wanted(e.Name()) {
 			continue
 		}
-		err := filepath.WalkDir(filepath.Join(root, e.Name()), func(_ string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(filepath.Join(b.root, e.Name()), func(_ string, d fs.DirEntry, err error) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -147,14 +153,7 @@ func onDisk(ctx context.Context, root string, wanted func(name string) bool) (in
 			return 0, err
 		}
 	}
-	return b.total, nil
-}
-
-// blocks counts what files take, each inode once, on the first device met.
-type blocks struct {
-	total  int64
-	device uint64
-	seen   map[inode]bool
+	return b.total - before, nil
 }
 
 type inode struct{ dev, ino uint64 }

@@ -22,7 +22,8 @@ func TestOnDisk(t *testing.T) {
 	all := func(string) bool { return true }
 	count := func(wanted func(string) bool) int64 {
 		t.Helper()
-		size, err := onDisk(t.Context(), root, wanted)
+		b := blocks{root: root, seen: map[inode]bool{}}
+		size, err := b.below(t.Context(), wanted)
 		if err != nil {
 			t.Fatal(err)
 		}
