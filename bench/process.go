@@ -78,9 +78,9 @@ func (d *daemon) stop(ctx context.Context) {
 }
 
 // poll tries do every millisecond until it succeeds, the daemon has ended or
-// a minute is over.
+// two minutes are over.
 func (d *daemon) poll(ctx context.Context, what string, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
