@@ -103,7 +103,7 @@ func (s *Store) Sync(ctx context.Context) error {
 				rec.Fresh = ""
 			}
 		})
-		s.sealer.add(was.images()...)
+		s.sealLater(was)
 	}
 	// Everything handed to Later before goes along with this.
 	return s.db.Update(ctx, func(*kv.Tx) error { return nil })

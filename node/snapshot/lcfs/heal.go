@@ -18,6 +18,7 @@ import (
 	"berth/base/errs"
 	"berth/image/erofs"
 	"berth/image/layer"
+	"berth/image/object"
 	"berth/image/tree"
 	"berth/node/snapshot"
 )
@@ -61,7 +62,13 @@ func (s *Store) heal(ctx context.Context, key snapshot.Key, tar io.Reader) error
 	if err := h.finish(ctx); err != nil {
 		return err
 	}
-	return s.objects.Sync(ctx)
+	if err := s.objects.Sync(ctx); err != nil {
+		return err
+	}
+	if rec, err = s.find(key); err != nil {
+		return nil //nolint:nilerr // removed meanwhile
+	}
+	return s.seal(ctx, toSeal{rec.Delta, true}, object.Full)
 }
 
 // healing is one call of Heal.

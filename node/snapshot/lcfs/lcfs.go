@@ -117,7 +117,7 @@ type Store struct {
 	work      sync.WaitGroup
 	sweeper   queue[leftover]
 	closer    queue[int]    // descriptors whose closing takes time
-	sealer    queue[string] // images that are durable now
+	sealer    queue[toSeal] // images that are durable now
 	restless  chan struct{} // holds a token while there may be images to put to rest
 	restAfter time.Duration
 	unsafe    chan struct{} // holds a token while some record is not yet synced

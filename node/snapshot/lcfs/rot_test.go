@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/base/kv"
 	"berth/image/object"
 	"berth/node/snapshot"
@@ -180,4 +182,48 @@ func isSealed(t testing.TB, file string) bool {
 	var st unix.Statx_t
 	must(t, unix.Statx(unix.AT_FDCWD, file, 0, unix.STATX_BASIC_STATS, &st))
 	return st.Attributes&unix.STATX_ATTR_VERITY != 0
+}
+
+// TestHealOnFullDisk: without room nothing is healed and nothing is lost.
+func TestHealOnFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	smallDisk(t, dir)
+	s := onDisk(t, dir)
+	files := pack(t, map[string]string{"big": string(noise(1, 3<<20)), "f": string(noise(2, 9000))})
+	raw := make([]byte, files.Len())
+	_, _ = files.Read(raw)
+	in, err := s.Ingest(t.Context(), bytes.NewReader(raw))
+	must(t, err)
+	_, err = in.Commit(t.Context(), "layer", "", nil)
+	must(t, err)
+	must(t, s.Sync(t.Context()))
+	want := read(t, s, "layer")
+	for _, path := range objects(t, dir) {
+		flip(t, path)
+	}
+	flip(t, filepath.Join(dir, "meta", records(t, s)[0].Delta+".erofs"))
+	fill := filepath.Join(dir, "fill")
+	full, err := os.Create(fill)
+	must(t, err)
+	for body := make([]byte, 1024); err == nil; {
+		_, err = full.Write(body)
+	}
+	must(t, full.Close())
+	_, before := scrub(t, s)
+	if err := s.Heal(t.Context(), "layer", bytes.NewReader(raw)); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("healed on a full disk: %v", err)
+	}
+	if _, after := scrub(t, s); len(before) != 3 || len(after) != 3 {
+		t.Errorf("found %+v, then %+v", before, after)
+	}
+	must(t, os.Remove(fill))
+	must(t, s.Heal(t.Context(), "layer", bytes.NewReader(raw)))
+	if _, damaged := scrub(t, s); len(damaged) > 0 {
+		t.Errorf("after healing there is %+v", damaged)
+	}
+	if got := read(t, s, "layer"); !slices.Equal(got, want) {
+		t.Errorf("the tree is %q, was %q", got, want)
+	}
+	eventually(t, "only what is named is left", func() bool { return leftOver(t, s, dir) == "" })
+	must(t, s.Close())
 }

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"berth/base/errs"
 	"berth/image/object"
 	"berth/image/tree"
 	"berth/node/snapshot"
@@ -279,7 +278,7 @@ func (sc *scrubbing) body(ctx context.Context, d tree.Digest, recs []*record, wh
 	}
 	c := snapshot.Checked{Part: snapshot.PartObject, Name: "sha256:" + hex.EncodeToString(d[:]), Size: size, Place: where, Damage: damage}
 	if damage == "" {
-		if _, err = sc.objects.Seal(ctx, d); err != nil && !errors.Is(err, errs.NotFound) {
+		if _, err = sc.sealObject(ctx, d); err != nil {
 			return err
 		}
 		return sc.tell(c)
@@ -315,12 +314,7 @@ func (s *Store) checkObject(ctx context.Context, d tree.Digest, pace pacer) (siz
 	if _, err := damageOf(err, ""); err != nil {
 		return size, "", err
 	}
-	batch, err := s.objects.Begin(ctx)
-	if err != nil {
-		return size, "", err
-	}
-	defer batch.End()
-	batch.Pin(d)
+	s.objects.Wait(d)
 	sum, size, err = digestOf(ctx, path, unpaced)
 	if err == nil && sum == d {
 		return size, "", nil

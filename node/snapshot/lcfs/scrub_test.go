@@ -458,3 +458,18 @@ func TestScrubBesideWork(t *testing.T) {
 	}
 	must(t, s.Close())
 }
+
+// BenchmarkScrub reads an image of 20,000 files.
+func BenchmarkScrub(b *testing.B) {
+	s := openAsIs(b, benchDir(b))
+	ingestImage(b, s, "image", 0, 20_000, 0)
+	must(b, s.Sync(b.Context()))
+	before := cpuTime()
+	for b.Loop() {
+		read := int64(0)
+		must(b, s.Scrub(b.Context(), "", unpaced, func(c snapshot.Checked) error { read += c.Size; return nil }))
+		b.SetBytes(read)
+	}
+	b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(b.N), "cpu-us")
+	must(b, s.Close())
+}
