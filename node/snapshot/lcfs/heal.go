@@ -282,7 +282,7 @@ func (s *Store) mendList(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer func() { _ = done() }()
 	image, err := erofs.Open(content, size)
 	if err != nil {
 		return err

@@ -169,7 +169,7 @@ func (s *Store) readImage(name string) (*tree.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer func() { _ = done() }()
 	image, err := erofs.Open(content, size)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "image %.16s is damaged: %w", name, err)

@@ -473,3 +473,35 @@ func BenchmarkScrub(b *testing.B) {
 	b.ReportMetric(float64((cpuTime()-before).Microseconds())/float64(b.N), "cpu-us")
 	must(b, s.Close())
 }
+
+// TestScrubOfWhatIsMissing: bodies that a layer is known to lack are no
+// damage; healing brings them.
+func TestScrubOfWhatIsMissing(t *testing.T) {
+	from := newScrubbed(t)
+	delta, err := from.Delta(t.Context(), "low")
+	must(t, err)
+	recipe, _, err := from.Recipe(t.Context(), "low")
+	must(t, err)
+	defer recipe.Close()
+	dir := t.TempDir()
+	s := open(t, dir)
+	if !s.Missing(func(context.Context) (int, error) { return -1, errors.ErrUnsupported }) {
+		t.Skip("needs a kernel that mounts layers whose bodies are missing")
+	}
+	in, err := s.IngestKnown(t.Context(), delta, recipe)
+	must(t, err)
+	_, err = in.Commit(t.Context(), "low", "", map[string]string{snapshot.Missing: "yes"})
+	must(t, err)
+	if all, damaged := scrub(t, s); len(damaged) > 0 || len(all) != 2 {
+		t.Errorf("looked at %+v, found %+v", all, damaged)
+	}
+	must(t, s.Heal(t.Context(), "low", bytes.NewReader(from.tars["low"])))
+	must(t, s.Whole(t.Context(), "low"))
+	if all, damaged := scrub(t, s); len(damaged) > 0 || len(all) != 4 {
+		t.Errorf("looked at %+v, found %+v", all, damaged)
+	}
+	if got := read(t, s, "low"); len(got) != 7 {
+		t.Errorf("the tree is %q", got)
+	}
+	must(t, s.Close())
+}
