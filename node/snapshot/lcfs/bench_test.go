@@ -2,6 +2,7 @@ package lcfs_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -82,8 +83,10 @@ func chainOf(b *testing.B, s snapshot.Store, depth int) (top snapshot.Key) {
 		layer(b, s, name, top, map[string]string{fmt.Sprint("f", i): "x"})
 		top = name
 	}
-	if s, ok := s.(interface{ Settle() }); ok {
-		s.Settle()
+	if s, ok := s.(interface {
+		Settle(ctx context.Context, key snapshot.Key) error
+	}); ok {
+		must(b, s.Settle(b.Context(), top))
 	}
 	return top
 }

@@ -29,7 +29,12 @@ func (s *Store) mergeChain(ctx context.Context, key snapshot.Key, top bool) erro
 		return err
 	}
 	defer letGoChain()
+	s.merging.Lock() // whoever wants the same finds it made
+	defer s.merging.Unlock()
 	if !s.unmerged(key) {
+		if top && rec.Merged != "" && !rec.Top {
+			s.change(rec, func(r *record) { r.Top = true })
+		}
 		return nil
 	}
 	c, err := s.chainTree(ctx, key)

@@ -123,6 +123,7 @@ type Store struct {
 	unsafe    chan struct{} // holds a token while some record is not yet synced
 	tidy      chan struct{} // holds a token while there may be something to settle, merge or sweep
 	syncing   sync.Mutex    // one Sync at a time
+	merging   sync.Mutex    // one chain is merged at a time
 	setting   sync.Mutex    // one layer is settled at a time
 	placing   sync.Mutex    // one image is put into meta/, or deleted, at a time
 	busySince atomic.Int64  // when a layer was last committed, in Unix nanoseconds
