@@ -66,4 +66,5 @@ if [ "$want" = test ]; then
 		say "building golangci-lint $lint (some minutes, once)"
 		GOBIN=$PWD/.cache/bin go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$lint"
 	fi
+	test/snapshotter/docker/build.sh
 fi
