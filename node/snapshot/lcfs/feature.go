@@ -143,10 +143,10 @@ func (p *probe) run(ctx context.Context) {
 
 // overlay tries what overlayfs does with a mounted image.
 func (p *probe) overlay(ctx context.Context, image, loop int) {
-	err := p.try("1", []string{"redirect_dir=follow", "metacopy=off"}, image, p.readBody)
+	err := p.try("1", overlayOptions(false), image, p.readBody)
 	if p.found.PlainData = err == nil; err != nil {
 		p.miss("bodies from a data-only layer without metacopy", err)
-		err = p.try("1", []string{"redirect_dir=on", "metacopy=on"}, image, p.readBody)
+		err = p.try("1", overlayOptions(true), image, p.readBody)
 	}
 	p.found.Descriptors = err == nil
 	if err != nil {
@@ -167,11 +167,7 @@ func (p *probe) overlay(ctx context.Context, image, loop int) {
 }
 
 func (p *probe) tryNested(what string, image int) bool {
-	options := []string{"redirect_dir=follow", "metacopy=off"}
-	if !p.found.PlainData {
-		options = []string{"redirect_dir=on", "metacopy=on"}
-	}
-	err := p.try("1", options, image, p.nest)
+	err := p.try("1", overlayOptions(!p.found.PlainData), image, p.nest)
 	if err != nil {
 		p.miss(what, err)
 	}
@@ -235,8 +231,8 @@ func (p *probe) byNames(image int) {
 		p.miss("a visible image", err)
 		return
 	}
-	options := fmt.Sprintf("lowerdir=%s::%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=on",
-		p.at("image"), p.at("objects"), p.at("layers/1/fs"), p.at("layers/1/work"))
+	options := fmt.Sprintf("lowerdir=%s::%s,upperdir=%s,workdir=%s,%s",
+		p.at("image"), p.at("objects"), p.at("layers/1/fs"), p.at("layers/1/work"), strings.Join(overlayOptions(true), ","))
 	if err := unix.Mount("overlay", p.at("target"), "overlay", 0, options); err != nil {
 		p.miss("a data-only layer", err)
 		return
@@ -247,7 +243,11 @@ func (p *probe) byNames(image int) {
 		return
 	}
 	p.found.Data = true
-	p.found.Nested = p.nest(p.at("target")) == nil
+	if err := p.nest(p.at("target")); err != nil {
+		p.miss("an overlay on an overlay", err)
+	} else {
+		p.found.Nested = true
+	}
 	p.found.NestedLoop = p.found.Nested && !p.found.File
 }
 

@@ -25,8 +25,10 @@ const closeDelay = time.Second
 // snapshot's change is in its own folder. Redirects lead from images to
 // objects. All files have one device number, and names of one file one inode
 // number, though layers are on several file systems.
-func (s *Store) options() []string {
-	if s.metacopy {
+func (s *Store) options() []string { return overlayOptions(s.metacopy) }
+
+func overlayOptions(metacopy bool) []string {
+	if metacopy {
 		return []string{"index=off", "xino=on", "redirect_dir=on", "metacopy=on"}
 	}
 	return []string{"index=off", "xino=on", "redirect_dir=follow", "metacopy=off"}

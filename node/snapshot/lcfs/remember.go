@@ -15,7 +15,7 @@ import (
 const featuresKey = "features"
 
 // probing changes when Probe tries something else than before.
-const probing = 1
+const probing = 2
 
 // remembered is what was found, and where.
 type remembered struct {
