@@ -92,9 +92,9 @@ func (sc *scrubbing) each(ctx context.Context, users map[string][]*record, place
 			}
 			c.Damage = damage
 		}
-		c.Name, c.Size, c.Place = it.name, size, it.place
+		c.Size, c.Place = size, it.place
 		if c.Part == "" {
-			c.Part = snapshot.PartMetadata
+			c.Part, c.Name = snapshot.PartMetadata, it.name
 		}
 		if err := sc.tell(c); err != nil {
 			return err
@@ -144,7 +144,7 @@ func (sc *scrubbing) recipes(ctx context.Context) error {
 	users := sc.layersBy(recipeOf)
 	return sc.each(ctx, users, func(id string, _ []*record) string { return "3/" + id },
 		func(_ string, by []*record) snapshot.Checked {
-			return snapshot.Checked{Part: snapshot.PartLayer, Keys: sc.still(by, func(rec *record) bool { return rec.Recipe })}
+			return snapshot.Checked{Part: snapshot.PartLayer, Name: string(by[0].Key), Keys: sc.still(by, func(rec *record) bool { return rec.Recipe })}
 		},
 		func(ctx context.Context, id string) (int64, string, error) {
 			return sc.checkRecipe(ctx, users[id][0], sc.pace)
