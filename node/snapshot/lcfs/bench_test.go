@@ -98,7 +98,7 @@ func BenchmarkCommit(b *testing.B) {
 			s := openAsIs(b, benchDir(b))
 			layer(b, s, "base", "", map[string]string{"f": "x"})
 			target := b.TempDir()
-			var commit, next []time.Duration
+			var unmount, commit, next []time.Duration
 			n := 0
 			for b.Loop() {
 				b.StopTimer()
@@ -114,6 +114,8 @@ func BenchmarkCommit(b *testing.B) {
 				b.StartTimer()
 				start := time.Now()
 				must(b, s.Unmount(b.Context(), target))
+				unmount = append(unmount, time.Since(start))
+				start = time.Now()
 				name := snapshot.Key(fmt.Sprint("top", n))
 				_, err = s.Commit(b.Context(), name, "work", nil)
 				must(b, err)
@@ -127,6 +129,7 @@ func BenchmarkCommit(b *testing.B) {
 				must(b, s.Remove(b.Context(), "next"))
 				n++
 			}
+			median(b, "unmount", unmount)
 			median(b, "commit", commit)
 			median(b, "next", next)
 			must(b, s.Close())
