@@ -108,8 +108,17 @@ func TestAdoptOfChangingFile(t *testing.T) {
 func TestSeal(t *testing.T) {
 	s := open(t, t.TempDir())
 	b := begin(t, s)
-	body := random(1, 10_000)
+	body := random(1, 2*object.SealFrom)
 	d := put(t, b, body)
+	small := put(t, b, random(2, 10_000))
+	if _, err := s.Seal(t.Context(), small); err != nil {
+		t.Error(err)
+	}
+	if f, err := os.OpenFile(filepath.Join(s.Dir(), object.Name(small)), os.O_WRONLY, 0); err != nil {
+		t.Errorf("a small body is sealed: %v", err)
+	} else {
+		f.Close()
+	}
 	for range 2 {
 		sealed, err := s.Seal(t.Context(), d)
 		if err != nil {

@@ -124,7 +124,7 @@ func TestSeal(t *testing.T) {
 		}
 	}
 	s := onDisk(t, dir)
-	body := strings.Repeat("a sealed body ", 600)
+	body := strings.Repeat("a sealed body ", 6000)
 	files := pack(t, map[string]string{"f": body, "g": "small"})
 	raw := make([]byte, files.Len())
 	_, _ = files.Read(raw)
