@@ -66,20 +66,22 @@ func (n *node) objects() int {
 	return len(found)
 }
 
-// only lets through what is asked for because somebody waits for it: short
-// parts of blobs.
-func only(short int64) func(*http.Request) bool {
-	blobs := registrytest.Blobs()
-	return func(r *http.Request) bool {
-		var from, to int64
-		if !blobs(r) {
-			return false
+// whole matches downloads of whole blobs: what is asked for because somebody
+// waits for it is parts.
+func whole(blobs ...digest.Digest) func(*http.Request) bool {
+	match := registrytest.Blobs(blobs...)
+	return func(r *http.Request) bool { return match(r) && r.Header.Get("Range") == "" }
+}
+
+// hold has the registry keep requests waiting until let is closed.
+func hold(match func(*http.Request) bool, let <-chan struct{}) registrytest.Fault {
+	return registrytest.Fault{Match: match, Handler: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		select {
+		case <-let:
+			next.ServeHTTP(w, r)
+		case <-r.Context().Done():
 		}
-		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); err == nil && to-from < short {
-			return false
-		}
-		return r.Header.Get("Range") != "" || !strings.Contains(r.URL.Path, "config")
-	}
+	}}
 }
 
 // An image that was here before is usable at once when it comes again: while
@@ -111,22 +113,8 @@ func TestLazyStart(t *testing.T) {
 	})
 
 	let := make(chan struct{})
-	configs := image.ConfigAt.Digest.String()
-	held := only(5 << 20)
-	hold := func() {
-		registry.Mend()
-		registry.Break(registrytest.Fault{
-			Match: func(r *http.Request) bool { return held(r) && !strings.HasSuffix(r.URL.Path, configs) },
-			Handler: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-				select {
-				case <-let:
-					next.ServeHTTP(w, r)
-				case <-r.Context().Done():
-				}
-			},
-		})
-	}
-	hold()
+	held := hold(whole(image.Layers[0].Digest, image.Layers[1].Digest), let)
+	registry.Break(held)
 	n.must(t, "pull", "-q", name)
 	check := func(ctr string, number int) {
 		t.Helper()
@@ -162,7 +150,8 @@ func TestLazyStart(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "I/O error") && !strings.Contains(string(out), "nput/output error") {
 		t.Errorf("a file that is refused: %.200q, %v", out, err)
 	}
-	hold()
+	registry.Mend()
+	registry.Break(held)
 	check("early", 30)
 	select {
 	case err := <-ended:
@@ -292,24 +281,7 @@ func TestEarlyStart(t *testing.T) {
 		t.Skipf("bodies cannot be missing on driver %s", driver)
 	}
 	let := make(chan struct{})
-	held := only(2 << 20)
-	configs := honest.ConfigAt.Digest.String()
-	registry.Break(registrytest.Fault{
-		Match: func(r *http.Request) bool {
-			return held(r) && !strings.HasSuffix(r.URL.Path, configs) && strings.Contains(r.URL.Path, "sha256") && r.Header.Get("Range") == ""
-		},
-		Handler: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			if r.ContentLength == 0 && !strings.Contains(r.URL.Path, honest.Layers[0].Digest.Encoded()) && !strings.Contains(r.URL.Path, honest.Layers[1].Digest.Encoded()) {
-				next.ServeHTTP(w, r)
-				return
-			}
-			select {
-			case <-let:
-				next.ServeHTTP(w, r)
-			case <-r.Context().Done():
-			}
-		},
-	})
+	registry.Break(hold(whole(honest.Layers[0].Digest, honest.Layers[1].Digest), let))
 	name := registry.Host() + "/early:1"
 	n.must(t, "pull", "-q", name)
 	n.must(t, "run", "-d", "--name", "first", "--init=false", name, "sleep", "1000")

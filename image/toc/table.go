@@ -107,6 +107,24 @@ func (t *Table) Bytes(r Run) (from, to int64) {
 	return from, to
 }
 
+// Upto is about where the bytes of a run must be read to for what comes in
+// the content before end: a guess, which is most often enough.
+func (t *Table) Upto(r Run, end int64) int64 {
+	_, to := t.Bytes(r)
+	last := Run{t.span(min(end, t.Content) - 1), r.Last}
+	if end <= 0 || last.First < r.First || last.First > r.Last {
+		return to
+	}
+	last.Last = last.First
+	from, until := t.Bytes(last)
+	begin, over := t.content(last)
+	share := float64(end-begin) / float64(over-begin)
+	return min(to, from+int64(share*1.05*float64(until-from))+guessMargin)
+}
+
+// guessMargin is what is read beyond the end of a guess: decoders read ahead.
+const guessMargin = 96 << 10
+
 // content is where the run lies in the content.
 func (t *Table) content(r Run) (from, to int64) {
 	from, to = t.points[r.First].out, t.Content

@@ -128,6 +128,9 @@ func TestExtract(t *testing.T) {
 			if from, to := table.Bytes(run); name == "gzip" && to-from > b.Size+3*toc.Every {
 				t.Errorf("%s: %d bytes of the blob for a body of %d", name, to-from, b.Size)
 			}
+			if from, to := table.Bytes(run); table.Upto(run, b.Offset+b.Size) > to || table.Upto(run, b.Offset+b.Size) <= from {
+				t.Errorf("%s: body at %d is read up to %d of %d", name, b.Offset, table.Upto(run, b.Offset+b.Size), to)
+			}
 			taken := extract(t, table, packed, []toc.Run{run}, func(o toc.Body) bool { return o == b })
 			if taken[b.Object] != 1 {
 				t.Fatalf("%s: body at %d taken %d times", name, b.Offset, taken[b.Object])

@@ -42,6 +42,7 @@ type supply struct {
 type flight struct {
 	layer   *layer
 	run     toc.Run
+	end     int64 // of what it brings of the content
 	bytes   int64
 	hurried chan struct{} // closed when somebody waits for it
 	done    chan struct{}
@@ -130,7 +131,7 @@ func (s *Set) tryBring(ctx context.Context, d tree.Digest, here <-chan struct{})
 		final := true
 		for _, l := range holders {
 			body, _ := l.Table.Find(d)
-			if err = s.fetch(ctx, l, l.Table.Around(body), true); s.Bodies.Has(d) {
+			if err = s.fetch(ctx, l, l.Table.Around(body), body.Offset+body.Size, true); s.Bodies.Has(d) {
 				s.arrived(d)
 				return nil
 			}
@@ -148,13 +149,24 @@ func (s *Set) tryBring(ctx context.Context, d tree.Digest, here <-chan struct{})
 	}
 }
 
-// fetch gets a run of a layer's blob and stores the missing bodies in it.
-func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, urgent bool) error {
+// fetch gets a run of a layer's blob, as far as the place end in the content,
+// and stores the missing bodies in it.
+func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, end int64, urgent bool) error {
+	_, to := l.Table.Bytes(run)
+	guess := l.Table.Upto(run, end)
+	err := s.fetchUpto(ctx, l, run, end, guess, urgent)
+	if guess < to && errors.Is(err, errs.Invalid) {
+		err = s.fetchUpto(ctx, l, run, end, to, urgent) // it was not enough
+	}
+	return err
+}
+
+func (s *Set) fetchUpto(ctx context.Context, l *layer, run toc.Run, end, to int64, urgent bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.life, cancel)()
-	from, to := l.Table.Bytes(run)
-	f := s.takeOff(l, run, to-from, urgent)
+	from, _ := l.Table.Bytes(run)
+	f := s.takeOff(l, run, end, to-from, urgent)
 	defer s.land(f)
 	s.Log.DebugContext(ctx, "fetch", "blob", l.Table.Blob, "from", from, "bytes", to-from, "urgent", urgent)
 	r, err := l.Part(ctx, from, to)
@@ -167,7 +179,8 @@ func (s *Set) fetch(ctx context.Context, l *layer, run toc.Run, urgent bool) err
 		in = &patient{ctx: ctx, r: r, set: s, hurried: f.hurried}
 	}
 	var wrong error
-	err = l.Table.Extract(run, in, func(b toc.Body) bool { return s.lacks(l, b.Object) }, func(b toc.Body, r io.Reader) error {
+	wanted := func(b toc.Body) bool { return b.Offset+b.Size <= end && s.lacks(l, b.Object) }
+	err = l.Table.Extract(run, in, wanted, func(b toc.Body, r io.Reader) error {
 		err := s.Bodies.Fill(ctx, b.Object, b.Size, r)
 		if errors.Is(err, errs.Invalid) {
 			wrong = err // others may be right
@@ -191,7 +204,7 @@ func (s *Set) join(holders []*layer, d tree.Digest) *flight {
 		}
 		body, _ := f.layer.Table.Find(d)
 		around := f.layer.Table.Around(body)
-		if around.First < f.run.First || around.Last > f.run.Last || f.bytes > joinSize && !isClosed(f.hurried) {
+		if around.First < f.run.First || around.Last > f.run.Last || body.Offset+body.Size > f.end || f.bytes > joinSize && !isClosed(f.hurried) {
 			continue
 		}
 		if !isClosed(f.hurried) {
@@ -202,8 +215,8 @@ func (s *Set) join(holders []*layer, d tree.Digest) *flight {
 	return nil
 }
 
-func (s *Set) takeOff(l *layer, run toc.Run, bytes int64, urgent bool) *flight {
-	f := &flight{layer: l, run: run, bytes: bytes, hurried: make(chan struct{}), done: make(chan struct{})}
+func (s *Set) takeOff(l *layer, run toc.Run, end, bytes int64, urgent bool) *flight {
+	f := &flight{layer: l, run: run, end: end, bytes: bytes, hurried: make(chan struct{}), done: make(chan struct{})}
 	if urgent {
 		close(f.hurried)
 	}
@@ -373,10 +386,16 @@ func (s *Set) run(ctx context.Context, l *layer, run toc.Run, want func(tree.Dig
 	if ctx.Err() != nil {
 		return nil // the layer is forgotten
 	}
-	if !slices.ContainsFunc(l.Table.Within(run), func(b toc.Body) bool { return s.lacks(l, b.Object) && want(b.Object) }) {
+	end := int64(-1)
+	for _, b := range l.Table.Within(run) {
+		if s.lacks(l, b.Object) && want(b.Object) {
+			end = b.Offset + b.Size
+		}
+	}
+	if end < 0 {
 		return nil
 	}
-	return s.fetch(ctx, l, run, false)
+	return s.fetch(ctx, l, run, end, false)
 }
 
 // finish declares layers whole that miss nothing.
