@@ -155,6 +155,9 @@ func (b *Batch) add(d tree.Digest, write func(dir int, name string) error) error
 // write calls write for the claimed digest d. A file that is in the way, of
 // which the store did not know, is taken only if it is whole.
 func (s *Store) write(sh *shard, d tree.Digest, write func(dir int, name string) error) error {
+	if err := s.epoch.look(); err != nil {
+		return err
+	}
 	if s.watched.Load() {
 		return s.writeAside(sh, d, write)
 	}
@@ -163,8 +166,8 @@ func (s *Store) write(sh *shard, d tree.Digest, write func(dir int, name string)
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	if s.check(sh.dir, d) == nil {
-		return nil
+	if err := s.check(sh.dir, d); !isDamage(err) {
+		return err
 	}
 	if err := unix.Unlinkat(sh.dir, file, 0); err != nil {
 		return err

@@ -10,10 +10,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/tree"
 )
 
@@ -25,8 +27,10 @@ const (
 )
 
 // epoch is the time since which bodies may not be on disk whole. Its file
-// holds the boot's id and the time.
+// holds the boot's id and the time, by the clock that files get their times
+// from, which may be set back.
 type epoch struct {
+	first   atomic.Int64 // since, in Unix nanoseconds
 	mu      sync.Mutex
 	file    string
 	boot    string
@@ -57,6 +61,7 @@ func (e *epoch) open(file string) (since time.Time, found bool, err error) {
 			e.since = time.Unix(0, n)
 		}
 	}
+	e.first.Store(e.since.UnixNano())
 	return e.since, true, nil
 }
 
@@ -64,8 +69,8 @@ func (e *epoch) open(file string) (since time.Time, found bool, err error) {
 func (e *epoch) enter() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := time.Now()
-	if e.since.IsZero() || now.Before(e.since) { // the clock may have been set back
+	now := wallClock()
+	if e.since.IsZero() || now.Before(e.since) {
 		if err := e.write(now); err != nil {
 			return err
 		}
@@ -74,6 +79,22 @@ func (e *epoch) enter() error {
 	e.begun++
 	return nil
 }
+
+// look sees to it that a body that is written now is in the epoch.
+func (e *epoch) look() error {
+	if time.Now().UnixNano() >= e.first.Load() {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if now := wallClock(); now.Before(e.since) {
+		return e.write(now)
+	}
+	return nil
+}
+
+// wallClock is the time without the reading of a clock that is never set.
+func wallClock() time.Time { return time.Now().Round(0) }
 
 func (e *epoch) leave() {
 	e.mu.Lock()
@@ -107,6 +128,7 @@ func (e *epoch) write(since time.Time) error {
 	}
 	if err == nil {
 		e.since = since
+		e.first.Store(since.UnixNano())
 	}
 	return err
 }
@@ -127,7 +149,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	}
 	e := &s.epoch
 	e.mu.Lock()
-	start, idle, begun := time.Now(), e.batches == 0, e.begun
+	start, idle, begun := wallClock(), e.batches == 0, e.begun
 	e.mu.Unlock()
 	if err := unix.Syncfs(s.fd); err != nil {
 		return fmt.Errorf("sync objects: %w", full(err))
@@ -143,7 +165,7 @@ func (s *Store) Sync(ctx context.Context) error {
 			return fmt.Errorf("end epoch of objects: %w", err)
 		}
 		e.since = time.Time{}
-	case start.Sub(e.since) > stale:
+	case start.Sub(e.since) > stale, start.Before(e.since):
 		if err := e.write(start); err != nil {
 			return fmt.Errorf("begin epoch of objects: %w", full(err))
 		}
@@ -152,7 +174,9 @@ func (s *Store) Sync(ctx context.Context) error {
 }
 
 // recover reads all bodies that are not older than an epoch which a crash
-// left, and deletes those that are damaged.
+// left, and deletes those that are damaged. One that cannot be read now may be
+// whole: it stays, but nobody takes it for known, and the next process reads
+// it again.
 func (s *Store) recover(ctx context.Context, since time.Time) {
 	read, damaged, err := s.recheck(ctx, since.Add(-margin))
 	if err == nil {
@@ -176,15 +200,21 @@ func (s *Store) recheck(ctx context.Context, since time.Time) (read, damaged int
 		}
 		read++
 		sh := s.shard(d)
-		if s.check(sh.dir, d) == nil {
+		err := s.check(sh.dir, d)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		sh.mu.Lock()
+		sh.known.remove(keyOf(d)) // so the next Put reads it again
+		sh.mu.Unlock()
+		if !errors.Is(err, errs.Invalid) {
+			s.epoch.soil()
+			s.log.ErrorContext(ctx, "object cannot be checked", "object", Name(d), "error", err)
 			return nil
 		}
 		damaged++
-		sh.mu.Lock()
-		sh.known.remove(keyOf(d))
-		sh.mu.Unlock()
 		if err := unix.Unlinkat(sh.dir, name(d), 0); err != nil {
-			s.epoch.soil() // not known, so the next Put reads it again
+			s.epoch.soil()
 			s.log.ErrorContext(ctx, "damaged object cannot be deleted", "object", Name(d), "error", err)
 		}
 		return nil

@@ -35,6 +35,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -99,12 +100,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 // begin clears what the last process left, or has it looked through.
 func (s *Store) begin(ctx context.Context, epochFile string) error {
-	left, err := filepath.Glob(filepath.Join(s.dir, "tmp-*"))
+	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return err
 	}
-	for _, name := range left {
-		if err := os.Remove(name); err != nil {
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "tmp-") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil {
 			return err
 		}
 	}

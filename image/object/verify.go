@@ -27,6 +27,12 @@ func (s *Store) check(dir int, d tree.Digest) error {
 	return err
 }
 
+// isDamage says whether check failed for the body's sake: something else, as
+// too many open files, says nothing of it.
+func isDamage(err error) bool {
+	return errors.Is(err, errs.Invalid) || isAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN)
+}
+
 // digest hashes a file from its beginning.
 func (s *Store) digest(stop func() error, fd int) (d tree.Digest, size int64, err error) {
 	block := s.blocks.Get().(*[]byte)

@@ -23,10 +23,13 @@ func (s *Store) writeAside(sh *shard, d tree.Digest, write func(dir int, name st
 	}
 	err := s.place(aside, sh.dir, file)
 	if errors.Is(err, unix.EEXIST) {
-		if s.check(sh.dir, d) == nil {
+		if err = s.check(sh.dir, d); err == nil {
 			return unix.Unlinkat(s.fd, aside, 0)
 		}
-		if err = unix.Unlinkat(sh.dir, file, 0); err == nil {
+		if isDamage(err) {
+			err = unix.Unlinkat(sh.dir, file, 0)
+		}
+		if err == nil {
 			err = s.place(aside, sh.dir, file)
 		}
 	}
