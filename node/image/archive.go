@@ -155,6 +155,9 @@ func (s *Set) toSave(ctx context.Context, ref, format string, parts *bits) (one 
 	if err != nil {
 		return one, err
 	}
+	if err := s.Whole(ctx, rec.Image.ID); err != nil {
+		return one, err
+	}
 	one = archive.Image{Target: rec.Manifest, Manifest: rec.Manifest}
 	if name != "" {
 		named, nameErr := s.catalog.Get(name)

@@ -27,6 +27,9 @@ func (s *Set) Push(ctx context.Context, req spec.PushRequest, progress func(spec
 	if err != nil {
 		return errs.New(errs.NotFound, "push: no image is called %s; tag one so first", name.Familiar())
 	}
+	if err := s.Whole(ctx, named.Labels[idLabel]); err != nil && !isMissing(err) {
+		return err
+	}
 	s.keeping.begin() // nothing is collected from under the push
 	defer s.endKeeping(ctx)
 	logins := maps.Clone(req.Logins)
