@@ -244,8 +244,7 @@ func (h *healing) placeTree(ctx context.Context) error {
 	}
 	if image != rec.Delta {
 		s.log.WarnContext(ctx, "the tree of a layer is another than it was", "key", rec.Key)
-		s.change(rec, func(r *record) { r.Delta = image })
-		s.orphan(tree.Objects(h.root))
+		s.changeDelta(rec, image)
 	}
 	// Small bodies are in the tree.
 	var small []tree.Digest
@@ -259,6 +258,29 @@ func (h *healing) placeTree(ctx context.Context) error {
 		s.orphan(small)
 	}
 	return nil
+}
+
+// changeDelta gives a layer another image. What was merged of the one before
+// may name objects that it does not, and is made anew.
+func (s *Store) changeDelta(layer *record, image string) {
+	defer s.trees.clear()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.changeLocked(layer, func(r *record) { r.Delta = image }) {
+		return
+	}
+	for _, rec := range s.byKey {
+		if rec.Merged == "" || rec.claimed {
+			continue
+		}
+		for below := rec; below != nil; below = s.byKey[below.Parent] {
+			if below.ID == layer.ID {
+				s.changeLocked(rec, func(r *record) { r.Merged = "" })
+				break
+			}
+		}
+	}
+	s.nudge(s.tidy)
 }
 
 func (h *healing) placeRecipe() error {

@@ -151,8 +151,8 @@ func (s *Store) eachObject(ctx context.Context, name string, fn func(tree.Digest
 			return nil
 		case err != nil:
 			return fmt.Errorf("read %s: %w", f.Name(), err)
-		case n > 0 && d.Compare(last) <= 0:
-			return errs.New(errs.Internal, "list %s is damaged", f.Name())
+		case d.Compare(last) <= 0: // nor is a body's digest zero
+			return fmt.Errorf("read %s: %w", f.Name(), errTorn)
 		}
 		if n%4096 == 0 && ctx.Err() != nil {
 			return ctx.Err()

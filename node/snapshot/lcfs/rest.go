@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -346,12 +347,16 @@ func (s *Store) dropPlain(name string) error {
 // dropWoken deletes plain files of images that rest, as the store opens after
 // a restart of the machine: they may be torn, the others are not.
 func (s *Store) dropWoken() error {
-	resting, err := filepath.Glob(filepath.Join(s.images.dir, "*.erofs"+restSuffix))
+	entries, err := os.ReadDir(s.images.dir)
 	if err != nil {
 		return err
 	}
-	for _, path := range resting {
-		if err := os.Remove(path[:len(path)-len(restSuffix)]); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, e := range entries {
+		plain, resting := strings.CutSuffix(e.Name(), restSuffix)
+		if !resting {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.images.dir, plain)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

@@ -4,15 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
 	"berth/base/kv"
 	"berth/image/object"
 	"berth/image/tree"
+	"berth/node/snapshot"
 )
 
 // strays are objects that were stored and that nothing may name.
@@ -161,13 +166,18 @@ func (s *Store) namedLocked() map[string]bool {
 }
 
 // alive lists the images whose objects must stay: those of layers, which
-// merged ones name no more than, and those that something stands on.
+// merged ones name no more than where all their layers have images, those of
+// other chains, and those that something stands on.
 func (s *Store) alive() []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	names := map[string]bool{}
-	for _, rec := range s.byKey {
+	settled := map[snapshot.Key]bool{"": true}
+	for key, rec := range s.byKey {
 		names[rec.Delta] = true
+		if rec.Merged != "" && !s.settledLocked(key, settled) {
+			names[rec.Merged] = true
+		}
 	}
 	for name := range s.uses.images {
 		names[name] = true
@@ -181,6 +191,18 @@ func (s *Store) alive() []string {
 		list = append(list, name)
 	}
 	return list
+}
+
+// settledLocked says whether all layers from key down are there and settled.
+// It keeps in known what it has found. mu is held.
+func (s *Store) settledLocked(key snapshot.Key, known map[snapshot.Key]bool) bool {
+	settled, met := known[key]
+	if !met {
+		rec := s.byKey[key]
+		settled = rec != nil && rec.isSettled() && s.settledLocked(rec.Parent, known)
+		known[key] = settled
+	}
+	return settled
 }
 
 // sweepObjects deletes the objects of dead images, and strays, that no other
@@ -209,11 +231,12 @@ func (s *Store) unnamed(ctx context.Context, dead map[string]bool, lost strays) 
 			continue
 		}
 		err := s.eachObject(ctx, name, func(d tree.Digest) bool { candidates = append(candidates, d); return true })
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrNotExist) || isTorn(err): // a crash came between its files
+			lost.unknown = true
+		default:
 			return none, err
-		}
-		if err != nil {
-			lost.unknown = true // a crash came between its two files
 		}
 	}
 	if lost.unknown {
@@ -229,15 +252,12 @@ func (s *Store) unnamed(ctx context.Context, dead map[string]bool, lost strays) 
 	candidates = slices.Compact(candidates)
 	named := make([]bool, len(candidates))
 	for _, name := range s.alive() {
-		at := 0
-		err := s.eachObject(ctx, name, func(d tree.Digest) bool {
-			n, found := slices.BinarySearchFunc(candidates[at:], d, tree.Digest.Compare)
-			at += n
-			if found {
-				named[at] = true
+		err := s.mark(ctx, name, candidates, named)
+		if isTorn(err) || errors.Is(err, os.ErrNotExist) && !s.isBeingMade(name) {
+			if err = s.mendIfWhole(ctx, name); err == nil {
+				err = s.mark(ctx, name, candidates, named)
 			}
-			return at < len(candidates)
-		})
+		}
 		if err != nil && (!errors.Is(err, os.ErrNotExist) || !s.isBeingMade(name)) {
 			return none, fmt.Errorf("objects of image %.16s: %w", name, err)
 		}
@@ -252,6 +272,41 @@ func (s *Store) unnamed(ctx context.Context, dead map[string]bool, lost strays) 
 }
 
 func none(func(tree.Digest) bool) {}
+
+// mark marks in named those candidates that an image names; both are in the
+// order of digests.
+func (s *Store) mark(ctx context.Context, image string, candidates []tree.Digest, named []bool) error {
+	at := 0
+	return s.eachObject(ctx, image, func(d tree.Digest) bool {
+		n, found := slices.BinarySearchFunc(candidates[at:], d, tree.Digest.Compare)
+		at += n
+		if found {
+			named[at] = true
+		}
+		return at < len(candidates)
+	})
+}
+
+// mendIfWhole makes the list of an image's objects anew, if the image itself
+// is what it should be.
+func (s *Store) mendIfWhole(ctx context.Context, image string) error {
+	_, damage, err := s.checkImage(ctx, image, unpaced)
+	if err != nil {
+		return err
+	}
+	if damage != "" {
+		return errs.New(errs.Unavailable, "image %.16s and the list of its objects are damaged", image)
+	}
+	return s.mendList(ctx, image)
+}
+
+// errTorn says that a list of objects is not what was written.
+var errTorn = errs.New(errs.Internal, "the list is damaged")
+
+// isTorn tells that from a list that cannot be read now.
+func isTorn(err error) bool {
+	return errors.Is(err, errTorn) || errors.Is(err, io.ErrUnexpectedEOF) || isAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN)
+}
 
 // isBeingMade: its objects are held by the batch that made them.
 func (s *Store) isBeingMade(name string) bool {

@@ -346,3 +346,42 @@ func TestSweepWaitsForRecords(t *testing.T) {
 	wantBodies(t, s, "one", 0, 20)
 	must(t, s.Close())
 }
+
+// TestSweepOfTornLists: a list of objects that a loss of power has torn costs
+// no object that is named, and no room for ever.
+func TestSweepOfTornLists(t *testing.T) {
+	tear := map[string]func(path string) error{
+		"Cut":   func(path string) error { return os.Truncate(path, 100) },
+		"Empty": func(path string) error { return os.Truncate(path, 0) },
+		"Zeros": func(path string) error { return os.WriteFile(path, make([]byte, 640), 0o600) },
+		"Gone":  os.Remove,
+	}
+	for name, tear := range tear {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir, func(c *lcfs.Config) { c.Quiet = 20 * time.Millisecond })
+			layer(t, s, "dead", "", bodies(0, 30))
+			layer(t, s, "alive", "", bodies(20, 50))
+			must(t, s.Sync(t.Context()))
+			for _, rec := range records(t, s) {
+				if name != "Empty" || rec.Key == "dead" { // of a whole one nobody can tell
+					must(t, tear(filepath.Join(dir, "meta", rec.Delta+".objs")))
+				}
+			}
+			must(t, s.Remove(t.Context(), "dead"))
+			if name == "Empty" {
+				must(t, s.Close())
+				s = open(t, dir)
+				if _, damaged := scrub(t, s); len(damaged) > 0 { // finds what nothing names
+					t.Errorf("found %+v", damaged)
+				}
+			}
+			eventually(t, "only what is named is left", func() bool { return leftOver(t, s, dir) == "" && len(objects(t, dir)) == 30 })
+			if n := len(objects(t, dir)); n != 30 {
+				t.Errorf("%d objects, want 30; %s", n, leftOver(t, s, dir))
+			}
+			wantBodies(t, s, "alive", 20, 50)
+			must(t, s.Close())
+		})
+	}
+}
