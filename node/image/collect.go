@@ -202,12 +202,13 @@ func (s *Set) unpacked(ctx context.Context, key snapshot.Key) bool {
 	return err == nil
 }
 
-// usedBlobs is all that can be reached from images and names.
+// usedBlobs is all that can be reached from images and names. What an image
+// consists of its record knows too, should its manifest be lost.
 func (s *Set) usedBlobs(ctx context.Context) (map[digest.Digest]bool, error) {
 	used := map[digest.Digest]bool{}
 	var roots []ocispec.Descriptor
 	for _, rec := range s.all() {
-		roots = append(roots, rec.Target, rec.Manifest)
+		roots = append(roots, rec.parts()...)
 	}
 	for _, name := range s.catalog.List() {
 		roots = append(roots, name.Target)

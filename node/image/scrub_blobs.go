@@ -61,6 +61,10 @@ func (r *scrub) blobs(ctx context.Context) error {
 	return nil
 }
 
+// unreadable begins what is said of a blob that the disk does not give: it may
+// do so the next time.
+const unreadable = "it cannot be read: "
+
 // checkBlob reads a blob and says what is wrong with it.
 func (r *scrub) checkBlob(ctx context.Context, info blob.Info) (what string, err error) {
 	f, err := r.set.Blobs.Reader(ctx, info.Digest)
@@ -86,7 +90,7 @@ func (r *scrub) checkBlob(ctx context.Context, info blob.Info) (what string, err
 			}
 			return "", nil
 		case err != nil:
-			return "it cannot be read: " + err.Error(), nil
+			return unreadable + err.Error(), nil
 		}
 	}
 }
@@ -98,7 +102,7 @@ func uncache(f *os.File) {
 }
 
 // mendBlob puts a good blob into the place of a damaged one. Where none can be
-// had the damaged one goes, for it would only be taken for whole. It fails
+// had one with other bytes goes, for it would only be taken for whole. It fails
 // only with ctx.
 func (r *scrub) mendBlob(ctx context.Context, d *spec.Damage, which digest.Digest) error {
 	if !r.repair {
@@ -117,6 +121,9 @@ func (r *scrub) mendBlob(ctx context.Context, d *spec.Damage, which digest.Diges
 	d.Repair = err.Error()
 	if rec := first(r.by.images[which]); rec != nil {
 		d.Repair = "pull " + r.set.origin(placed{layer: layer{Descriptor: ocispec.Descriptor{Digest: which}}, image: rec}) + " again: " + d.Repair
+	}
+	if strings.HasPrefix(d.What, unreadable) {
+		return nil
 	}
 	if err := r.set.Blobs.Delete(ctx, which); err != nil && !isMissing(err) {
 		d.Repair += "; " + err.Error()

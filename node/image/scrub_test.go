@@ -209,6 +209,12 @@ func TestScrubMendsBlobs(t *testing.T) {
 	if n.blobs.Has(one.Layers[1].Digest) || n.blobs.Has(digest.Digest(rec.Manifest)) {
 		t.Error("damaged blobs were kept")
 	}
+	if _, err := n.set.Collect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !n.blobs.Has(digest.Digest(made.ID)) {
+		t.Error("an image that lost its manifest lost the rest, too")
+	}
 	if got := n.set.Damage(); len(got) != 2 || !slices.Equal(got[0].Images, []string{"mine:latest"}) && !slices.Equal(got[1].Images, []string{"mine:latest"}) {
 		t.Errorf("known damage %+v", got)
 	}
