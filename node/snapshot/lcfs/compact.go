@@ -150,12 +150,22 @@ func (s *Store) dropMerged() {
 	}
 }
 
+// tidyMost is the longest pause before what failed is tried again, while
+// nothing else happens.
+const tidyMost = 2 * time.Minute
+
 // tidyLoop works in the background when the store is quiet: it settles, gives
 // folders back, merges and sweeps.
 func (s *Store) tidyLoop(ctx context.Context) {
+	pause := s.quiet
+	again := time.NewTimer(0)
+	again.Stop()
 	for {
 		select {
-		case <-s.tidy:
+		case <-s.tidy: // something happened
+			pause = s.quiet
+		case <-again.C:
+			pause = min(2*pause, max(tidyMost, s.quiet))
 		case <-ctx.Done():
 			return
 		}
@@ -173,7 +183,7 @@ func (s *Store) tidyLoop(ctx context.Context) {
 			return
 		}
 		if !done {
-			s.nudge(s.tidy)
+			again.Reset(pause)
 		}
 	}
 }
