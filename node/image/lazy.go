@@ -52,6 +52,8 @@ type Lacking interface {
 	// Whole takes the label snapshot.Missing from a layer that lacks nothing
 	// any more. Conflict: it does.
 	Whole(ctx context.Context, key snapshot.Key) error
+	// Checked returns when what a crash may have damaged was looked at.
+	Checked(ctx context.Context) error
 	// Delta is the tree of what a layer changes, Recipe what its tar is made
 	// from again, with its size.
 	Delta(ctx context.Context, key snapshot.Key) (*tree.Node, error)
@@ -189,6 +191,11 @@ func (s *Set) Resume(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("go on with missing files: %w", err)
+	}
+	if len(found) > 0 {
+		if err := s.Lazy.Store.Checked(ctx); err != nil {
+			return fmt.Errorf("go on with missing files: %w", err)
+		}
 	}
 	sources := s.newSources(spec.PullRequest{})
 	for _, rec := range s.all() {

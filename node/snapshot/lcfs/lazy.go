@@ -84,6 +84,16 @@ func (in *ingest) keepRecipe(from io.Reader) error {
 	return errors.Join(err, recipe.Close())
 }
 
+// Checked returns when the bodies that a loss of power may have damaged were
+// read again: before that, Has may be wrong about what a layer was filled with.
+func (s *Store) Checked(ctx context.Context) error {
+	batch, err := s.objects.Begin(ctx)
+	if err == nil {
+		batch.End()
+	}
+	return err
+}
+
 // Has says whether the body d is here.
 func (s *Store) Has(d tree.Digest) bool { return s.objects.Has(d) }
 
@@ -215,6 +225,9 @@ func (s *Store) bring(ctx context.Context, st stack) (int, error) {
 		return -1, errs.New(errs.Unavailable, "bodies of its layers are missing, and nobody brings them")
 	case st.uids != nil:
 		return -1, errs.New(errs.Unavailable, "bodies of its layers are missing: its owners can be shifted when all are here")
+	}
+	if err := s.Checked(ctx); err != nil {
+		return -1, err
 	}
 	return s.missing(ctx)
 }
