@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,9 @@ import (
 // another name for the file. Such an object has owner, mode and xattrs of the
 // file until Own. The file must be written no more: if it changes while it is
 // read, that is errs.Conflict; afterwards it would damage the object.
+//
+// The file may be all there is of the body but for the object that is here
+// already. So that is read, too, and replaced if it is damaged.
 func (b *Batch) Adopt(ctx context.Context, f *os.File, size int64) (tree.Digest, error) {
 	fd := int(f.Fd())
 	var before, after unix.Stat_t
@@ -34,6 +38,9 @@ func (b *Batch) Adopt(ctx context.Context, f *os.File, size int64) (tree.Digest,
 	if n != size || after.Ctim != before.Ctim || !same(&after, &before) {
 		return tree.Digest{}, changed
 	}
+	if b.Pin(d) && b.store.isRotten(d, &before) {
+		return d, b.store.Replace(d, io.NewSectionReader(f, 0, size))
+	}
 	err = b.add(d, func(dir int, name string) error {
 		if err := b.store.link(f, dir, name); err != nil {
 			return err
@@ -44,6 +51,16 @@ func (b *Batch) Adopt(ctx context.Context, f *os.File, size int64) (tree.Digest,
 		return nil
 	})
 	return d, err
+}
+
+// isRotten says whether the object that should be here is not, or has other
+// bytes than its name says, and is not the file itself.
+func (s *Store) isRotten(d tree.Digest, file *unix.Stat_t) bool {
+	if st, err := s.Stat(d); err == nil && st.Ino == file.Ino && st.Dev == file.Dev {
+		return false
+	}
+	err := s.check(s.shard(d).dir, d)
+	return isDamage(err) || isAny(err, unix.ENOENT)
 }
 
 func same(a, b *unix.Stat_t) bool { return a.Size == b.Size && a.Mtim == b.Mtim }

@@ -137,3 +137,39 @@ func TestSeal(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is adopted may be the last good copy of an object that has rotted, or
+// was lost.
+func TestAdoptMends(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	b := begin(t, s)
+	body := random(1, 100_000)
+	d, err := b.Put(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(s.Dir(), object.Name(d))
+	for name, damage := range map[string]func() error{
+		"other bytes": func() error { return os.WriteFile(path, random(2, 100_000), 0o600) },
+		"cut short":   func() error { return os.Truncate(path, 5000) },
+		"lost":        func() error { return os.Remove(path) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, "upper")
+		os.WriteFile(file, body, 0o600)
+		f, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.Adopt(t.Context(), f, int64(len(body))); err != nil || got != d {
+			t.Errorf("%s: %x, %v", name, got, err)
+		}
+		f.Close()
+		if got := bodyOf(t, s, d); !bytes.Equal(got, body) {
+			t.Errorf("%s: the object still is", name)
+		}
+	}
+}
