@@ -385,3 +385,26 @@ func TestSweepOfTornLists(t *testing.T) {
 		})
 	}
 }
+
+// TestSweepOfDeepFolder: a layer that is too deep to be settled goes all the
+// same.
+func TestSweepOfDeepFolder(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	_, err := s.Prepare(t.Context(), "work", "", nil)
+	must(t, err)
+	at, err := unix.Open(filepath.Join(dir, "layers", folders(t, dir)[0], "fs"), unix.O_DIRECTORY|unix.O_PATH, 0)
+	must(t, err)
+	for range 2100 {
+		must(t, unix.Mkdirat(at, "d", 0o755))
+		next, err := unix.Openat(at, "d", unix.O_DIRECTORY|unix.O_PATH, 0)
+		must(t, errors.Join(err, unix.Close(at)))
+		at = next
+	}
+	must(t, unix.Close(at))
+	_, err = s.Commit(t.Context(), "top", "work", nil)
+	must(t, err)
+	must(t, s.Remove(t.Context(), "top"))
+	empty(t, dir)
+	must(t, s.Close())
+}
