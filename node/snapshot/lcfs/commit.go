@@ -67,7 +67,7 @@ func (s *Store) commit(name, active snapshot.Key, labels map[string]string) (inf
 	layer.Boot, layer.Shown = s.boot, nil
 	delete(s.byKey, active)
 	s.put(&layer)
-	s.unuseLocked(byKey(active))
+	s.uses.passOn(byKey(active), byUpper(rec.ID))
 	return layer.info(), "", nil
 }
 

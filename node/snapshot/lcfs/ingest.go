@@ -54,6 +54,7 @@ func (s *Store) read(ctx context.Context, stream io.Reader) (_ *ingest, err erro
 	if err != nil {
 		return nil, err
 	}
+	s.ingests.Add(1)
 	in := &ingest{store: s, id: s.newID(), batch: batch}
 	recipe, err := os.CreateTemp(filepath.Join(s.dir, "recipes"), temporaryPrefix)
 	if err == nil {
@@ -102,6 +103,7 @@ func (in *ingest) Abort(context.Context) error {
 // drop forgets the layer. Objects that only it had are orphans now.
 func (in *ingest) drop() {
 	in.done = true
+	in.store.ingests.Add(-1)
 	if in.recipe != "" {
 		_ = os.Remove(in.recipe)
 	}
@@ -137,6 +139,7 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", full(err))
 	}
 	in.done = true
+	s.ingests.Add(-1)
 	in.batch.End()
 	in.root = nil
 	s.nudge(s.unsafe)

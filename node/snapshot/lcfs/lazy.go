@@ -57,6 +57,7 @@ func (s *Store) IngestKnown(ctx context.Context, delta *tree.Node, recipe io.Rea
 	}
 	s.lacking.Store(true)
 	s.objects.Watched(true)
+	s.ingests.Add(1)
 	in := &ingest{store: s, id: s.newID(), batch: batch, root: delta}
 	for _, d := range tree.Objects(delta) {
 		batch.Pin(d)

@@ -126,6 +126,7 @@ type Store struct {
 	merging   sync.Mutex    // one chain is merged at a time
 	setting   sync.Mutex    // one layer is settled at a time
 	placing   sync.Mutex    // one image is put into meta/, or deleted, at a time
+	ingests   atomic.Int64  // that are neither committed nor dropped
 	busySince atomic.Int64  // when a layer was last committed, in Unix nanoseconds
 	users     snapshot.UserNamespaces
 	images    images
@@ -263,7 +264,7 @@ func (s *Store) Close() error {
 	s.stop()
 	s.work.Wait()
 	s.mu.Lock()
-	if s.lost.empty() { // else the next Open is to look for strays
+	if s.lost.empty() && s.ingests.Load() == 0 { // else the next Open is to look for strays
 		s.db.Later(func(tx *kv.Tx) error { return tx.Delete(stateBucket, "open") })
 	}
 	s.mu.Unlock()

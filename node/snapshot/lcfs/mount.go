@@ -171,9 +171,17 @@ func (s *Store) setObjects(fsfd int) error {
 // short is the path of a folder in layers/ in at most the 255 bytes that
 // fsconfig takes.
 func (s *Store) short(name string) string {
-	if full := s.layers + "/" + name; len(full) < 250 {
+	if full := s.layers + "/" + name; len(full) < 250 && !strings.ContainsAny(full, special) {
 		return full
 	}
+	return s.byDescriptor(name)
+}
+
+// special are characters that mean something in overlayfs's options.
+const special = `:,\`
+
+// byDescriptor is a path of a folder in layers/ that is short and plain.
+func (s *Store) byDescriptor(name string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", s.dirfd, name)
 }
 

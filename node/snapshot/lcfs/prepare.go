@@ -105,6 +105,10 @@ func (s *Store) show(claimed *record) snapshot.Info {
 	rec.claimed = false
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if rec.Labels[snapshot.Missing] != "" {
+		s.lacking.Store(true)
+		s.objects.Watched(true)
+	}
 	s.put(&rec)
 	return rec.info()
 }
@@ -119,12 +123,16 @@ func (s *Store) unpin(parent snapshot.Key) {
 // makeUpper makes the folders of an Active snapshot. The root of the tree is
 // the upper folder, so it takes mode and owner from the tree below.
 func (s *Store) makeUpper(rec *record) error {
-	if err := unix.Mkdirat(s.dirfd, rec.ID, 0o700); err != nil {
-		return &os.PathError{Op: "mkdir", Path: filepath.Join(s.layers, rec.ID), Err: err}
+	for _, name := range []string{rec.ID, rec.ID + "/work"} {
+		if err := unix.Mkdirat(s.dirfd, name, 0o700); err != nil {
+			return &os.PathError{Op: "mkdir", Path: filepath.Join(s.layers, name), Err: err}
+		}
 	}
-	if err := unix.Mkdirat(s.dirfd, rec.ID+"/work", 0o700); err != nil {
-		return &os.PathError{Op: "mkdir", Path: filepath.Join(s.layers, rec.ID, "work"), Err: err}
-	}
+	return s.makeRoot(rec)
+}
+
+// makeRoot makes the folder that becomes the root of the tree.
+func (s *Store) makeRoot(rec *record) error {
 	fs, look := rec.ID+"/fs", rec.Looks
 	if err := unix.Mkdirat(s.dirfd, fs, look.Mode); err != nil {
 		return &os.PathError{Op: "mkdir", Path: s.fs(rec.ID), Err: err}
@@ -145,25 +153,30 @@ func (s *Store) makeUpper(rec *record) error {
 // remakeUppers makes the folders again that Active snapshots have lost. A
 // record may reach the disk before the folders that were made for it, because
 // a loss of power takes back what was not synced; what was written in them is
-// gone with them.
+// gone with them. What is there stays.
 func (s *Store) remakeUppers() {
 	for _, rec := range s.byKey {
-		if rec.Kind != snapshot.KindActive || s.hasUpper(rec.ID) {
+		if rec.Kind != snapshot.KindActive {
 			continue
 		}
-		s.log.Warn("what was written to a snapshot was lost with the power", "key", rec.Key)
-		err := os.RemoveAll(filepath.Join(s.layers, rec.ID))
-		if err == nil {
-			err = s.makeUpper(rec)
-		}
-		if err != nil {
+		if err := s.remakeUpper(rec); err != nil {
 			s.log.Error("the folders of a snapshot cannot be made again", "key", rec.Key, "error", err)
 		}
 	}
 }
 
-func (s *Store) hasUpper(id string) bool {
-	var st unix.Stat_t
-	return unix.Fstatat(s.dirfd, id+"/fs", &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
-		unix.Fstatat(s.dirfd, id+"/work", &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+func (s *Store) remakeUpper(rec *record) error {
+	for _, name := range []string{rec.ID, rec.ID + "/work"} {
+		if err := unix.Mkdirat(s.dirfd, name, 0o700); err != nil && !isAny(err, unix.EEXIST) {
+			return &os.PathError{Op: "mkdir", Path: filepath.Join(s.layers, name), Err: err}
+		}
+	}
+	err := s.makeRoot(rec)
+	if isAny(err, unix.EEXIST) {
+		return nil
+	}
+	if err == nil {
+		s.log.Warn("what was written to a snapshot was lost with the power", "key", rec.Key)
+	}
+	return err
 }

@@ -84,6 +84,7 @@ func (s *Store) settle(ctx context.Context, rec *record) error {
 	if err := s.idle(rec.ID); err != nil {
 		return err
 	}
+	s.unuse(byUpper(rec.ID)) // whoever wrote to it is gone
 	batch, err := s.objects.Begin(ctx)
 	if err != nil {
 		return err
@@ -207,10 +208,15 @@ func (s *Store) idle(id string) error {
 		s.closeNow() // perhaps it is only waiting for that
 		err = s.askUpper(id)
 	}
-	if isAny(err, unix.EBUSY) {
+	switch {
+	case isAny(err, unix.EINVAL): // free: what it was asked for cannot be
+		return nil
+	case isAny(err, unix.EBUSY):
 		return errBusy
+	case err == nil:
+		return errs.New(errs.Internal, "overlayfs takes one folder as upper and work folder")
 	}
-	return nil
+	return fmt.Errorf("ask for mounts of layer %s: %w", id, err)
 }
 
 // askUpper has overlayfs say EBUSY if it has a mount on this upper: with an
@@ -218,7 +224,8 @@ func (s *Store) idle(id string) error {
 // never be made, for its work folder is the upper itself.
 func (s *Store) askUpper(id string) error {
 	mount, err := mountFS("overlay", 0, func(fsfd int) error {
-		for _, option := range []string{"lowerdir=" + s.short(emptyFolder), "upperdir=" + s.short(id+"/fs"), "workdir=" + s.short(id+"/fs"), "index=on"} {
+		upper := s.byDescriptor(id + "/fs")
+		for _, option := range []string{"lowerdir=" + s.byDescriptor(emptyFolder), "upperdir=" + upper, "workdir=" + upper, "index=on"} {
 			if err := set(fsfd, option); err != nil {
 				return err
 			}

@@ -96,6 +96,9 @@ func (s *Store) mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount,
 		return nil, err
 	}
 	switch {
+	case strings.ContainsAny(s.dir, special):
+		s.unuse(st.held)
+		return nil, errs.New(errs.Unsupported, "the path %s cannot be said in options of mount(2)", s.dir)
 	case st.uids != nil:
 		s.unuse(st.held)
 		return nil, errs.New(errs.Unsupported, "its owners are shifted, which mount(2) cannot say")

@@ -36,6 +36,9 @@ func (u *uses) init() {
 
 func byKey(key snapshot.Key) string { return "key " + string(key) }
 
+// byUpper is for what a layer's writer stood on, until it is known to be gone.
+func byUpper(id string) string { return "upper " + id }
+
 func byTarget(target string) string { return "target " + absolute(target) }
 
 func absolute(target string) string {
@@ -51,6 +54,17 @@ func (u *uses) add(name string, what use) {
 	}
 	u.held[name] = append(u.held[name], what)
 	u.count(what, 1)
+}
+
+// passOn gives what is held under one name to another, as of no writer.
+func (u *uses) passOn(from, to string) {
+	for _, what := range u.held[from] {
+		u.count(what, -1)
+		what.own = ""
+		u.held[to] = append(u.held[to], what)
+		u.count(what, 1)
+	}
+	delete(u.held, from)
 }
 
 // drop takes the last use of that name away.
