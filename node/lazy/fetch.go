@@ -29,6 +29,8 @@ const (
 	// ahead is how many requests at once bring what is wanted first: few, so
 	// that they come in order.
 	ahead = 2
+	// atOnce bounds the requests for bodies that somebody waits for.
+	atOnce = 16
 )
 
 // supply is one fetch of a body that is waited for, by any number.
@@ -128,25 +130,39 @@ func (s *Set) tryBring(ctx context.Context, d tree.Digest, here <-chan struct{})
 				return nil
 			}
 		}
-		final := true
-		for _, l := range holders {
-			body, _ := l.Table.Find(d)
-			if err = s.fetch(ctx, l, l.Table.Around(body), body.Offset+body.Size, true); s.Bodies.Has(d) {
-				s.arrived(d)
-				return nil
-			}
-			final = final && isFinal(err)
-		}
-		if err == nil {
-			err = errs.New(errs.Invalid, "the registry gave other bytes")
-		}
-		if final && isFinal(err) {
+		var final bool
+		if final, err = s.ask(ctx, holders, d); err == nil || final {
 			return err
 		}
 		if sleep(ctx, pause) != nil {
 			return err
 		}
 	}
+}
+
+// ask fetches a body from the layers that have it, one after the other. final
+// says that none of them will ever give it.
+func (s *Set) ask(ctx context.Context, holders []*layer, d tree.Digest) (final bool, err error) {
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return false, err
+	}
+	defer s.slots.Release(1)
+	final = true
+	for _, l := range holders {
+		if !s.Bodies.Has(d) { // what others asked for may have brought it
+			body, _ := l.Table.Find(d)
+			err = s.fetch(ctx, l, l.Table.Around(body), body.Offset+body.Size, true)
+		}
+		if s.Bodies.Has(d) {
+			s.arrived(d)
+			return false, nil
+		}
+		if err == nil {
+			err = errs.New(errs.Invalid, "the registry gave other bytes")
+		}
+		final = final && isFinal(err)
+	}
+	return final, err
 }
 
 // fetch gets a run of a layer's blob, as far as the place end in the content,

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"berth/base/errs"
 	"berth/image/toc"
 	"berth/image/tree"
@@ -69,6 +71,7 @@ type Set struct {
 	// reaped are processes that we started; they are waited for whenever they end.
 	reaped sync.WaitGroup
 
+	slots    *semaphore.Weighted
 	starting sync.Mutex // one process is started at a time
 
 	mu      sync.Mutex
@@ -94,7 +97,7 @@ type layer struct {
 func Open(ctx context.Context, c Config) (*Set, error) {
 	c.Deadline = cmp.Or(c.Deadline, Deadline-5*time.Second)
 	c.Parallel = cmp.Or(c.Parallel, 3)
-	s := &Set{Config: c, layers: map[string]*layer{}, supply: map[tree.Digest]*supply{}, flights: map[*flight]struct{}{}, calm: make(chan struct{})}
+	s := &Set{Config: c, layers: map[string]*layer{}, supply: map[tree.Digest]*supply{}, flights: map[*flight]struct{}{}, slots: semaphore.NewWeighted(atOnce), calm: make(chan struct{})}
 	close(s.calm)
 	s.life, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	return s, nil
