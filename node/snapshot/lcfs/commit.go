@@ -121,6 +121,9 @@ func (s *Store) unsynced() []*record {
 	return recs
 }
 
+// syncAgain is how long the background waits after a sync that failed.
+const syncAgain = 10 * time.Second
+
 // syncLoop syncs some time after a layer was committed: one sync serves all
 // layers of a pull.
 func (s *Store) syncLoop(ctx context.Context) {
@@ -135,6 +138,10 @@ func (s *Store) syncLoop(ctx context.Context) {
 		}
 		if err := s.Sync(ctx); err != nil && ctx.Err() == nil {
 			s.log.ErrorContext(ctx, "layers are not safe from a loss of power yet", "error", err)
+			if sleep(ctx, syncAgain) != nil {
+				return
+			}
+			s.nudge(s.unsafe)
 		}
 		s.nudge(s.tidy)
 	}

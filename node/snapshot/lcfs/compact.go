@@ -17,7 +17,7 @@ const mergeEvery = 8
 // changed notes that a layer was committed: what is done in the background
 // waits until that has not happened for a while.
 func (s *Store) changed() {
-	s.busySince.Store(time.Now().UnixNano())
+	s.busySince.Store(int64(time.Since(s.opened)))
 	s.nudge(s.tidy)
 }
 
@@ -170,7 +170,7 @@ func (s *Store) tidyLoop(ctx context.Context) {
 			return
 		}
 		for {
-			wait := s.quiet - time.Since(time.Unix(0, s.busySince.Load()))
+			wait := s.quiet - (time.Since(s.opened) - time.Duration(s.busySince.Load()))
 			if wait <= 0 {
 				break
 			}

@@ -127,7 +127,8 @@ type Store struct {
 	setting   sync.Mutex    // one layer is settled at a time
 	placing   sync.Mutex    // one image is put into meta/, or deleted, at a time
 	ingests   atomic.Int64  // that are neither committed nor dropped
-	busySince atomic.Int64  // when a layer was last committed, in Unix nanoseconds
+	opened    time.Time
+	busySince atomic.Int64 // when a layer was last committed, in nanoseconds since opened
 	users     snapshot.UserNamespaces
 	images    images
 	shown     shownImages
@@ -174,7 +175,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 	}
 	s := &Store{
 		dir: c.Dir, layers: filepath.Join(c.Dir, "layers"), dirfd: -1, metafd: -1,
-		db: c.DB, log: c.Log, umask: umask, boot: strings.TrimSpace(string(boot)),
+		opened: time.Now(), db: c.DB, log: c.Log, umask: umask, boot: strings.TrimSpace(string(boot)),
 		maxLayer: cmp.Or(c.MaxLayer, 256<<30), quiet: cmp.Or(c.Quiet, 2*time.Second),
 		metacopy: c.Metacopy || !features.PlainData, fds: features.Descriptors,
 		unsafe: make(chan struct{}, 1), tidy: make(chan struct{}, 1), restless: make(chan struct{}, 1),
@@ -182,6 +183,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		byKey:     map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},
 		making: map[string]int{}, gone: map[string]bool{}, sound: map[string]struct{}{},
 	}
+	s.busySince.Store(-int64(s.quiet)) // nothing to wait for
 	s.images.init(filepath.Join(c.Dir, "meta"), c.Loop)
 	s.shown.init(filepath.Join(c.Dir, "mnt"))
 	s.uses.init()

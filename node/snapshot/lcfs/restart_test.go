@@ -3,14 +3,17 @@ package lcfs_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"berth/node/snapshot"
 	"berth/node/snapshot/lcfs"
 )
 
@@ -108,5 +111,34 @@ func TestCloseWithIngest(t *testing.T) {
 	must(t, s.Close())
 	s = open(t, dir)
 	empty(t, dir)
+	must(t, s.Close())
+}
+
+// TestKnownBesideWhole: a layer that lacks bodies is mounted with what brings
+// them, though another one became whole while it was under way.
+func TestKnownBesideWhole(t *testing.T) {
+	first := open(t, t.TempDir())
+	body := []byte(strings.Repeat("x", 5000))
+	layer(t, first, "big", "", map[string]string{"f": string(body)})
+	root, err := first.Delta(t.Context(), "big")
+	must(t, err)
+	must(t, first.Close())
+
+	s := open(t, t.TempDir())
+	from := brought{t.TempDir()}
+	if !s.Missing(from.open) {
+		t.Skip("this kernel cannot mount such layers")
+	}
+	from.put(t, sha256.Sum256(body), body)
+	layer(t, s, "other", "", map[string]string{"y": "y"})
+	must(t, s.SetLabels(t.Context(), "other", map[string]string{snapshot.Missing: "z"}))
+	in, err := s.IngestKnown(t.Context(), root, nil)
+	must(t, err)
+	must(t, s.Whole(t.Context(), "other"))
+	_, err = in.Commit(t.Context(), "lazy", "", map[string]string{snapshot.Missing: "z"})
+	must(t, err)
+	if got := read(t, s, "lazy"); !slices.ContainsFunc(got, func(line string) bool { return strings.HasSuffix(line, "xxx 5000") }) {
+		t.Errorf("the tree is %q", got)
+	}
 	must(t, s.Close())
 }

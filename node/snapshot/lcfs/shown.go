@@ -27,8 +27,9 @@ func (sh *shownImages) init(dir string) { sh.dir = dir }
 // close leaves the mounts: others stand on them.
 func (sh *shownImages) close() error { return nil }
 
-// shortName is the folder of an image in mnt/: options must fit in a page.
-func shortName(image string) string { return image[:16] }
+// shortName is the folder of an image in mnt/: options must fit in a page, and
+// nobody may find two images of one name.
+func shortName(image string) string { return image[:32] }
 
 func (sh *shownImages) show(im *images, name string) error {
 	sh.mu.Lock()
