@@ -573,3 +573,37 @@ func TestReaderKilled(t *testing.T) {
 		t.Error("forgotten, and missing still")
 	}
 }
+
+// Files that lie together come with one request, however many wait for them.
+func TestTogether(t *testing.T) {
+	m := newMachine(t, 20*time.Second)
+	s := m.open(t, 10*time.Second)
+	var bodies [][]byte
+	for i := range 50 {
+		bodies = append(bodies, noise(byte(i), 3000))
+	}
+	b := newBlob(t, bodies...)
+	b.fail(closed)
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
+	target := m.at(t, s)
+	time.Sleep(100 * time.Millisecond) // the background has failed, and rests
+	b.mu.Lock()
+	b.asked = 0
+	b.mu.Unlock()
+	b.fail(func(from, to int64) (io.ReadCloser, error) {
+		time.Sleep(100 * time.Millisecond)
+		return io.NopCloser(bytes.NewReader(b.packed[from:to])), nil
+	})
+	var opened sync.WaitGroup
+	for i := len(bodies) - 1; i >= 0; i-- {
+		opened.Go(func() {
+			if got, err := os.ReadFile(inTree(target, b.bodies[i].Object)); err != nil || !bytes.Equal(got, bodies[i]) {
+				t.Errorf("body %d: %v", i, err)
+			}
+		})
+	}
+	opened.Wait()
+	if b.asked > 20 {
+		t.Errorf("%d requests for %d files", b.asked, len(bodies))
+	}
+}
