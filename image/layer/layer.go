@@ -39,6 +39,9 @@ type Config struct {
 	MaxBytes int64
 	// Recipe is written to, unless it is nil.
 	Recipe io.Writer
+	// Hidden, unless it is nil, becomes the bodies that a later entry of the
+	// same path hides, sorted: the tree names them no more, the recipe does.
+	Hidden *[]tree.Digest
 	// Workers store bodies while the stream is read; 0 is as many as there
 	// are processors.
 	Workers int
@@ -75,6 +78,9 @@ func read(ctx context.Context, cfg Config, bodies sink, layer io.Reader) (*tree.
 		return nil, err
 	}
 	r.builder.names.Finish()
+	if cfg.Hidden != nil {
+		*cfg.Hidden = r.builder.hiddenBodies()
+	}
 	return r.builder.root, nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +56,8 @@ type builder struct {
 	dirs map[string]*folder
 	// left is how much memory the tree may still take, or nearly.
 	left int64
+	// hidden are files and folders that another entry took the place of.
+	hidden []*tree.Node
 }
 
 const (
@@ -245,8 +249,29 @@ func (b *builder) find(name string) *tree.Node {
 
 // set puts n in place of whatever is called base.
 func (b *builder) set(dir *folder, base string, n *tree.Node) {
-	b.leave(b.names.Lookup(dir.node, base))
+	old := b.names.Lookup(dir.node, base)
+	if old != nil && (old.IsRegular() || old.IsDir()) {
+		b.hidden = append(b.hidden, old)
+	}
+	b.leave(old)
 	b.names.Set(dir.node, base, n)
+}
+
+// hiddenBodies lists the bodies that were stored and that the tree does not
+// name, in their order.
+func (b *builder) hiddenBodies() []tree.Digest {
+	if len(b.hidden) == 0 {
+		return nil
+	}
+	all := tree.NewFolder()
+	for i, n := range b.hidden {
+		all.Set(strconv.Itoa(i), n)
+	}
+	named := tree.Objects(b.root)
+	return slices.DeleteFunc(tree.Objects(all), func(d tree.Digest) bool {
+		_, shown := slices.BinarySearchFunc(named, d, tree.Digest.Compare)
+		return shown
+	})
 }
 
 // leave makes sure that nothing leads to a folder, or through a link, that
