@@ -75,7 +75,7 @@ func (b *bench) measureDisk(ctx context.Context, server *shelfServer) error {
 		}
 	}
 	if b.settings.sides.MatchString(ourColumn) {
-		node, err := newNode(b.place, b.settings, "dropping", "[registry]\nblobs = \"drop\"\n")
+		node, err := newNode(b.place, b.settings, "dropping", "[registry]\nblobs = \"drop\"\nlazy = \"off\"\n")
 		if err != nil {
 			return err
 		}
