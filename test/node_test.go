@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,8 +128,10 @@ func (n *node) killNode() {
 }
 
 // keeper is the pid of the node's keeper, 0 where there is none.
-func (n *node) keeper() int {
-	text, _ := os.ReadFile(filepath.Join(n.state, "keeper.pid"))
+func (n *node) keeper() int { return n.pid("keeper") }
+
+func (n *node) pid(role string) int {
+	text, _ := os.ReadFile(filepath.Join(n.state, role+".pid"))
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
 	return pid
 }
@@ -232,6 +235,12 @@ func (n *node) discard(t testing.TB) {
 	}
 	if pid := n.keeper(); pid > 1 {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if conn, err := net.Dial("unixpacket", filepath.Join(n.state, "lazy.sock")); err == nil { // else its pid may be another's
+		_ = conn.Close()
+		if pid := n.pid("lazy"); pid > 1 {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
 	}
 	n.sweep()
 	if err := os.RemoveAll(n.dir); err != nil {

@@ -595,9 +595,9 @@ func TestTogether(t *testing.T) {
 		return io.NopCloser(bytes.NewReader(b.packed[from:to])), nil
 	})
 	var opened sync.WaitGroup
-	for i := len(bodies) - 1; i >= 0; i-- {
+	for i, body := range slices.Backward(bodies) {
 		opened.Go(func() {
-			if got, err := os.ReadFile(inTree(target, b.bodies[i].Object)); err != nil || !bytes.Equal(got, bodies[i]) {
+			if got, err := os.ReadFile(inTree(target, b.bodies[i].Object)); err != nil || !bytes.Equal(got, body) {
 				t.Errorf("body %d: %v", i, err)
 			}
 		})

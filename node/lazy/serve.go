@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,10 +48,11 @@ func Serve(ctx context.Context, c ServeConfig) (err error) {
 	if err != nil {
 		return fmt.Errorf("serve FUSE: %w", errors.Join(err, unix.Close(mount)))
 	}
-	s := &server{config: c, bodies: b, mount: mount, claim: claim}
+	s := &server{config: c, bodies: b, mount: mount, claim: claim, alone: time.Now()}
 	s.ended, s.end = context.WithCancel(ctx)
 	defer s.end()
 	s.work.Go(func() { files.Serve(); s.end() })
+	s.work.Go(s.watchNode)
 	err = s.listen()
 	if err == nil {
 		s.tellReady()
@@ -72,6 +74,7 @@ type server struct {
 	mount    int // -1 when retired
 	listener *net.UnixListener
 	node     *conn
+	alone    time.Time // since when there is no node
 }
 
 func claimPid(path string) (*os.File, error) {
@@ -155,8 +158,27 @@ func (s *server) talk(c *conn) {
 func (s *server) seat(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.node = c
+	if s.node = c; c == nil {
+		s.alone = time.Now()
+	}
 	return s.mount >= 0
+}
+
+// orphaned is how long a process stays without a node, before it retires.
+const orphaned = time.Hour
+
+// watchNode retires a process that no node comes back to.
+func (s *server) watchNode() {
+	for sleep(s.ended, time.Minute) == nil {
+		s.mu.Lock()
+		over := s.node == nil && time.Since(s.alone) > orphaned
+		s.mu.Unlock()
+		if over {
+			s.config.Log.WarnContext(s.ended, "no node has come back")
+			s.retire()
+			return
+		}
+	}
 }
 
 func (s *server) hear(c *conn, o op, payload []byte) error {
