@@ -234,7 +234,7 @@ func (h *healing) placeTree(ctx context.Context) error {
 	s.mu.Lock()
 	delete(s.sound, rec.Delta)
 	s.mu.Unlock()
-	image, letGo, err := s.writeImage(fit(h.root, below.root))
+	image, letGo, err := s.writeLayer(fit(h.root, below.root))
 	if err != nil {
 		return err
 	}
@@ -323,7 +323,9 @@ func (s *Store) mendList(ctx context.Context, name string) error {
 	if !s.images.has(name) {
 		return nil // removed meanwhile
 	}
-	s.log.WarnContext(ctx, "the list of an image's objects was damaged", "image", name, "error", err)
+	if !errors.Is(err, os.ErrNotExist) {
+		s.log.WarnContext(ctx, "the list of an image's objects was damaged", "image", name, "error", err)
+	}
 	if err := s.writeObjects(name, want); err != nil {
 		return err
 	}

@@ -155,7 +155,7 @@ func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error)
 		return snapshot.Info{}, err
 	}
 	delta := fit(in.root, below)
-	image, letGo, err := s.writeImage(delta)
+	image, letGo, err := s.writeLayer(delta)
 	if err != nil {
 		return snapshot.Info{}, err
 	}

@@ -20,10 +20,20 @@ const (
 	temporaryPrefix = "tmp-"
 )
 
-// writeImage keeps the tree as an image and returns its name, the image's own
-// digest: the same tree is kept once. Nobody sweeps the image before letGo is
-// called; by then a record should name it.
+// writeImage keeps the tree of a chain as an image and returns its name, the
+// image's own digest: the same tree is kept once. Nobody sweeps the image
+// before letGo is called; by then a record should name it.
 func (s *Store) writeImage(root *tree.Node) (name string, letGo func(), err error) {
+	return s.writeTree(root, false)
+}
+
+// writeLayer does the same for the tree of a layer, with a list of the objects
+// that it names; a chain's are those of its layers.
+func (s *Store) writeLayer(root *tree.Node) (name string, letGo func(), err error) {
+	return s.writeTree(root, true)
+}
+
+func (s *Store) writeTree(root *tree.Node, layer bool) (name string, letGo func(), err error) {
 	if err := whole(root); err != nil {
 		return "", nil, fmt.Errorf("write image: %w", err)
 	}
@@ -44,7 +54,7 @@ func (s *Store) writeImage(root *tree.Node) (name string, letGo func(), err erro
 	}
 	name = hex.EncodeToString(hash.Sum(nil))
 	letGo = s.hold(name)
-	if err := s.placeImage(f.Name(), name, root); err != nil {
+	if err := s.placeImage(f.Name(), name, root, layer); err != nil {
 		letGo()
 		return "", nil, fmt.Errorf("write image: %w", err)
 	}
@@ -69,17 +79,23 @@ func whole(n *tree.Node) error {
 
 // placeImage gives an image its name, unless it is there. One that a process
 // before us left unnamed may be torn: it is replaced.
-func (s *Store) placeImage(file, name string, root *tree.Node) error {
+func (s *Store) placeImage(file, name string, root *tree.Node, layer bool) error {
 	s.placing.Lock()
 	defer s.placing.Unlock()
 	s.mu.RLock()
 	_, known := s.sound[name]
 	s.mu.RUnlock()
+	if layer && known {
+		_, err := os.Stat(s.objectsPath(name))
+		layer = os.IsNotExist(err) // it was only a chain's until now
+	}
+	if layer {
+		if err := s.writeObjects(name, tree.Objects(root)); err != nil {
+			return err
+		}
+	}
 	if known {
 		return nil
-	}
-	if err := s.writeObjects(name, tree.Objects(root)); err != nil {
-		return err
 	}
 	if err := os.Rename(file, s.images.path(name)); err != nil {
 		return err

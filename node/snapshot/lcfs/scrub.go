@@ -136,7 +136,13 @@ func (sc *scrubbing) merged(ctx context.Context) error {
 			sc.forgetMerged(name, by)
 			c.Healed = "made again from its layers"
 			return c
-		}, sc.image)
+		}, func(ctx context.Context, name string) (int64, string, error) {
+			size, damage, err := sc.checkImage(ctx, name, sc.pace)
+			if err != nil || damage != "" {
+				return size, damage, err
+			}
+			return size, "", sc.sealImage(name)
+		})
 }
 
 // recipes checks what tars of layers are made of.

@@ -102,7 +102,7 @@ func (s *Store) settle(ctx context.Context, rec *record) error {
 	if err := s.adoptAll(ctx, batch, rec.ID, made); err != nil {
 		return err
 	}
-	image, letGo, err := s.writeImage(made.root)
+	image, letGo, err := s.writeLayer(made.root)
 	if err != nil {
 		return err
 	}

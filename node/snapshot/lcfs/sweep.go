@@ -230,7 +230,13 @@ func (s *Store) unnamed(ctx context.Context, dead map[string]bool, lost strays) 
 		if !layer {
 			continue
 		}
-		err := s.eachObject(ctx, name, func(d tree.Digest) bool { candidates = append(candidates, d); return true })
+		list := func() error {
+			return s.eachObject(ctx, name, func(d tree.Digest) bool { candidates = append(candidates, d); return true })
+		}
+		err := list()
+		if errors.Is(err, os.ErrNotExist) && s.mendIfWhole(ctx, name) == nil { // it is of a chain, and has none
+			err = list()
+		}
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrNotExist) || isTorn(err): // a crash came between its files
