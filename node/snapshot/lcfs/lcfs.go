@@ -143,7 +143,8 @@ type Store struct {
 	gone     map[string]bool     // images that a record named, or that were made; true: its objects may be nobody's
 	sound    map[string]struct{} // images that are on disk whole
 	lost     strays
-	standing []leftover // mounts stand on them
+	heldBack map[string]struct{} // folders and images that would be gone but for a use
+	standing []leftover          // mounts stand on them
 }
 
 // Open opens the store in c.Dir and makes it if need be. It returns before
@@ -181,7 +182,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		unsafe: make(chan struct{}, 1), tidy: make(chan struct{}, 1), restless: make(chan struct{}, 1),
 		restAfter: cmp.Or(c.Rest, 30*time.Second),
 		byKey:     map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},
-		making: map[string]int{}, gone: map[string]bool{}, sound: map[string]struct{}{},
+		making: map[string]int{}, gone: map[string]bool{}, heldBack: map[string]struct{}{}, sound: map[string]struct{}{},
 	}
 	s.busySince.Store(-int64(s.quiet)) // nothing to wait for
 	s.images.init(filepath.Join(c.Dir, "meta"), c.Loop)

@@ -159,24 +159,26 @@ func (s *Store) afterReboot(rec *record) *record {
 }
 
 // takeUses takes every Active snapshot and View for mounted, on every folder
-// of its chain, where the machine did not boot since.
+// of its chain, where the machine did not boot since; and every unsettled
+// layer, whose mount may have outlived the commit.
 func (s *Store) takeUses() {
 	for _, rec := range s.byKey {
-		if !s.same || rec.Kind == snapshot.KindCommitted {
-			continue
+		if !s.same {
+			return
+		}
+		name := byKey(rec.Key)
+		if rec.Kind == snapshot.KindCommitted {
+			if name = byUpper(rec.ID); rec.isSettled() {
+				continue
+			}
 		}
 		u := use{images: rec.Shown, shown: rec.Shown}
-		for key := rec.Parent; key != ""; {
-			below := s.byKey[key]
-			if below == nil {
-				break
-			}
+		for below := s.byKey[rec.Parent]; below != nil; below = s.byKey[below.Parent] {
 			if below.Upper {
 				u.uppers = append(u.uppers, below.ID)
 			}
-			key = below.Parent
 		}
-		s.uses.add(byKey(rec.Key), u)
+		s.uses.add(name, u)
 	}
 }
 

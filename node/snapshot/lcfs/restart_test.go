@@ -95,6 +95,14 @@ func TestCommitAfterRestart(t *testing.T) {
 	if body, err := os.ReadFile(filepath.Join(target, "f")); err != nil || len(body) != 5000 {
 		t.Errorf("the mount reads %d bytes, %v", len(body), err)
 	}
+	must(t, s.Close())
+	s = open(t, dir) // and again
+	must(t, s.Settle(t.Context(), "base"))
+	must(t, s.Sync(t.Context()))
+	<-time.After(100 * time.Millisecond)
+	if body, err := os.ReadFile(filepath.Join(target, "f")); err != nil || len(body) != 5000 {
+		t.Errorf("after another restart the mount reads %d bytes, %v", len(body), err)
+	}
 	must(t, unix.Unmount(target, 0))
 	must(t, s.Settle(t.Context(), "top"))
 	eventually(t, "the layers' folders are gone", func() bool { return len(folders(t, dir)) == 0 })

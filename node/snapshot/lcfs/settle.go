@@ -243,11 +243,13 @@ func (s *Store) askUpper(id string) error {
 func (s *Store) dropUppers() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	clear(s.heldBack)
 	for _, rec := range s.byKey {
 		if rec.claimed || !rec.Upper || !rec.isSettled() || rec.Boot != "" || rec.Fresh != "" {
 			continue
 		}
 		if s.uses.uppers[rec.ID] > 0 || s.uses.own[rec.ID] > 0 {
+			s.heldBack[rec.ID] = struct{}{}
 			continue
 		}
 		changed := *rec

@@ -149,6 +149,7 @@ func (s *Store) takeGone() (dead map[string]bool, lost strays) {
 			dead[name] = layer
 		default: // when the mount goes it may be the last that names its objects
 			s.gone[name] = true
+			s.heldBack[name] = struct{}{}
 		}
 	}
 	lost, s.lost = s.lost, strays{}

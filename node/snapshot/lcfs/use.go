@@ -150,13 +150,35 @@ func (s *Store) unuse(name string) {
 }
 
 func (s *Store) unuseLocked(name string) {
-	for s.uses.drop(name) {
-		s.nudge(s.tidy)
+	for held := s.uses.held[name]; len(held) > 0; held = s.uses.held[name] {
+		what := held[len(held)-1]
+		s.uses.drop(name)
+		if !strings.HasPrefix(name, "read ") || s.isAwaited(what) {
+			s.nudge(s.tidy)
+		}
 		s.nudge(s.restless)
 		if name[0] == 't' {
 			return // mounts lie on each other there
 		}
 	}
+}
+
+// isAwaited says whether the end of a use lets something go that was held back.
+// The Store's lock is held.
+func (s *Store) isAwaited(what use) bool {
+	for _, id := range what.uppers {
+		_, held := s.heldBack[id]
+		held = held || slices.ContainsFunc(s.standing, func(l leftover) bool { return l.id == id })
+		if held && s.uses.uppers[id] == 0 {
+			return true
+		}
+	}
+	for _, name := range what.images {
+		if _, held := s.heldBack[name]; held && s.uses.images[name] == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // pin keeps all folders and images of key and its chain from being deleted,
