@@ -26,6 +26,9 @@ import (
 const (
 	treePart   = "tree" // an EROFS image of what it changes, in zstd
 	recipePart = "recipe"
+	// chainPart is the key that the layer had. What a layer changes depends on
+	// what is below it: the same blob on another chain may delete more.
+	chainPart = "chain"
 )
 
 // known is a layer of which all is known but its bodies.
@@ -38,13 +41,13 @@ type known struct {
 	root   *tree.Node
 }
 
-// openKnown opens what is known of a layer. NotFound: nothing.
-func (s *Set) openKnown(l layer) (_ *known, err error) {
+// openKnown opens what is known of a layer under its key. NotFound: nothing.
+func (s *Set) openKnown(l layer, key snapshot.Key) (_ *known, err error) {
 	file, err := s.Lazy.Tables.Get(l.Digest)
 	if err != nil {
 		return nil, err
 	}
-	k := &known{layer: l, file: file, table: file.Table}
+	k := &known{layer: l, key: key, file: file, table: file.Table}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, file.Close())
@@ -52,6 +55,9 @@ func (s *Set) openKnown(l layer) (_ *known, err error) {
 	}()
 	if k.table.DiffID != l.DiffID || k.table.Size != l.Size {
 		return nil, errs.New(errs.NotFound, "what is known of blob %s is of another layer", l.Digest)
+	}
+	if !k.isOnItsChain() {
+		return nil, errs.New(errs.NotFound, "what is known of blob %s is of it on other layers", l.Digest)
 	}
 	packed, ok := file.Part(treePart)
 	if !ok {
@@ -61,6 +67,15 @@ func (s *Set) openKnown(l layer) (_ *known, err error) {
 		return nil, err
 	}
 	return k, k.findBodies()
+}
+
+func (k *known) isOnItsChain() bool {
+	part, ok := k.file.Part(chainPart)
+	if !ok {
+		return false
+	}
+	key, err := io.ReadAll(io.LimitReader(part, int64(len(k.key))+1))
+	return err == nil && string(key) == string(k.key)
 }
 
 func readTree(packed io.Reader) (*tree.Node, error) {
@@ -130,13 +145,13 @@ func (s *Set) knownLayers(ctx context.Context, layers []layer) (all []*known) {
 		return nil
 	}
 	for n := first; n < len(layers); n++ {
-		k, err := s.openKnown(layers[n])
+		k, err := s.openKnown(layers[n], keys[n])
 		if err != nil {
 			s.Log.DebugContext(ctx, "a layer is not pulled lazily", "layer", layers[n].Digest, "err", err)
 			closeKnown(all)
 			return nil
 		}
-		if k.key = keys[n]; n > 0 {
+		if n > 0 {
 			k.parent = keys[n-1]
 		}
 		all = append(all, k)
@@ -284,7 +299,7 @@ func (s *Set) keepNote(ctx context.Context, key snapshot.Key, table *toc.Table) 
 		return err
 	}
 	defer recipe.Close()
-	return s.Lazy.Tables.Put(table, toc.Bytes(treePart, packed.Bytes()), toc.Part{Name: recipePart, Size: size, Body: recipe})
+	return s.Lazy.Tables.Put(table, toc.Bytes(treePart, packed.Bytes()), toc.Bytes(chainPart, []byte(key)), toc.Part{Name: recipePart, Size: size, Body: recipe})
 }
 
 // lacksBlob says of which blobs bodies are still to come.

@@ -232,7 +232,7 @@ func (s *Set) resume(ctx context.Context, key snapshot.Key, l layer, from *sourc
 	}
 	missing := lackOf(root, s.Lazy.Store.Has)
 	table := &toc.Table{Blob: l.Digest, Size: l.Size}
-	k, err := s.openKnown(l)
+	k, err := s.openKnown(l, key)
 	switch {
 	case err == nil:
 		defer k.file.Close()
