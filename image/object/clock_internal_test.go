@@ -2,6 +2,7 @@ package object
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/tree"
 )
 
@@ -151,6 +153,49 @@ func withoutOwnership(t *testing.T, fn func()) {
 		}
 	}()
 	fn()
+}
+
+// A disk without room leaves no epoch behind that has the next process read
+// everything, and an epoch that is there can be made younger.
+func TestEpochOnFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts a small disk")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
+		t.Skipf("no small disk: %v", err)
+	}
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	fill := func() {
+		_ = os.WriteFile(filepath.Join(dir, "full"), make([]byte, 1<<20), 0o600)
+	}
+	file := filepath.Join(dir, "pending", "epoch")
+	s := openStore(t, dir)
+	fill()
+	if _, err := s.Begin(t.Context()); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("begin on a full disk: %v", err)
+	}
+	if text, err := os.ReadFile(file); !os.IsNotExist(err) {
+		t.Errorf("the epoch is %q, %v", text, err)
+	}
+	if err := os.Remove(filepath.Join(dir, "full")); err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.End()
+	fill()
+	s.epoch.mu.Lock()
+	err = s.epoch.write(wallClock().Add(-time.Hour))
+	s.epoch.mu.Unlock()
+	if err == nil {
+		err = s.Sync(t.Context()) // it is old by now
+	}
+	if err != nil || time.Since(s.epoch.since) > time.Minute {
+		t.Errorf("the epoch is since %v, %v", s.epoch.since, err)
+	}
 }
 
 // The name of the store's folder is no pattern.

@@ -112,23 +112,35 @@ func (e *epoch) soil() {
 // write makes the epoch begin at since, durably. A file that a crash leaves
 // half written stands for all time.
 func (e *epoch) write(since time.Time) error {
-	f, err := os.OpenFile(e.file, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(f, "%s %d\n", e.boot, since.UnixNano())
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
+	err := e.put(since)
 	if err == nil {
 		err = syncDir(filepath.Dir(e.file))
 	}
 	if err == nil {
 		e.since = since
 		e.first.Store(since.UnixNano())
+	}
+	return err
+}
+
+// put writes the file over what is in it, which needs no room. Where there is
+// no room for a new one none is left, for an empty one would have the next
+// process read everything.
+func (e *epoch) put(since time.Time) error {
+	f, err := os.OpenFile(e.file, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	n, err := fmt.Fprintf(f, "%s %d\n", e.boot, since.UnixNano())
+	if err == nil {
+		err = f.Truncate(int64(n))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil && e.since.IsZero() {
+		err = errors.Join(err, os.Remove(e.file))
 	}
 	return err
 }
@@ -161,7 +173,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	case idle && e.begun == begun:
 		// Should the file come back after a loss of power, bodies are read once
 		// more than needed.
-		if err := os.Remove(e.file); err != nil {
+		if err := os.Remove(e.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("end epoch of objects: %w", err)
 		}
 		e.since = time.Time{}
