@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stops what `make up` started: containers, the node, the keeper, the registry.
+# Stops what `make up` started: containers, the node, its processes, the registry.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 state=${BERTH_STATE:-/run/berth}
 export BERTH_SOCKET=${BERTH_SOCKET:-$state/berth.sock}
 running=$(bin/berth ps -q 2>/dev/null || true)
 [ -z "$running" ] || bin/berth stop $running
-for part in node keeper registry; do
+for part in node keeper lazy registry; do
 	pid=$(cat "$state/$part.pid" 2>/dev/null || true)
 	[ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || continue
 	kill "$pid"
