@@ -155,7 +155,7 @@ func (h *healing) readTree(ctx context.Context, tar io.Reader) (err error) {
 // is any body; too small ones are swept later.
 func (h *healing) wants(ctx context.Context, d tree.Digest) bool {
 	if !h.image {
-		if _, named := slices.BinarySearchFunc(h.named, d, tree.Digest.Compare); !named {
+		if _, named := slices.BinarySearchFunc(h.named, d, tree.Digest.Compare); !named && !slices.Contains(h.rec.Hidden, hexDigest(d)) {
 			return false
 		}
 	}

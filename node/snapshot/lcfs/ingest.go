@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"berth/base/errs"
@@ -28,8 +29,10 @@ type ingest struct {
 	id     string
 	root   *tree.Node
 	batch  *object.Batch
-	recipe string // temporary name
-	sum    string // sha256 of the recipe
+	recipe string        // temporary name
+	sum    string        // sha256 of the recipe
+	hidden []tree.Digest // bodies that only the recipe names
+	excess []tree.Digest // those that were too many
 	size   int64
 	usage  snapshot.Usage
 
@@ -61,7 +64,7 @@ func (s *Store) read(ctx context.Context, stream io.Reader) (_ *ingest, err erro
 		in.recipe = recipe.Name()
 		sum := sha256.New()
 		in.root, err = layer.Read(ctx, layer.Config{
-			Objects: batch, InlineLimit: inlineLimit, MaxBytes: s.maxLayer, Recipe: io.MultiWriter(recipe, sum),
+			Objects: batch, InlineLimit: inlineLimit, MaxBytes: s.maxLayer, Recipe: io.MultiWriter(recipe, sum), Hidden: &in.hidden,
 		}, stream)
 		in.sum = hex.EncodeToString(sum.Sum(nil))
 		err = errors.Join(err, recipe.Close())
@@ -110,7 +113,7 @@ func (in *ingest) drop() {
 	in.batch.End()
 	var digests []tree.Digest // nil: not known
 	if in.root != nil {
-		digests = append([]tree.Digest{}, tree.Objects(in.root)...)
+		digests = append([]tree.Digest{}, slices.Concat(in.hidden, in.excess, tree.Objects(in.root))...)
 	}
 	in.store.orphan(digests)
 	in.root = nil
@@ -142,6 +145,9 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	s.ingests.Add(-1)
 	in.batch.End()
 	in.root = nil
+	if len(in.excess) > 0 {
+		s.orphan(in.excess)
+	}
 	s.nudge(s.unsafe)
 	s.changed()
 	return snapshot.Committed{Info: info}, nil
@@ -160,13 +166,14 @@ func (in *ingest) place(ctx context.Context, rec *record) (snapshot.Info, error)
 		return snapshot.Info{}, err
 	}
 	defer letGo()
+	in.boundHidden()
 	if in.recipe != "" {
 		if err := os.Rename(in.recipe, s.recipe(in.id)); err != nil {
 			return snapshot.Info{}, err
 		}
 	}
 	rec.Delta, rec.Recipe, rec.RecipeSum, rec.Boot, rec.Usage = image, in.recipe != "", in.sum, s.boot, &in.usage
-	rec.Opaque, rec.Looks = delta.Opaque, looksOf(delta)
+	rec.Opaque, rec.Looks, rec.Hidden = delta.Opaque, looksOf(delta), hexDigests(in.hidden)
 	if rec.Opaque {
 		below, settled = nil, true
 	}

@@ -165,14 +165,17 @@ func (s *Store) Delta(ctx context.Context, key snapshot.Key) (root *tree.Node, e
 }
 
 // Recipe opens what a layer's tar can be made from again. NotFound: it did not
-// come from a tar.
+// come from a tar, or needs bodies that its tree does not name.
 func (s *Store) Recipe(_ context.Context, key snapshot.Key) (io.ReadCloser, int64, error) {
 	rec, err := s.find(key)
 	if err != nil {
 		return nil, 0, err
 	}
 	recipe, err := os.Open(s.recipe(rec.ID))
-	if !rec.Recipe || errors.Is(err, os.ErrNotExist) {
+	if !rec.Recipe || len(rec.Hidden) > 0 || errors.Is(err, os.ErrNotExist) {
+		if err == nil {
+			_ = recipe.Close()
+		}
 		return nil, 0, errs.New(errs.NotFound, "layer %s has no recipe", key)
 	}
 	if err != nil {

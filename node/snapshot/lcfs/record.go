@@ -36,6 +36,9 @@ type record struct {
 	Recipe bool `json:"recipe,omitempty"`
 	// RecipeSum is its sha256.
 	RecipeSum string `json:"recipeSum,omitempty"`
+	// Hidden are objects that the recipe needs, and no tree names: bodies of
+	// files that are in the tar again.
+	Hidden []hexDigest `json:"hidden,omitempty"`
 	// Looks of the chain's root.
 	Looks looks `json:"looks"`
 	// Size is the sum of the files' bytes; Usage what it takes on disk.

@@ -80,6 +80,7 @@ func (s *Store) remove(key snapshot.Key) (*record, error) {
 	s.forget(rec.ID)
 	s.goneLocked(rec.Delta, true)
 	s.goneLocked(rec.Merged, false)
+	s.lost.known = append(s.lost.known, rec.hidden()...)
 	s.unuseLocked(byUpper(rec.ID))
 	if rec.Kind != snapshot.KindCommitted {
 		s.unuseLocked(byKey(key))

@@ -200,10 +200,21 @@ func (s *Store) checkImage(ctx context.Context, name string, pace pacer) (size i
 func (s *Store) checkRecipe(ctx context.Context, rec *record, pace pacer) (size int64, damage string, err error) {
 	sum, size, err := digestOf(ctx, s.recipe(rec.ID), pace)
 	if err == nil && (rec.RecipeSum == "" || hex.EncodeToString(sum[:]) == rec.RecipeSum) {
-		return size, "", nil
+		return s.checkHidden(ctx, rec, size, pace)
 	}
 	damage, err = damageOf(err, "what its tar is made from has other bytes")
 	return size, damage, err
+}
+
+// checkHidden goes on with the bodies that only the recipe names.
+func (s *Store) checkHidden(ctx context.Context, rec *record, size int64, pace pacer) (read int64, damage string, err error) {
+	for _, d := range rec.hidden() {
+		n, damage, err := s.checkObject(ctx, d, pace)
+		if size += n; err != nil || damage != "" {
+			return size, damage, err
+		}
+	}
+	return size, "", nil
 }
 
 // damageOf tells damage from a failure of the check itself.

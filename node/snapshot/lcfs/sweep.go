@@ -269,6 +269,7 @@ func (s *Store) unnamed(ctx context.Context, dead map[string]bool, lost strays) 
 			return none, fmt.Errorf("objects of image %.16s: %w", name, err)
 		}
 	}
+	s.markHidden(candidates, named)
 	return func(yield func(tree.Digest) bool) {
 		for i, d := range candidates {
 			if !named[i] && !yield(d) {
