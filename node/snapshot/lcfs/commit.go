@@ -92,8 +92,10 @@ func (s *Store) Sync(ctx context.Context) error {
 		if err := s.objects.Sync(ctx); err != nil {
 			return fmt.Errorf("sync layers: %w", full(err))
 		}
-		if err := unix.Syncfs(s.dirfd); err != nil {
-			return fmt.Errorf("sync layers: %w", full(err))
+		for _, disk := range s.disks {
+			if err := unix.Syncfs(disk); err != nil {
+				return fmt.Errorf("sync layers: %w", full(err))
+			}
 		}
 	}
 	for _, was := range waiting {

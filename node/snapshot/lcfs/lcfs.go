@@ -98,6 +98,7 @@ type Store struct {
 	layers   string // dir/layers
 	dirfd    int    // of layers
 	metafd   int    // of meta
+	disks    []int  // folders on file systems that the objects are not on
 	objects  *object.Store
 	db       *kv.DB
 	log      *slog.Logger
@@ -203,6 +204,10 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		s.closeFolders()
 		return nil, err
 	}
+	if err := s.openDisks(); err != nil {
+		s.closeFolders()
+		return nil, errors.Join(err, s.objects.Close())
+	}
 	s.countLacking()
 	s.remakeUppers()
 	s.start(ctx, leftovers)
@@ -237,7 +242,7 @@ func openFolder(path string) (int, error) {
 }
 
 func (s *Store) closeFolders() {
-	for _, fd := range []int{s.dirfd, s.metafd} {
+	for _, fd := range append(s.disks, s.dirfd, s.metafd) {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"berth/node/snapshot"
 )
 
@@ -129,7 +131,7 @@ func (s *Store) dropStaleUses() {
 	}
 	s.mu.RUnlock()
 	for _, target := range targets {
-		if isMountpoint(filepath.Dir(target), target) {
+		if !isUnmounted(target) {
 			continue
 		}
 		s.mu.Lock()
@@ -140,6 +142,16 @@ func (s *Store) dropStaleUses() {
 		}
 		s.mu.Unlock()
 	}
+}
+
+// isUnmounted says whether for certain nothing is mounted on target.
+func isUnmounted(target string) bool {
+	var above, at unix.Stat_t
+	err := unix.Lstat(target, &at)
+	if err == nil {
+		err = unix.Lstat(filepath.Dir(target), &above)
+	}
+	return isAny(err, unix.ENOENT, unix.ENOTDIR) || err == nil && above.Dev == at.Dev
 }
 
 // unuse ends a use, and has deleted what waited for it.
