@@ -156,7 +156,7 @@ func (s *Store) restLoop(ctx context.Context) {
 func (s *Store) restImages(ctx context.Context) error {
 	var ready []string
 	start := time.Now()
-	var failed error
+	var failed, damage error
 	made := map[string]string{} // temporary files, by image
 	defer func() {
 		for _, file := range made {
@@ -170,7 +170,7 @@ func (s *Store) restImages(ctx context.Context) error {
 		switch file, err := s.images.compress(ctx, name); {
 		case errors.Is(err, os.ErrNotExist): // removed meanwhile
 		case err != nil:
-			return fmt.Errorf("image %.16s: %w", name, err)
+			damage = errors.Join(damage, fmt.Errorf("image %.16s: %w", name, err))
 		case file != "":
 			made[name] = file
 			ready = append(ready, name)
@@ -198,7 +198,7 @@ func (s *Store) restImages(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return damage
 }
 
 // idleImages lists the plain images that may rest, and sees to it that they
