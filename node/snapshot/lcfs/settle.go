@@ -140,6 +140,9 @@ func (s *Store) adoptAll(ctx context.Context, batch *object.Batch, id string, ma
 		return err
 	}
 	defer unix.Close(dirfd)
+	if err := s.boundHoles(dirfd, files); err != nil {
+		return err
+	}
 	for _, file := range files {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -147,6 +150,27 @@ func (s *Store) adoptAll(ctx context.Context, batch *object.Batch, id string, ma
 		if err := adopt(ctx, batch, dirfd, file.Node, file.bodyFile); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// boundHoles refuses files that claim far more than the disk has for them: to
+// read exabytes of zeros nobody else's layers can wait.
+func (s *Store) boundHoles(dirfd int, files []unadopted) error {
+	left := s.maxLayer
+	for _, file := range files {
+		if file.Size <= inlineLimit {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(dirfd, file.path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return &os.PathError{Op: "stat", Path: file.path, Err: err}
+		}
+		hole := max(0, st.Size-st.Blocks*sectorSize)
+		if hole > left {
+			return errs.New(errs.Unsupported, "%.200q: holes of more than %d bytes", file.path, s.maxLayer)
+		}
+		left -= hole
 	}
 	return nil
 }

@@ -383,3 +383,36 @@ func TestTakenDownByOthers(t *testing.T) {
 	eventually(t, "the layer's folder is gone", func() bool { return len(names(t, filepath.Join(dir, "layers"))) == 0 })
 	must(t, s.Close())
 }
+
+// A layer whose files claim more than could be read stays the folder that it
+// is, and keeps nobody else's from being settled.
+func TestHugeHole(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, func(c *lcfs.Config) { c.MaxLayer = 1 << 30 })
+	for name, size := range map[snapshot.Key]int64{"huge": 1 << 42, "usual": 1 << 20} {
+		_, err := s.Prepare(t.Context(), "work", "", nil)
+		must(t, err)
+		change(t, s, "work", func(root string) {
+			must(t, os.WriteFile(filepath.Join(root, "f"), []byte(name), 0o644))
+			must(t, os.Truncate(filepath.Join(root, "f"), size))
+		})
+		_, err = s.Commit(t.Context(), name, "work", nil)
+		must(t, err)
+	}
+	if err := s.Settle(t.Context(), "huge"); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("settle: %v", err)
+	}
+	must(t, s.Settle(t.Context(), "usual"))
+	_, err := s.View(t.Context(), "look", "huge", nil)
+	must(t, err)
+	change(t, s, "look", func(root string) {
+		if st, err := os.Stat(filepath.Join(root, "f")); err != nil || st.Size() != 1<<42 {
+			t.Errorf("it is %v, %v", st, err)
+		}
+	})
+	must(t, s.Remove(t.Context(), "look"))
+	must(t, s.Remove(t.Context(), "huge"))
+	must(t, s.Remove(t.Context(), "usual"))
+	empty(t, dir)
+	must(t, s.Close())
+}
