@@ -59,8 +59,9 @@ func HasGiven(desc ocispec.Descriptor) bool {
 // ReadGiven fetches a layer's own table of contents and verifies it against
 // its annotation. That it tells the truth about the layer is another matter:
 // only the whole layer shows that. Invalid: it is not what its digest says, or
-// hostile. Unsupported: it says things that are not understood here.
-func ReadGiven(ctx context.Context, desc ocispec.Descriptor, part Source) (*Given, error) {
+// hostile, as one whose files have more than limit bytes together.
+// Unsupported: it says things that are not understood here.
+func ReadGiven(ctx context.Context, desc ocispec.Descriptor, limit int64, part Source) (*Given, error) {
 	read, compression := readStargz, blob.Gzip
 	if desc.Annotations[StargzDigest] == "" {
 		read, compression = readChunked, blob.Zstd
@@ -69,7 +70,7 @@ func ReadGiven(ctx context.Context, desc ocispec.Descriptor, part Source) (*Give
 	if err != nil {
 		return nil, fmt.Errorf("table of contents of layer %s: %w", desc.Digest, err)
 	}
-	g, err := given(desc, compression, entries, end)
+	g, err := given(desc, compression, entries, end, limit)
 	if err != nil {
 		return nil, fmt.Errorf("table of contents of layer %s: %w", desc.Digest, err)
 	}
@@ -202,10 +203,16 @@ func parseGiven(text, signed []byte, want digest.Digest) ([]givenRow, error) {
 
 // given makes table and tree of rows. What lies between the chunks that rows
 // name is headers of the tar, which nobody wants.
-func given(desc ocispec.Descriptor, compression blob.Compression, rows []givenRow, end int64) (*Given, error) {
+func given(desc ocispec.Descriptor, compression blob.Compression, rows []givenRow, end, limit int64) (*Given, error) {
 	files, err := gather(rows)
 	if err != nil {
 		return nil, err
+	}
+	for _, f := range files {
+		if f.Size < 0 || f.Size > limit {
+			return nil, errs.New(errs.Invalid, "files of more bytes than is allowed, %.200q among them", f.Name)
+		}
+		limit -= f.Size
 	}
 	t := &Table{Blob: desc.Digest, Size: desc.Size, Compression: compression, apart: true}
 	places, err := t.lay(files, end)

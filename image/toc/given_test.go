@@ -165,7 +165,7 @@ func TestGiven(t *testing.T) {
 		if !toc.HasGiven(desc) || toc.HasGiven(ocispec.Descriptor{}) {
 			t.Errorf("%s: has a table?", name)
 		}
-		g, err := toc.ReadGiven(t.Context(), desc, p.part)
+		g, err := toc.ReadGiven(t.Context(), desc, 1<<40, p.part)
 		if err != nil {
 			t.Fatal(name, err)
 		}
@@ -249,7 +249,7 @@ func TestGivenRefused(t *testing.T) {
 		for name, format := range formats(t) {
 			p, end := format()
 			c.fill(p)
-			if _, err := toc.ReadGiven(t.Context(), end(), p.part); errs.KindOf(err) != c.kind {
+			if _, err := toc.ReadGiven(t.Context(), end(), 1<<40, p.part); errs.KindOf(err) != c.kind {
 				t.Errorf("%s, %s: %v", name, what, err)
 			}
 		}
@@ -263,11 +263,22 @@ func TestGivenRefused(t *testing.T) {
 				desc.Annotations[key] = digest.FromString("other").String()
 			}
 		}
-		if _, err := toc.ReadGiven(t.Context(), desc, p.part); errs.KindOf(err) != errs.Invalid {
+		if _, err := toc.ReadGiven(t.Context(), desc, 1<<40, p.part); errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%s of another digest: %v", name, err)
 		}
+		p, end = format()
+		sum := int64(0)
+		for _, body := range p.fill() {
+			sum += int64(len(body))
+		}
+		desc = end()
+		for _, limit := range []int64{1, sum - 1} {
+			if _, err := toc.ReadGiven(t.Context(), desc, limit, p.part); errs.KindOf(err) != errs.Invalid {
+				t.Errorf("%s of more than %d bytes: %v", name, limit, err)
+			}
+		}
 		broken := errors.New("broken")
-		if _, err := toc.ReadGiven(t.Context(), desc, func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, broken }); !errors.Is(err, broken) {
+		if _, err := toc.ReadGiven(t.Context(), desc, 1<<40, func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, broken }); !errors.Is(err, broken) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -291,7 +302,7 @@ func FuzzGiven(f *testing.F) {
 		at := p.blob.Len()
 		p.blob.Write(packed)
 		desc := p.describe(map[string]string{toc.ChunkedDigest: digest.FromBytes(packed).String(), toc.ChunkedPosition: fmt.Sprintf("%d:%d:%d:1", at, len(packed), len(text))})
-		g, err := toc.ReadGiven(t.Context(), desc, p.part)
+		g, err := toc.ReadGiven(t.Context(), desc, 1<<40, p.part)
 		if err != nil {
 			return
 		}

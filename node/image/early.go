@@ -57,7 +57,7 @@ func (s *Set) openEarly(ctx context.Context, rec *record, req spec.PullRequest) 
 		}
 	}
 	for _, l := range rec.Layers[e.first:] {
-		g, err := toc.ReadGiven(ctx, l.Descriptor, func(ctx context.Context, from, to int64) (io.ReadCloser, error) { return e.from.part(ctx, l, from, to) })
+		g, err := toc.ReadGiven(ctx, l.Descriptor, s.MaxLayer, func(ctx context.Context, from, to int64) (io.ReadCloser, error) { return e.from.part(ctx, l, from, to) })
 		if err != nil {
 			s.Log.WarnContext(ctx, "an image is pulled whole, for the table of contents of a layer is no use", "image", req.Reference, "err", err)
 			return nil
