@@ -164,6 +164,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	start, idle, begun := wallClock(), e.batches == 0, e.begun
 	e.mu.Unlock()
 	if err := unix.Syncfs(s.fd); err != nil {
+		e.soil() // what could not be written the kernel has forgotten: a later sync says nothing of it
 		return fmt.Errorf("sync objects: %w", full(err))
 	}
 	e.mu.Lock()
