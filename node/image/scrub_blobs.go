@@ -207,13 +207,14 @@ func (b *bits) replaceLayer(ctx context.Context, l placed) (from string, err err
 		}
 		why = append(why, err)
 	}
+	places := b.set.whereFrom(l.Digest)
 	r, err := b.fetch(ctx, l, 0)
 	if err == nil {
 		_, err = b.set.Blobs.Ingest(ctx, r, l.Digest, l.Size)
 		err = errors.Join(err, r.Close())
 	}
 	if err == nil {
-		return repositories(b.set.whereFrom(l.Digest)[:1]), nil
+		return repositories(places[:min(len(places), 1)]), nil
 	}
 	why = append(why, err)
 	if !l.ours() && ctx.Err() == nil {
