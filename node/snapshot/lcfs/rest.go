@@ -311,7 +311,7 @@ func (s *Store) placeResting(name, file string) error {
 	defer s.placing.Unlock()
 	s.mu.RLock()
 	_, sound := s.sound[name]
-	wanted := sound && s.namedLocked()[name]
+	wanted := sound && s.isNamedLocked(name)
 	s.mu.RUnlock()
 	if !wanted {
 		return nil

@@ -166,6 +166,16 @@ func (s *Store) namedLocked() map[string]bool {
 	return named
 }
 
+// isNamedLocked says whether a record names the image. mu is held.
+func (s *Store) isNamedLocked(name string) bool {
+	for _, rec := range s.byKey {
+		if rec.Delta == name || rec.Merged == name {
+			return true
+		}
+	}
+	return false
+}
+
 // alive lists the images whose objects must stay: those of layers, which
 // merged ones name no more than where all their layers have images, those of
 // other chains, and those that something stands on.
@@ -328,7 +338,7 @@ func (s *Store) deleteImage(name string) error {
 	s.placing.Lock()
 	defer s.placing.Unlock()
 	s.mu.Lock()
-	again := s.making[name] > 0 || s.namedLocked()[name]
+	again := s.making[name] > 0 || s.isNamedLocked(name)
 	if !again {
 		delete(s.sound, name)
 	}
