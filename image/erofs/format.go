@@ -1,10 +1,11 @@
 // Package erofs keeps a file tree as an EROFS image that the kernel mounts:
 // as the metadata layer of an overlay whose bodies are objects.
 //
-// An image is written in one pass over the tree and is the same to the byte
-// for the same tree. It has blocks of 4096 bytes:
+// An image is written in two passes over the tree, the first for its UUID, and
+// is the same to the byte for the same tree. It has blocks of 4096 bytes:
 //
-//	block 0        the superblock at byte 1024, with its checksum
+//	block 0        the superblock at byte 1024, with its checksum and a UUID
+//	               that is a digest of all bytes
 //	from block 1   inodes, all of the 64-byte kind, in the order of a walk that
 //	               puts the entries of a folder next to each other; each is
 //	               followed by its xattrs and, where they fit into the block,
@@ -45,6 +46,8 @@ const (
 
 	superOffset = 1024
 	superSize   = 128
+	uuidOffset  = 48 // in the superblock
+	uuidSize    = 16
 	magic       = 0xE0F5E1E2
 
 	slotSize     = 32 // a nid counts these from the start of the image

@@ -36,6 +36,7 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 	want[12] = blockBits
 	copy(want[14:24], b[14:24]) // the root's nid, how many inodes
 	le.PutUint32(want[36:], uint32(size/blockSize))
+	copy(want[uuidOffset:][:uuidSize], b[uuidOffset:])
 	le.PutUint32(want[80:], featureChunks)
 	if string(b[:superSize]) != string(want) || sum != checksum(b) {
 		return nil, errs.New(errs.Invalid, "open image: the superblock is not of this kind, or damaged")

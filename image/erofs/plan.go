@@ -32,6 +32,7 @@ type plan struct {
 	children []int32 // inodes of all folders' entries
 	known    map[*tree.Node]int32
 	size     int64
+	uuid     [uuidSize]byte
 	attrs    attrList
 	listing  []entry
 }

@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bufio"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -24,11 +25,25 @@ func Write(w io.Writer, root *tree.Node) (int64, error) {
 	if err := p.place(); err != nil {
 		return 0, fmt.Errorf("plan image: %w", err)
 	}
-	e := emitter{plan: &p, w: bufio.NewWriterSize(w, 1<<18)}
-	if err := e.run(); err != nil {
-		return 0, fmt.Errorf("write image: %w", err)
+	sum := sha256.New()
+	for _, to := range []io.Writer{sum, w} {
+		e := emitter{plan: &p, w: bufio.NewWriterSize(to, 1<<18)}
+		if err := e.run(); err != nil {
+			return 0, fmt.Errorf("write image: %w", err)
+		}
+		p.name(sum.Sum(nil))
 	}
 	return p.size, nil
+}
+
+// name gives the image a UUID (version 8) of its bytes without one. By that
+// and an inode's number overlayfs remembers what it has copied up; in another
+// image, or in one without a UUID, it would take the inode of that number for
+// it.
+func (p *plan) name(sum []byte) {
+	copy(p.uuid[:], sum)
+	p.uuid[6] = p.uuid[6]&0x0f | 0x80
+	p.uuid[8] = p.uuid[8]&0x3f | 0x80
 }
 
 // emitter writes a planned image.
@@ -79,6 +94,7 @@ func (e *emitter) super() []byte {
 	le.PutUint16(b[14:], uint16(e.inodes[0].nid()))
 	le.PutUint64(b[16:], uint64(len(e.inodes)))
 	le.PutUint32(b[36:], uint32(e.size/blockSize))
+	copy(b[uuidOffset:], e.uuid[:])
 	le.PutUint32(b[80:], featureChunks)
 	le.PutUint32(b[4:], checksum(b))
 	return block

@@ -165,8 +165,8 @@ func TestGolden(t *testing.T) {
 		root *tree.Node
 		want string
 	}{
-		"limits": {limits(), "e9c0111e4fce3c50d615d2a71ee3df03d91adf1d5a6a96c78f8cd4daa12a2e92"},
-		"layer":  {treetest.Layer(1, 300).Root, "1e73f5ac9afd64a87c40cbee0a5664e228107ca0646cced3012e1513425c3983"},
+		"limits": {limits(), "2a618c33c5f63fd8ecd7775b647cf48433f3dce10ba38723cc34f0c18f4e74be"},
+		"layer":  {treetest.Layer(1, 300).Root, "faf2ddf01b014e591dfb6902320a64a185f591a1d84a1aac68584e592742eb6d"},
 	} {
 		if got := fmt.Sprintf("%x", sha256.Sum256(image(t, test.root))); got != test.want {
 			t.Errorf("%s: digest %s, want %s", name, got, test.want)
