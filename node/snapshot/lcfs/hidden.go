@@ -43,7 +43,7 @@ func (r *record) hidden() []tree.Digest {
 
 // maxHidden bounds what a record names. A tar that has more files more than
 // once cannot be written again.
-const maxHidden = 4096
+const maxHidden = 512
 
 // boundHidden gives up a recipe that needs too many bodies that no tree names.
 func (in *ingest) boundHidden() {

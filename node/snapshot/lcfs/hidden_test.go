@@ -71,8 +71,9 @@ func TestHidden(t *testing.T) {
 func TestManyHidden(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
+	const maxHidden = 512
 	var entries []string
-	for i := range 4200 {
+	for i := range maxHidden + 20 {
 		entries = append(entries, "twice="+fmt.Sprintf("%05d", i)+strings.Repeat("x", 600))
 	}
 	ingest(t, s, "layer", "", entries...)
