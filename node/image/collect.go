@@ -91,6 +91,7 @@ func (s *Set) Collect(ctx context.Context) (int64, error) {
 		// The layers are then all that is left of them here. Nobody has to wait
 		// for the disk meanwhile.
 		if err = s.Snapshots.Sync(ctx); err == nil {
+			shed = s.replaceable(ctx, shed)
 			var more int64
 			more, _, err = s.collect(ctx, func(d digest.Digest) bool { return slices.Contains(shed, d) })
 			freed += more

@@ -2,7 +2,10 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -12,6 +15,7 @@ import (
 
 	"berth/base/errs"
 	"berth/base/kv"
+	"berth/image/blob"
 	"berth/image/reference"
 )
 
@@ -166,6 +170,39 @@ func (s *Set) shed(l layer) bool {
 func (s *Set) sheds(l layer) bool {
 	_, exact := s.Snapshots.(Exact)
 	return s.Policy == Drop && exact && l.ours()
+}
+
+// replaceable leaves out blobs that no registry has and that what is here does
+// not give again, whatever it should.
+func (s *Set) replaceable(ctx context.Context, blobs []digest.Digest) []digest.Digest {
+	layers := s.layersByDigest()
+	return slices.DeleteFunc(blobs, func(d digest.Digest) bool {
+		l, ok := layers[d]
+		if !ok || len(s.placesOf(d)) > 0 {
+			return false
+		}
+		err := s.tryBlob(ctx, l)
+		if err != nil && ctx.Err() == nil {
+			s.Log.WarnContext(ctx, "a compressed layer stays, for it could not be made again", "layer", d, "err", err)
+		}
+		return err != nil
+	})
+}
+
+// tryBlob makes the blob of a layer as makeBlob does, and keeps nothing of it.
+func (s *Set) tryBlob(ctx context.Context, l placed) error {
+	away := &hashedAway{hash: sha256.New()}
+	var packed io.WriteCloser = nopCloser{away}
+	if l.Digest != l.DiffID {
+		packed = blob.Compress(away)
+	}
+	if err := errors.Join(s.writeTar(ctx, l, packed), packed.Close()); err != nil {
+		return err
+	}
+	if got := digest.NewDigest(digest.SHA256, away.hash); got != l.Digest {
+		return errs.New(errs.Invalid, "it would be %s", got)
+	}
+	return nil
 }
 
 // ours says whether the blob can be made again from the layer's tar: it is

@@ -14,6 +14,7 @@ import (
 	"berth/image/archive"
 	"berth/image/registrytest"
 	"berth/node/image"
+	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -277,6 +278,37 @@ func TestPolicyOfLoadedLayers(t *testing.T) {
 		if got := newNode(t).pull(name); got.Manifest != one.Manifest.Digest.String() {
 			t.Errorf("%s: pulled back %s", policy, got.Manifest)
 		}
+	}
+}
+
+// A loaded layer that no registry has stays where its tar cannot be written
+// again, whatever the policy.
+func TestOnlyCopyStays(t *testing.T) {
+	one, _ := sample(t)
+	var archived bytes.Buffer
+	from, r := newNode(t), registrytest.New(t)
+	r.Push(t, "one", "v1", one)
+	from.must(from.set.Save(t.Context(), []string{from.pull(r.Host() + "/one:v1").ID}, archive.OCI, &archived))
+	n := newNode(t, offers, follows(image.Keep))
+	loaded, err := n.set.Load(t.Context(), bytes.NewReader(archived.Bytes()), nil)
+	n.must(err)
+	store := n.offering()
+	store.refuse = map[snapshot.Key]error{}
+	for _, key := range n.keysOf(loaded[0]) {
+		store.refuse[key] = errs.New(errs.Unsupported, "there is no recipe")
+	}
+	n.policy = image.Drop
+	n.restart()
+	_, err = n.set.Collect(t.Context())
+	n.must(err)
+	if got := n.layerBlobs(one); got != 3 {
+		t.Errorf("%d blobs of layers are here", got)
+	}
+	clear(store.refuse)
+	_, err = n.set.Collect(t.Context())
+	n.must(err)
+	if got := n.layerBlobs(one); got != 2 {
+		t.Errorf("%d blobs of layers are here, the plain tar can be made again", got)
 	}
 }
 
