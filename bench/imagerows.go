@@ -164,7 +164,23 @@ func (b *bench) versions(ctx context.Context, s named, server *shelfServer) erro
 			return err
 		}
 	}
-	return b.calm(ctx, s)
+	return b.freed(ctx, s, empty+(one-empty)/20)
+}
+
+// freed waits until no more than so much of the disk is taken: sweeps take
+// their time.
+func (b *bench) freed(ctx context.Context, s named, most int64) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	for {
+		if err := b.calm(ctx, s); err != nil {
+			return fmt.Errorf("wait for the disk to be freed: %w", err)
+		}
+		taken, err := b.taken()
+		if err != nil || taken <= most {
+			return err
+		}
+	}
 }
 
 // calm waits until the side has no work in the background, and writes the
@@ -186,6 +202,10 @@ func (b *bench) used(ctx context.Context, s named) (int64, error) {
 	if err := b.calm(ctx, s); err != nil {
 		return 0, err
 	}
+	return b.taken()
+}
+
+func (b *bench) taken() (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(b.place.disk(), &st); err != nil {
 		return 0, err
