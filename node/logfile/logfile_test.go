@@ -229,6 +229,14 @@ func TestTornAndForeignRecords(t *testing.T) {
 	if got := text(t, path, logfile.Query{Tail: -1, From: end}); got != "whole now\n" {
 		t.Errorf("from the end in a torn record: %q", got)
 	}
+	if err := w.Write([]byte(strings.Repeat("\x00", 48) + "2026-03-31T12:00:01Z stdout F after the power cut\n")); err != nil {
+		t.Fatal(err)
+	}
+	for _, tail := range []int{-1, 1} {
+		if got := text(t, path, logfile.Query{Tail: tail}); !strings.HasSuffix(got, "\nafter the power cut\n") && got != "after the power cut\n" {
+			t.Errorf("behind zeros: %q", got)
+		}
+	}
 }
 
 func TestFollow(t *testing.T) {

@@ -46,8 +46,10 @@ func Append(dst []byte, room int, at time.Time, s Stream, text []byte) (_ []byte
 	return dst, taken
 }
 
-// parse reads one record without its newline.
+// parse reads one record without its newline. A loss of power can leave zeros
+// where the end of the log was; the record after them is as good as any.
 func parse(record []byte) (Line, error) {
+	record = bytes.TrimLeft(record, "\x00")
 	when, rest, ok1 := bytes.Cut(record, []byte{' '})
 	name, rest, ok2 := bytes.Cut(rest, []byte{' '})
 	tags, text, ok3 := bytes.Cut(rest, []byte{' '})
