@@ -9,6 +9,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -60,6 +61,77 @@ type Launch struct {
 	Stdin  bool   // the process gets a stdin that we write to; else it reads nothing
 	Log    LogFile
 	Size   spec.Size // of the terminal
+
+	// Streams, where they are given, take the place of Stdin and Log, and of
+	// the files of Process.
+	Streams *Streams
+	// Name and Namespace are what a client calls the container; a logger is
+	// told them. Without a Name the ID stands for it.
+	Name, Namespace string
+	// Rootfs are the mounts that make <Bundle>/rootfs, for runtimes that mount
+	// it themselves (Mounter); for all others it is mounted already.
+	Rootfs []snapshot.Mount
+	// Options are a client's for this runtime. What cannot be honoured is
+	// errs.Invalid or errs.Unsupported, never overlooked.
+	Options *spec.Opaque
+	// Restore is the folder of a checkpoint that Create goes on from; "" for
+	// none. The process runs when Start returns, as always.
+	Restore string
+}
+
+// Streams are the places that a client named for a process's standard streams:
+// the path of a FIFO, or a URI:
+//
+//	fifo:///path               the same
+//	file:///path               appended to; created with mode 0640, parents too
+//	binary:///path?key=value   a logger: a program that reads what the process
+//	                           writes, from descriptors 3 (stdout) and 4
+//	                           (stderr); it closes 5 when it is ready
+//
+// "" is /dev/null. With a terminal Stderr is not used. A FIFO that is not there
+// is errs.NotFound, a URI that nobody understands errs.Invalid.
+//
+// The process gets FIFOs and files as its own descriptors. Until it has ended
+// both ends of its FIFOs are held open, so that a client may come and go; then
+// the client sees their end.
+type Streams struct {
+	Stdin  string `json:"stdin,omitempty"`
+	Stdout string `json:"stdout,omitempty"`
+	Stderr string `json:"stderr,omitempty"`
+}
+
+// Mounter is a Runtime that mounts Launch.Rootfs itself.
+type Mounter interface {
+	MountsRootfs() bool
+}
+
+// Checkpointer is a Runtime that can write a running container to disk. Where
+// this machine cannot it is errs.Unsupported, saying why.
+type Checkpointer interface {
+	Checkpoint(ctx context.Context, id string, c Checkpoint) error
+}
+
+// Checkpoint says where a container's image goes and what it may hold.
+type Checkpoint struct {
+	Image  string // folder of the image; made if it is not there
+	Work   string // folder of CRIU's own logs; "" is one that is thrown away
+	Parent string // image of an earlier checkpoint, relative to Image
+	Exit   bool   // the container ends; else it goes on
+
+	OpenTCP, ExternalUnixSockets, Terminal, FileLocks bool
+	EmptyNamespaces                                   []string
+}
+
+// Resizer is a Runtime that holds the terminals itself: Process.Console is nil.
+// exec "" means the container's first process.
+type Resizer interface {
+	Resize(ctx context.Context, id, exec string, size spec.Size) error
+}
+
+// Reporter is a Runtime that measures its containers itself: a message of
+// metrics in the protocol's own type.
+type Reporter interface {
+	Report(ctx context.Context, id string) (*spec.Opaque, error)
 }
 
 // LogFile is where a container's output goes, in the form of node/logfile.
@@ -73,10 +145,14 @@ type LogFile struct {
 type ExecLaunch struct {
 	ID        string // of the exec; its exit comes with it
 	Container string
-	Process   *specs.Process
+	Process   *specs.Process // Terminal says whether it gets one
 	Stdin     bool
 	Detach    bool // output is thrown away
 	Size      spec.Size
+
+	// Streams, Name (of the exec) and Namespace are as in Launch.
+	Streams         *Streams
+	Name, Namespace string
 }
 
 // Process is a process that a Runtime started. The files are the caller's to
@@ -89,7 +165,8 @@ type Process struct {
 	Stderr  io.ReadCloser
 	Console *os.File // the terminal's master, where one was asked for
 	// CloseStdin lets the process see the end of its stdin, also where others
-	// hold the same pipe open.
+	// hold the same pipe open. Of a FIFO among Streams it lets go of the node's
+	// own hold: the end comes when the client has closed it too.
 	CloseStdin func(ctx context.Context) error
 }
 
