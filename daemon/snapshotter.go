@@ -19,7 +19,7 @@ import (
 	"berth/base/errs"
 	"berth/base/group"
 	"berth/base/kv"
-	"berth/face/containerd"
+	snapshotface "berth/face/containerd/snapshots"
 	"berth/node/snapshot/rootfs"
 )
 
@@ -75,7 +75,7 @@ func RunSnapshotter(ctx context.Context, c SnapshotterConfig) (err error) {
 }
 
 // openSnapshotter opens the store of c.Root and containerd's view of it.
-func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger) (service *containerd.Snapshots, closeStore func() error, err error) {
+func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger) (service *snapshotface.Service, closeStore func() error, err error) {
 	for _, dir := range []string{c.Root, filepath.Join(c.Root, "db")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // containers reach their trees through it
 			return nil, nil, errs.New(errs.Denied, "make %s: %w; berth snapshotter runs as root, or takes a folder of its own by --root", dir, err)
@@ -90,12 +90,12 @@ func openSnapshotter(ctx context.Context, c SnapshotterConfig, log *slog.Logger)
 		return nil, nil, errors.Join(err, db.Close())
 	}
 	closeStore = func() error { return errors.Join(store.Close(), db.Close()) }
-	config := containerd.Config{Store: store, DB: db, Sync: c.Sync, Log: log.With("room", "containerd")}
+	config := snapshotface.Config{Store: store, DB: db, Sync: c.Sync, Log: log.With("room", "containerd")}
 	if chosen.bucket == "lcfs" { // bodies lie beside its layers, where containerd does not look for them
 		config.Trees, err = rootfs.Open(ctx, filepath.Join(c.Root, "trees"), store)
 	}
 	if err == nil {
-		service, err = containerd.Open(ctx, config)
+		service, err = snapshotface.Open(ctx, config)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, closeStore())

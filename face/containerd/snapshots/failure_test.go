@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"go/ast"
@@ -15,7 +15,7 @@ import (
 
 // Every kind of error has a code, and each a different one.
 func TestEveryKindHasACode(t *testing.T) {
-	file, err := parser.ParseFile(token.NewFileSet(), "../../base/errs/errs.go", nil, 0)
+	file, err := parser.ParseFile(token.NewFileSet(), "../../../base/errs/errs.go", nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-// Package containerd answers containerd's protocol: its snapshots service,
+// Package snapshots answers containerd's protocol: its snapshots service,
 // containerd.services.snapshots.v1, on a snapshot.Store.
 //
 // containerd names snapshots by free strings of any length, and one
@@ -22,7 +22,7 @@
 // again what comes back. A Commit is written down before it is done, so that
 // Open can do it if a crash came first. Snapshots of the store that bear this package's prefix
 // and have no record are what a crash left: Open and Cleanup remove them.
-package containerd
+package snapshots
 
 import (
 	"context"
@@ -48,7 +48,7 @@ const (
 	keyPrefix = "containerd-" // of the store's keys that are made here
 )
 
-// Config says on what Snapshots stands.
+// Config says on what the Service stands.
 type Config struct {
 	Store snapshot.Store
 	DB    *kv.DB // the one that the store's records are in
@@ -69,8 +69,8 @@ type Trees interface {
 	Remove(ctx context.Context, key snapshot.Key) error
 }
 
-// Snapshots is the snapshots service.
-type Snapshots struct {
+// Service is the snapshots service.
+type Service struct {
 	api.UnimplementedSnapshotsServer
 	store snapshot.Store
 	trees Trees // or nil
@@ -120,8 +120,8 @@ func (r *record) name() name   { return name{r.Space, r.Name} }
 func (r *record) parent() name { return name{r.Space, r.Parent} }
 
 // Open reads the records and removes what a crash left half made.
-func Open(ctx context.Context, c Config) (*Snapshots, error) {
-	s := &Snapshots{
+func Open(ctx context.Context, c Config) (*Service, error) {
+	s := &Service{
 		store: c.Store, trees: c.Trees, db: c.DB, sync: c.Sync, log: c.Log,
 		byName: map[name]*record{}, children: map[name]int{},
 		holders: map[snapshot.Key]map[name]struct{}{}, layers: map[layer]snapshot.Key{},
@@ -136,11 +136,11 @@ func Open(ctx context.Context, c Config) (*Snapshots, error) {
 }
 
 // Register makes the service one of server's.
-func (s *Snapshots) Register(server grpc.ServiceRegistrar) { api.RegisterSnapshotsServer(server, s) }
+func (s *Service) Register(server grpc.ServiceRegistrar) { api.RegisterSnapshotsServer(server, s) }
 
 // load reads the records and forgets the names whose snapshot was lost with
 // the power.
-func (s *Snapshots) load(ctx context.Context) error {
+func (s *Service) load(ctx context.Context) error {
 	var all []*record
 	err := s.db.View(func(tx *kv.Tx) error {
 		return kv.EachJSON(tx, bucket, "", func(_ string, rec record) error {
@@ -176,7 +176,7 @@ func (s *Snapshots) load(ctx context.Context) error {
 
 // link lets rec take its name, or the place of the record that had it. mu is
 // held.
-func (s *Snapshots) link(rec *record) {
+func (s *Service) link(rec *record) {
 	if old := s.byName[rec.name()]; old != nil {
 		s.unlink(old)
 	}
@@ -195,7 +195,7 @@ func (s *Snapshots) link(rec *record) {
 
 // unlink frees the name of rec and says whether its snapshot of the store has
 // no other. mu is held.
-func (s *Snapshots) unlink(rec *record) (last bool) {
+func (s *Service) unlink(rec *record) (last bool) {
 	delete(s.byName, rec.name())
 	if rec.Parent != "" {
 		if s.children[rec.parent()]--; s.children[rec.parent()] == 0 {
@@ -215,7 +215,7 @@ func (s *Snapshots) unlink(rec *record) (last bool) {
 
 // find returns the record of a name that is not being made just now. mu is
 // held.
-func (s *Snapshots) find(n name) (*record, error) {
+func (s *Service) find(n name) (*record, error) {
 	rec := s.byName[n]
 	if rec == nil || rec.making {
 		return nil, errs.New(errs.NotFound, "snapshot %q does not exist", n.name)
@@ -224,7 +224,7 @@ func (s *Snapshots) find(n name) (*record, error) {
 }
 
 // look is find for those who hold no lock.
-func (s *Snapshots) look(n name) (*record, error) {
+func (s *Service) look(n name) (*record, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.find(n)
@@ -232,17 +232,17 @@ func (s *Snapshots) look(n name) (*record, error) {
 
 // save and forget put a change on its way to the disk, in the order of calls.
 // mu is held.
-func (s *Snapshots) save(rec *record) {
+func (s *Service) save(rec *record) {
 	s.db.Later(func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, rec.name().bucketKey(), rec) })
 }
 
-func (s *Snapshots) forget(rec *record) {
+func (s *Service) forget(rec *record) {
 	s.db.Later(func(tx *kv.Tx) error { return tx.Delete(bucket, rec.name().bucketKey()) })
 }
 
 // durable returns when what was saved before is on disk, and with it the
 // store's records of what they name.
-func (s *Snapshots) durable(ctx context.Context) error {
+func (s *Service) durable(ctx context.Context) error {
 	return s.db.Update(context.WithoutCancel(ctx), func(*kv.Tx) error { return nil })
 }
 

@@ -1,4 +1,4 @@
-package containerd_test
+package snapshots_test
 
 import (
 	"fmt"

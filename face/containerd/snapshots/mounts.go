@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 )
 
 // Mounts says how containerd mounts an active snapshot or a view.
-func (s *Snapshots) Mounts(ctx context.Context, r *api.MountsRequest) (*api.MountsResponse, error) {
+func (s *Service) Mounts(ctx context.Context, r *api.MountsRequest) (*api.MountsResponse, error) {
 	rec, err := s.look(name{r.Snapshotter, r.Key})
 	if err == nil && (rec.Kind == snapshot.KindCommitted || rec.committing) {
 		err = errs.New(errs.Conflict, "snapshot %q is committed, neither active nor a view", r.Key)
@@ -24,7 +24,7 @@ func (s *Snapshots) Mounts(ctx context.Context, r *api.MountsRequest) (*api.Moun
 	return &api.MountsResponse{Mounts: mounts}, failed("mounts of snapshot", err)
 }
 
-func (s *Snapshots) mounts(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
+func (s *Service) mounts(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
 	if s.trees != nil {
 		mounts, err := s.trees.Mounts(ctx, key)
 		return wire(mounts), err
@@ -38,7 +38,7 @@ func (s *Snapshots) mounts(ctx context.Context, key snapshot.Key) ([]*types.Moun
 // looks into the layers for the looks of folders that the layer takes for
 // granted. A folder of bodies beside the layers would mislead it there; without
 // it a mount, which nobody makes for this, could not read files of the layers.
-func (s *Snapshots) mountsToUnpack(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
+func (s *Service) mountsToUnpack(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
 	mounts, err := s.store.Mounts(ctx, key)
 	for _, m := range mounts {
 		for i, option := range m.Options {

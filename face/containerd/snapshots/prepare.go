@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 // Prepare makes a writable snapshot. It answers AlreadyExists, which spares
 // containerd the download and the unpacking, if the layer that is to be
 // unpacked into it is known.
-func (s *Snapshots) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) (*api.PrepareSnapshotResponse, error) {
+func (s *Service) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) (*api.PrepareSnapshotResponse, error) {
 	exists, err := s.share(ctx, name{r.Snapshotter, r.Parent}, r.Labels)
 	if exists {
 		err = errs.New(errs.Exists, "layer %s is known", r.Labels[labelRef])
@@ -30,7 +30,7 @@ func (s *Snapshots) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) 
 }
 
 // View makes a snapshot for reading.
-func (s *Snapshots) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.ViewSnapshotResponse, error) {
+func (s *Service) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.ViewSnapshotResponse, error) {
 	mounts, err := s.create(ctx, &record{
 		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
 	})
@@ -38,7 +38,7 @@ func (s *Snapshots) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.
 }
 
 // create makes the snapshot that rec describes.
-func (s *Snapshots) create(ctx context.Context, rec *record) ([]*types.Mount, error) {
+func (s *Service) create(ctx context.Context, rec *record) ([]*types.Mount, error) {
 	if err := check(rec); err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (s *Snapshots) create(ctx context.Context, rec *record) ([]*types.Mount, er
 
 // claim takes the name of rec and pins its parent, whose key in the store it
 // returns.
-func (s *Snapshots) claim(rec *record) (parent snapshot.Key, err error) {
+func (s *Service) claim(rec *record) (parent snapshot.Key, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if rec.Parent != "" {
@@ -93,7 +93,7 @@ func (s *Snapshots) claim(rec *record) (parent snapshot.Key, err error) {
 }
 
 // committed finds a snapshot that others can stand on. mu is held.
-func (s *Snapshots) committed(parent name) (*record, error) {
+func (s *Service) committed(parent name) (*record, error) {
 	below, err := s.find(parent)
 	if err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
@@ -105,7 +105,7 @@ func (s *Snapshots) committed(parent name) (*record, error) {
 }
 
 // show makes a claimed name durable, and then lets everybody see it.
-func (s *Snapshots) show(ctx context.Context, claimed *record) error {
+func (s *Service) show(ctx context.Context, claimed *record) error {
 	rec := *claimed
 	rec.making = false
 	rec.Created = time.Now().UTC()
@@ -123,7 +123,7 @@ func (s *Snapshots) show(ctx context.Context, claimed *record) error {
 }
 
 // abandon gives up what claim took.
-func (s *Snapshots) abandon(rec *record) {
+func (s *Service) abandon(rec *record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unlink(rec)
@@ -132,7 +132,7 @@ func (s *Snapshots) abandon(rec *record) {
 
 // discard removes a snapshot of the store that no name stands for any more.
 // One that cannot go now goes with the next Cleanup.
-func (s *Snapshots) discard(ctx context.Context, key snapshot.Key) {
+func (s *Service) discard(ctx context.Context, key snapshot.Key) {
 	err := s.drop(context.WithoutCancel(ctx), key)
 	if err != nil && errs.KindOf(err) != errs.NotFound {
 		s.log.WarnContext(ctx, "snapshot waits to be removed", "key", key, "error", err)
@@ -140,7 +140,7 @@ func (s *Snapshots) discard(ctx context.Context, key snapshot.Key) {
 }
 
 // drop removes a snapshot of the store, and its tree if it is mounted.
-func (s *Snapshots) drop(ctx context.Context, key snapshot.Key) error {
+func (s *Service) drop(ctx context.Context, key snapshot.Key) error {
 	if err := s.store.Remove(ctx, key); err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (s *Snapshots) drop(ctx context.Context, key snapshot.Key) error {
 
 // share says whether the layer that labels speak of is there already, on this
 // parent. If another snapshotter unpacked it, it gets a name in this one.
-func (s *Snapshots) share(ctx context.Context, parent name, labels map[string]string) (exists bool, err error) {
+func (s *Service) share(ctx context.Context, parent name, labels map[string]string) (exists bool, err error) {
 	ref := labels[labelRef]
 	if !chainID.MatchString(ref) {
 		return false, nil
@@ -172,7 +172,7 @@ func (s *Snapshots) share(ctx context.Context, parent name, labels map[string]st
 
 // alias claims a further name for the layer ref, where it needs one. mu is
 // held.
-func (s *Snapshots) alias(parent name, ref string) (claimed *record, exists bool) {
+func (s *Service) alias(parent name, ref string) (claimed *record, exists bool) {
 	l, ok := s.layerOn(parent, ref)
 	if !ok {
 		return nil, false

@@ -1,4 +1,4 @@
-package containerd_test
+package snapshots_test
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"berth/base/kv"
-	"berth/face/containerd"
+	face "berth/face/containerd/snapshots"
 	"berth/node/snapshot"
 	"berth/node/snapshot/fakesnapshot"
 )
@@ -57,7 +57,7 @@ func (r *trees) Remove(_ context.Context, key snapshot.Key) error {
 // bench is a service on a fake store that can be restarted.
 type bench struct {
 	store mountable
-	trees containerd.Trees
+	trees face.Trees
 	path  string
 }
 
@@ -72,7 +72,7 @@ func (b *bench) start(t *testing.T, names ...string) (clients []snapshots.Snapsh
 	t.Helper()
 	db, err := kv.Open(b.path)
 	must(t, err)
-	service, err := containerd.Open(t.Context(), containerd.Config{Store: b.store, Trees: b.trees, DB: db, Log: slog.New(slog.DiscardHandler)})
+	service, err := face.Open(t.Context(), face.Config{Store: b.store, Trees: b.trees, DB: db, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	server := grpc.NewServer()
 	api.RegisterSnapshotsServer(server, service)

@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 )
 
 // Remove forgets a name, and its snapshot if it was the last one.
-func (s *Snapshots) Remove(ctx context.Context, r *api.RemoveSnapshotRequest) (*emptypb.Empty, error) {
+func (s *Service) Remove(ctx context.Context, r *api.RemoveSnapshotRequest) (*emptypb.Empty, error) {
 	rec, last, err := s.release(name{r.Snapshotter, r.Key})
 	if err != nil {
 		return nil, failed("remove snapshot", err)
@@ -24,7 +24,7 @@ func (s *Snapshots) Remove(ctx context.Context, r *api.RemoveSnapshotRequest) (*
 }
 
 // release takes a name away from its snapshot.
-func (s *Snapshots) release(n name) (rec *record, last bool, err error) {
+func (s *Service) release(n name) (rec *record, last bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rec, err = s.find(n)
@@ -43,13 +43,13 @@ func (s *Snapshots) release(n name) (rec *record, last bool, err error) {
 
 // Cleanup removes what could not be removed before. The store frees disk by
 // itself, in the background.
-func (s *Snapshots) Cleanup(ctx context.Context, _ *api.CleanupRequest) (*emptypb.Empty, error) {
+func (s *Service) Cleanup(ctx context.Context, _ *api.CleanupRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, failed("clean up snapshots", s.sweep(ctx))
 }
 
 // sweep removes the snapshots made here that no name stands for, children
 // before their parents.
-func (s *Snapshots) sweep(ctx context.Context) error {
+func (s *Service) sweep(ctx context.Context) error {
 	for {
 		var left []snapshot.Key
 		err := s.store.Walk(ctx, func(info snapshot.Info) error {
@@ -77,7 +77,7 @@ func (s *Snapshots) sweep(ctx context.Context) error {
 	}
 }
 
-func (s *Snapshots) held(key snapshot.Key) bool {
+func (s *Service) held(key snapshot.Key) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return len(s.holders[key]) > 0

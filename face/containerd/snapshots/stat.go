@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"cmp"
@@ -16,7 +16,7 @@ import (
 )
 
 // Stat describes a snapshot.
-func (s *Snapshots) Stat(_ context.Context, r *api.StatSnapshotRequest) (*api.StatSnapshotResponse, error) {
+func (s *Service) Stat(_ context.Context, r *api.StatSnapshotRequest) (*api.StatSnapshotResponse, error) {
 	rec, err := s.look(name{r.Snapshotter, r.Key})
 	if err != nil {
 		return nil, failed("stat snapshot", err)
@@ -25,7 +25,7 @@ func (s *Snapshots) Stat(_ context.Context, r *api.StatSnapshotRequest) (*api.St
 }
 
 // Update changes labels: those that the mask names, or all.
-func (s *Snapshots) Update(ctx context.Context, r *api.UpdateSnapshotRequest) (*api.UpdateSnapshotResponse, error) {
+func (s *Service) Update(ctx context.Context, r *api.UpdateSnapshotRequest) (*api.UpdateSnapshotResponse, error) {
 	rec, err := s.update(name{r.Snapshotter, r.GetInfo().GetName()}, r.GetInfo().GetLabels(), r.GetUpdateMask().GetPaths())
 	if err == nil {
 		err = s.durable(ctx)
@@ -36,7 +36,7 @@ func (s *Snapshots) Update(ctx context.Context, r *api.UpdateSnapshotRequest) (*
 	return &api.UpdateSnapshotResponse{Info: infoOf(rec)}, nil
 }
 
-func (s *Snapshots) update(n name, labels map[string]string, paths []string) (*record, error) {
+func (s *Service) update(n name, labels map[string]string, paths []string) (*record, error) {
 	all := len(paths) == 0
 	var only []string
 	for _, path := range paths {
@@ -82,7 +82,7 @@ func merge(old, labels map[string]string, all bool, only []string) map[string]st
 }
 
 // Usage says what a snapshot takes by itself.
-func (s *Snapshots) Usage(ctx context.Context, r *api.UsageRequest) (*api.UsageResponse, error) {
+func (s *Service) Usage(ctx context.Context, r *api.UsageRequest) (*api.UsageResponse, error) {
 	rec, err := s.look(name{r.Snapshotter, r.Key})
 	if err != nil {
 		return nil, failed("usage of snapshot", err)
@@ -96,7 +96,7 @@ const listed = 100
 
 // List sends the snapshots that pass one of the filters, in the order of
 // names.
-func (s *Snapshots) List(r *api.ListSnapshotsRequest, stream api.Snapshots_ListServer) error {
+func (s *Service) List(r *api.ListSnapshotsRequest, stream api.Snapshots_ListServer) error {
 	filter, err := filters.ParseAll(r.Filters...)
 	if err != nil {
 		return failed("list snapshots", errs.New(errs.Invalid, "%w", err))
@@ -115,7 +115,7 @@ func (s *Snapshots) List(r *api.ListSnapshotsRequest, stream api.Snapshots_ListS
 	return nil
 }
 
-func (s *Snapshots) in(space string) []*record {
+func (s *Service) in(space string) []*record {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var recs []*record

@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"regexp"
@@ -51,14 +51,14 @@ func (r *record) unpacking() bool { return unpackName.MatchString(r.Name) }
 func (r *record) shifted() bool { return r.Labels[labelUIDMap]+r.Labels[labelGIDMap] != "" }
 
 // layerOf says which layer a committed snapshot is. mu is held.
-func (s *Snapshots) layerOf(rec *record) (layer, bool) {
+func (s *Service) layerOf(rec *record) (layer, bool) {
 	if rec.Chain == "" {
 		return layer{}, false
 	}
 	return s.layerOn(rec.parent(), rec.Chain)
 }
 
-func (s *Snapshots) layerOn(parent name, chain string) (layer, bool) {
+func (s *Service) layerOn(parent name, chain string) (layer, bool) {
 	if parent.name == "" {
 		return layer{chain: chain}, true
 	}
@@ -70,7 +70,7 @@ func (s *Snapshots) layerOn(parent name, chain string) (layer, bool) {
 }
 
 // index remembers a committed snapshot as the layer it is. mu is held.
-func (s *Snapshots) index(rec *record) {
+func (s *Service) index(rec *record) {
 	if l, ok := s.layerOf(rec); ok && s.layers[l] == "" {
 		s.layers[l] = rec.Store
 	}

@@ -1,4 +1,4 @@
-package containerd
+package snapshots
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 
 // Commit makes an active snapshot the layer r.Name. Its labels are the
 // request's alone. One that was prepared on nothing may be put on a parent now.
-func (s *Snapshots) Commit(ctx context.Context, r *api.CommitSnapshotRequest) (*emptypb.Empty, error) {
+func (s *Service) Commit(ctx context.Context, r *api.CommitSnapshotRequest) (*emptypb.Empty, error) {
 	err := s.commit(ctx, name{r.Snapshotter, r.Key}, &record{
 		Space: r.Snapshotter, Name: r.Name, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindCommitted,
 	})
@@ -26,7 +26,7 @@ func (s *Snapshots) Commit(ctx context.Context, r *api.CommitSnapshotRequest) (*
 	return &emptypb.Empty{}, failed("commit snapshot", err)
 }
 
-func (s *Snapshots) commit(ctx context.Context, active name, rec *record) error {
+func (s *Service) commit(ctx context.Context, active name, rec *record) error {
 	if err := check(rec); err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (s *Snapshots) commit(ctx context.Context, active name, rec *record) error 
 
 // carryOut makes the commit durable first and then does it: after a crash in
 // between, the record says what is still to be done.
-func (s *Snapshots) carryOut(ctx context.Context, c *commitment) error {
+func (s *Service) carryOut(ctx context.Context, c *commitment) error {
 	c.to.Created = time.Now().UTC()
 	c.to.Updated = c.to.Created
 	if !c.known && !c.moved {
@@ -89,7 +89,7 @@ type commitment struct {
 
 // claimCommit takes the name of rec, and holds the active snapshot so that
 // nobody else commits or removes it.
-func (s *Snapshots) claimCommit(active name, rec *record) (*commitment, error) {
+func (s *Service) claimCommit(active name, rec *record) (*commitment, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	from, err := s.find(active)
@@ -131,7 +131,7 @@ func (s *Snapshots) claimCommit(active name, rec *record) (*commitment, error) {
 }
 
 // finish shows the layer under its name instead of the active snapshot.
-func (s *Snapshots) finish(c *commitment) {
+func (s *Service) finish(c *commitment) {
 	layer := *c.to
 	layer.making = false
 	s.mu.Lock()
@@ -141,7 +141,7 @@ func (s *Snapshots) finish(c *commitment) {
 }
 
 // giveUp leaves things as they were before claimCommit.
-func (s *Snapshots) giveUp(c *commitment) {
+func (s *Service) giveUp(c *commitment) {
 	active := *c.from
 	active.committing = false
 	s.mu.Lock()
@@ -154,7 +154,7 @@ func (s *Snapshots) giveUp(c *commitment) {
 
 // rebase makes a layer out of what an active snapshot on nothing holds, on a
 // parent. What would delete something below it keeps doing so.
-func (s *Snapshots) rebase(ctx context.Context, c *commitment) error {
+func (s *Service) rebase(ctx context.Context, c *commitment) error {
 	r, w := io.Pipe()
 	var reading sync.WaitGroup
 	reading.Go(func() { w.CloseWithError(s.store.Diff(ctx, c.from.Store, w)) })
