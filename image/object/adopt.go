@@ -2,7 +2,6 @@ package object
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -60,7 +59,7 @@ func (s *Store) isRotten(d tree.Digest, file *unix.Stat_t) bool {
 		return false
 	}
 	err := s.check(s.shard(d).dir, d)
-	return isDamage(err) || isAny(err, unix.ENOENT)
+	return isDamage(err) || errs.IsAny(err, unix.ENOENT)
 }
 
 func same(a, b *unix.Stat_t) bool { return a.Size == b.Size && a.Mtim == b.Mtim }
@@ -69,15 +68,15 @@ func same(a, b *unix.Stat_t) bool { return a.Size == b.Size && a.Mtim == b.Mtim 
 func (s *Store) link(f *os.File, dir int, name string) error {
 	if !s.noClone.Load() {
 		err := s.copy(f, dir, name, func(to, from int) error { return unix.IoctlFileClone(to, from) })
-		if !isAny(err, unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.EXDEV, unix.ENOSYS) {
+		if !errs.IsAny(err, unix.EOPNOTSUPP, unix.ENOTTY, unix.EINVAL, unix.EXDEV, unix.ENOSYS) {
 			return err
 		}
-		if !isAny(err, unix.EXDEV) {
+		if !errs.IsAny(err, unix.EXDEV) {
 			s.noClone.Store(true)
 		}
 	}
 	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), dir, name, unix.AT_SYMLINK_FOLLOW)
-	if !isAny(err, unix.EXDEV, unix.EMLINK, unix.EPERM) {
+	if !errs.IsAny(err, unix.EXDEV, unix.EMLINK, unix.EPERM) {
 		return err
 	}
 	return s.copy(f, dir, name, s.copyBytes)
@@ -141,7 +140,7 @@ func (s *Store) Own(d tree.Digest) error {
 func dropXattrs(fd int) error {
 	buf := make([]byte, 64<<10)
 	n, err := unix.Flistxattr(fd, buf)
-	if isAny(err, unix.ENOTSUP) {
+	if errs.IsAny(err, unix.ENOTSUP) {
 		return nil
 	}
 	if err != nil {
@@ -149,19 +148,10 @@ func dropXattrs(fd int) error {
 	}
 	for len(buf[:n]) > 0 {
 		name := unix.ByteSliceToString(buf[:n])
-		if err := unix.Fremovexattr(fd, name); err != nil && !isAny(err, unix.ENODATA, unix.ENOTSUP) {
+		if err := unix.Fremovexattr(fd, name); err != nil && !errs.IsAny(err, unix.ENODATA, unix.ENOTSUP) {
 			return fmt.Errorf("remove xattr %s: %w", name, err)
 		}
 		buf, n = buf[len(name)+1:], n-len(name)-1
 	}
 	return nil
-}
-
-func isAny(err error, kinds ...unix.Errno) bool {
-	for _, kind := range kinds {
-		if errors.Is(err, kind) {
-			return true
-		}
-	}
-	return false
 }

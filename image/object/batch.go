@@ -32,7 +32,7 @@ func (s *Store) Begin(ctx context.Context) (*Batch, error) {
 		return nil, context.Cause(ctx)
 	}
 	if err := s.epoch.enter(); err != nil {
-		return nil, fmt.Errorf("begin to store objects: %w", full(err))
+		return nil, fmt.Errorf("begin to store objects: %w", errs.Full(err))
 	}
 	return &Batch{store: s}, nil
 }
@@ -147,7 +147,7 @@ func (b *Batch) add(d tree.Digest, write func(dir int, name string) error) error
 	sh.release(k)
 	sh.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("store object %x: %w", d, full(err))
+		return fmt.Errorf("store object %x: %w", d, errs.Full(err))
 	}
 	return nil
 }

@@ -165,7 +165,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	e.mu.Unlock()
 	if err := unix.Syncfs(s.fd); err != nil {
 		e.soil() // what could not be written the kernel has forgotten: a later sync says nothing of it
-		return fmt.Errorf("sync objects: %w", full(err))
+		return fmt.Errorf("sync objects: %w", errs.Full(err))
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -180,7 +180,7 @@ func (s *Store) Sync(ctx context.Context) error {
 		e.since = time.Time{}
 	case start.Sub(e.since) > stale, start.Before(e.since):
 		if err := e.write(start); err != nil {
-			return fmt.Errorf("begin epoch of objects: %w", full(err))
+			return fmt.Errorf("begin epoch of objects: %w", errs.Full(err))
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/tree"
 )
 
@@ -48,7 +49,7 @@ func (s *Store) Seal(ctx context.Context, d tree.Digest) (bool, error) {
 	}
 	sealed, err := SealFile(f)
 	if err != nil {
-		return false, fmt.Errorf("seal object %x: %w", d, full(err))
+		return false, fmt.Errorf("seal object %x: %w", d, errs.Full(err))
 	}
 	if !sealed {
 		s.noVerity.Store(true)

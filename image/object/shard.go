@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/tree"
 )
 
@@ -73,7 +74,7 @@ func (sh *shard) make(s *Store) error {
 		return err
 	}
 	if err := unix.Mkdirat(s.fd, sh.folder, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make objects/%s: %w", sh.folder, full(err))
+		return fmt.Errorf("make objects/%s: %w", sh.folder, errs.Full(err))
 	}
 	return sh.open(s)
 }

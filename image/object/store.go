@@ -83,7 +83,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	for _, dir := range []string{s.dir, filepath.Join(cfg.Dir, "pending")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open object store: %w", full(err))
+			return nil, fmt.Errorf("open object store: %w", errs.Full(err))
 		}
 	}
 	fd, err := unix.Open(s.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -93,7 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.fd = fd
 	if err := s.begin(ctx, filepath.Join(cfg.Dir, "pending", "epoch")); err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("open object store: %w", full(err))
+		return nil, fmt.Errorf("open object store: %w", errs.Full(err))
 	}
 	return s, nil
 }
@@ -212,12 +212,3 @@ func (s *Store) walk(ctx context.Context, fn func(d tree.Digest, st *unix.Stat_t
 }
 
 func (s *Store) shard(d tree.Digest) *shard { return &s.shards[d[0]] }
-
-// full gives errors for lack of room their kind.
-func full(err error) error {
-	var errno unix.Errno
-	if errors.As(err, &errno) && (errno == unix.ENOSPC || errno == unix.EDQUOT) {
-		return errs.New(errs.Exhausted, "%w", err)
-	}
-	return err
-}

@@ -30,7 +30,7 @@ func (s *Store) check(dir int, d tree.Digest) error {
 // isDamage says whether check failed for the body's sake: something else, as
 // too many open files, says nothing of it.
 func isDamage(err error) bool {
-	return errors.Is(err, errs.Invalid) || isAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN)
+	return errors.Is(err, errs.Invalid) || errs.IsAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN)
 }
 
 // digest hashes a file from its beginning.
@@ -119,7 +119,7 @@ func (s *Store) Replace(d tree.Digest, body io.Reader) error {
 		return errs.New(errs.Invalid, "body for object %x is %x", d, got)
 	}
 	if err := s.replace(d, fd, temporary, w.size); err != nil {
-		return fmt.Errorf("replace object %x: %w", d, full(err))
+		return fmt.Errorf("replace object %x: %w", d, errs.Full(err))
 	}
 	return nil
 }

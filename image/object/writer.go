@@ -93,7 +93,7 @@ func (b *Batch) Create() (*Writer, error) {
 func (s *Store) create() (fd int, name string, err error) {
 	name = "tmp-" + strconv.FormatUint(s.temporary.Add(1), 36)
 	fd, err = unix.Openat(s.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	return fd, name, full(err)
+	return fd, name, errs.Full(err)
 }
 
 // Write implements io.Writer. Pieces of many kilobytes are best.
@@ -109,7 +109,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	}
 	if w.fd >= 0 {
 		if w.hole, w.err = writeSparse(w.fd, p, w.size); w.err != nil {
-			w.err = full(w.err)
+			w.err = errs.Full(w.err)
 			return 0, w.err
 		}
 	}
@@ -145,7 +145,7 @@ func (w *Writer) spill() error {
 	}
 	w.fd, w.name = fd, name
 	w.hole, err = w.unload(fd)
-	return full(err)
+	return errs.Full(err)
 }
 
 // unload writes what is held to fd.
@@ -193,7 +193,7 @@ func (w *Writer) Commit() (d tree.Digest, err error) {
 	}
 	if w.hole {
 		if err := unix.Ftruncate(w.fd, w.size); err != nil {
-			return d, full(err)
+			return d, errs.Full(err)
 		}
 	}
 	return d, w.batch.add(d, func(dir int, name string) error { return w.batch.store.place(w.name, dir, name) })
@@ -216,7 +216,7 @@ func (w *Writer) Replace(want func(tree.Digest) bool) (bool, error) {
 		}
 	}
 	if err := w.batch.store.replace(d, w.fd, w.name, w.size); err != nil {
-		return false, fmt.Errorf("replace object %x: %w", d, full(err))
+		return false, fmt.Errorf("replace object %x: %w", d, errs.Full(err))
 	}
 	return true, nil
 }

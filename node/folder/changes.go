@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/spec"
 )
 
@@ -98,7 +99,7 @@ func showing(dirs []string, name string) (exists bool, folders []string, err err
 		path := dir + "/" + name
 		var st unix.Stat_t
 		err := unix.Lstat(path, &st)
-		if isAny(err, unix.ENOENT) {
+		if errs.IsAny(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"berth/base/errs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -241,7 +243,7 @@ func (c *cloner) put(e *Entry) error {
 func (c *cloner) putIn(dirfd int, e *Entry) error {
 	if c.how == Link && !e.isEscaped() {
 		// EMLINK: it has as many names as it can; EXDEV: it is in another subvolume.
-		if err := unix.Linkat(e.Dirfd, e.Name, dirfd, e.Name, 0); !isAny(err, unix.EMLINK, unix.EXDEV) {
+		if err := unix.Linkat(e.Dirfd, e.Name, dirfd, e.Name, 0); !errs.IsAny(err, unix.EMLINK, unix.EXDEV) {
 			return err
 		}
 	}
@@ -311,7 +313,7 @@ func (c *cloner) copyData(from, to *os.File, size int64) error {
 			return err
 		}
 		data, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
-		if isAny(err, unix.ENXIO) {
+		if errs.IsAny(err, unix.ENXIO) {
 			break // the rest is a hole
 		}
 		if err != nil {
@@ -351,7 +353,7 @@ func (l *looks) set(dirfd int, name string) error {
 	}
 	for _, x := range l.xattrs {
 		err := unix.Lsetxattr(procPath(dirfd, name), x.Name, x.Value, 0)
-		if err != nil && !isAny(err, unix.ENOTSUP) {
+		if err != nil && !errs.IsAny(err, unix.ENOTSUP) {
 			return fmt.Errorf("set xattr %s: %w", x.Name, err)
 		}
 	}

@@ -323,7 +323,7 @@ func eachChange(ctx context.Context, own int, changes []spec.Change, fn func(spe
 			if err == nil {
 				e, err = lookAt(dirfd, path.Dir(name), path.Base(name), true)
 			}
-			if err != nil && !isAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
+			if err != nil && !errs.IsAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
 				return err
 			}
 			if e == nil {

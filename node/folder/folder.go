@@ -121,7 +121,7 @@ func walk(ctx context.Context, dirfd int, dir string, depth int, whole bool, fn 
 func lookAt(dirfd int, dir, name string, whole bool) (*Entry, error) {
 	e := &Entry{Dirfd: dirfd, Name: name, Path: join(dir, name), whole: whole}
 	err := unix.Fstatat(dirfd, name, &e.Stat, unix.AT_SYMLINK_NOFOLLOW)
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil, nil
 	}
 	if err != nil {
@@ -134,7 +134,7 @@ func lookAt(dirfd int, dir, name string, whole bool) (*Entry, error) {
 // become something else meanwhile.
 func (e *Entry) Descend(fn func(fd int) error) error {
 	fd, err := unix.Openat(e.Dirfd, e.Name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if isAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
+	if errs.IsAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
 		return nil
 	}
 	if err != nil {
@@ -191,9 +191,4 @@ func join(dir, base string) string {
 
 func isWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
-}
-
-func isAny(err error, kinds ...unix.Errno) bool {
-	var errno unix.Errno
-	return errors.As(err, &errno) && slices.Contains(kinds, errno)
 }

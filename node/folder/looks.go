@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"berth/base/errs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +22,7 @@ func Find(dirs []string, name string) (path string, found bool, err error) {
 			dir += "/" + part
 			var st unix.Stat_t
 			err := unix.Lstat(dir, &st)
-			if isAny(err, unix.ENOENT) {
+			if errs.IsAny(err, unix.ENOENT) {
 				missing = true
 				break
 			}
@@ -94,7 +96,7 @@ func dropAt(path string) error {
 // dropWhiteouts deletes the whiteouts in the folder name.
 func dropWhiteouts(root int, name string) error {
 	fd, err := openBeneath(root, name)
-	if isAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
+	if errs.IsAny(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP) {
 		return nil // replaced by a later entry
 	}
 	if err != nil {
@@ -142,7 +144,7 @@ func CopyLooks(from, to string) error {
 		if err == nil {
 			err = unix.Lsetxattr(to, name, value, 0)
 		}
-		if err != nil && !isAny(err, unix.ENOTSUP, unix.ENODATA) {
+		if err != nil && !errs.IsAny(err, unix.ENOTSUP, unix.ENODATA) {
 			return fmt.Errorf("xattr %s of %s: %w", name, to, err)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"berth/base/errs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -47,10 +49,10 @@ func (d *deletion) remove(ctx context.Context, dirfd int, name string, depth int
 		return err
 	}
 	err := unix.Unlinkat(dirfd, name, 0)
-	if err == nil || isAny(err, unix.ENOENT) {
+	if err == nil || errs.IsAny(err, unix.ENOENT) {
 		return nil
 	}
-	if !isAny(err, unix.EISDIR, unix.EPERM) {
+	if !errs.IsAny(err, unix.EISDIR, unix.EPERM) {
 		return err
 	}
 	if depth == maxDescent {
@@ -81,7 +83,7 @@ func (d *deletion) putAside(dirfd int, name string) error {
 		d.moved++
 		aside := asidePrefix + d.id + "-" + strconv.Itoa(d.moved)
 		err := unix.Renameat2(dirfd, name, d.top, aside, unix.RENAME_NOREPLACE)
-		if isAny(err, unix.EEXIST) {
+		if errs.IsAny(err, unix.EEXIST) {
 			continue // the tree has that name itself
 		}
 		if err == nil {

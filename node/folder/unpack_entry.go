@@ -147,7 +147,7 @@ func (u *unpacker) hardLink(dir *folder, base string, h *tar.Header) error {
 		return unix.Linkat(from.fd, path.Base(target), dir.fd, base, 0)
 	})
 	switch {
-	case isAny(err, unix.ENOENT, unix.EBADF): // EBADF: it was in a folder just replaced
+	case errs.IsAny(err, unix.ENOENT, unix.EBADF): // EBADF: it was in a folder just replaced
 		return missing
 	case err != nil:
 		return fmt.Errorf("make hard link: %w", err)

@@ -28,11 +28,11 @@ func (u *unpacker) setXattrs(dirfd int, base string, h *tar.Header) error {
 func (u *unpacker) setXattr(dirfd int, base, name, value string) error {
 	err := unix.Lsetxattr(procPath(dirfd, base), name, []byte(value), 0)
 	switch {
-	case err == nil || isAny(err, unix.ENOTSUP):
+	case err == nil || errs.IsAny(err, unix.ENOTSUP):
 		return nil
-	case isAny(err, unix.EPERM) && !strings.HasPrefix(name, "security."):
+	case errs.IsAny(err, unix.EPERM) && !strings.HasPrefix(name, "security."):
 		return nil // user xattrs of links and devices, which Linux does not keep
-	case isAny(err, unix.EINVAL, unix.ERANGE, unix.E2BIG):
+	case errs.IsAny(err, unix.EINVAL, unix.ERANGE, unix.E2BIG):
 		return errs.New(errs.Invalid, "xattr %s: %w", brief(name), err)
 	}
 	return fmt.Errorf("set xattr %s: %w", brief(name), err)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"berth/base/errs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -58,7 +60,7 @@ func listXattrs(path string) ([]string, error) {
 		switch {
 		case err == unix.ERANGE && size < 1<<20:
 			continue
-		case isAny(err, unix.ENOTSUP):
+		case errs.IsAny(err, unix.ENOTSUP):
 			return nil, nil
 		case err != nil:
 			return nil, fmt.Errorf("list xattrs of %s: %w", path, err)
@@ -104,7 +106,7 @@ func (e *Entry) Xattrs() ([]Xattr, error) {
 			continue
 		}
 		value, err := getXattr(path, disk)
-		if isAny(err, unix.ENODATA) {
+		if errs.IsAny(err, unix.ENODATA) {
 			continue
 		}
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"berth/base/errs"
 	"berth/image/tree"
+	"berth/node/snapshot"
 )
 
 // bodies is what the process knows of bodies: which are missing, and who waits
@@ -82,7 +83,7 @@ func (b *bodies) open(ctx context.Context, d tree.Digest) (*os.File, error) {
 		if err == nil || !errors.Is(err, errs.NotFound) {
 			return file, err
 		}
-		if err := sleep(ctx, pause); err != nil { // node said that it is here, and it is not
+		if !snapshot.Rest(ctx, pause) { // node said that it is here, and it is not
 			return nil, b.late(ctx, d)
 		}
 		if gone, err := b.wait(ctx, d); err != nil {
@@ -210,19 +211,5 @@ func isClosed(c chan struct{}) bool {
 		return true
 	default:
 		return false
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"berth/base/errs"
 	"berth/image/toc"
 	"berth/image/tree"
+	"berth/node/snapshot"
 )
 
 // How the background asks: for small bodies first, since most of what a
@@ -134,7 +135,7 @@ func (s *Set) tryBring(ctx context.Context, d tree.Digest, here <-chan struct{})
 		if final, err = s.ask(ctx, holders, d); err == nil || final {
 			return err
 		}
-		if sleep(ctx, pause) != nil {
+		if !snapshot.Rest(ctx, pause) {
 			return err
 		}
 	}
@@ -293,7 +294,7 @@ func (s *Set) fill(name string, layers []*layer, first []tree.Digest) {
 			pause = time.Second
 		}
 		s.Log.WarnContext(s.life, "files of an image are still missing", "image", name, "files", s.leftOf(layers), "err", err)
-		if sleep(s.life, pause) != nil {
+		if !snapshot.Rest(s.life, pause) {
 			return
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	"berth/base/errs"
 	"berth/image/tree"
+	"berth/node/snapshot"
 )
 
 // forever is how long the kernel may believe what it was told: a digest says
@@ -142,7 +143,7 @@ func untilKilled(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 	stop := context.AfterFunc(ctx, func() { // the kernel tells of the first signal only
 		for !killed(caller.Pid) {
-			if sleep(waiting, 100*time.Millisecond) != nil {
+			if !snapshot.Rest(waiting, 100*time.Millisecond) {
 				return
 			}
 		}

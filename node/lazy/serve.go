@@ -18,6 +18,7 @@ import (
 
 	"berth/base/errs"
 	"berth/image/tree"
+	"berth/node/snapshot"
 )
 
 // readyEnv names the descriptor that the process closes once it listens.
@@ -169,7 +170,7 @@ const orphaned = time.Hour
 
 // watchNode retires a process that no node comes back to.
 func (s *server) watchNode() {
-	for sleep(s.ended, time.Minute) == nil {
+	for snapshot.Rest(s.ended, time.Minute) {
 		s.mu.Lock()
 		over := s.node == nil && time.Since(s.alone) > orphaned
 		s.mu.Unlock()

@@ -35,7 +35,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -96,7 +95,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		sweeper: snapshot.NewQueue[string](), making: map[string]*making{},
 	}
 	if err := s.open(ctx, c); err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", full(err))
+		return nil, fmt.Errorf("open snapshots: %w", errs.Full(err))
 	}
 	return s, nil
 }
@@ -223,17 +222,4 @@ func (s *Store) SetLabels(ctx context.Context, key snapshot.Key, labels map[stri
 // Walk calls fn for each snapshot in the order of keys.
 func (s *Store) Walk(ctx context.Context, fn func(snapshot.Info) error) error {
 	return s.records.Walk(ctx, fn)
-}
-
-// full gives an error of a full disk its kind.
-func full(err error) error {
-	if isAny(err, unix.ENOSPC, unix.EDQUOT) {
-		return errs.New(errs.Exhausted, "%w", err)
-	}
-	return err
-}
-
-func isAny(err error, kinds ...unix.Errno) bool {
-	var errno unix.Errno
-	return errors.As(err, &errno) && slices.Contains(kinds, errno)
 }

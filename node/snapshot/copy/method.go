@@ -41,7 +41,7 @@ func Probe(ctx context.Context, dir string, method Method) error {
 	defer unix.Close(fd)
 	err = probe(scratch, fd, method)
 	ctx = context.WithoutCancel(ctx)
-	return errors.Join(full(err), removeTree(ctx, fd, "from"), removeTree(ctx, fd, "to"), removeTree(ctx, fd, "mount"), os.RemoveAll(scratch))
+	return errors.Join(errs.Full(err), removeTree(ctx, fd, "from"), removeTree(ctx, fd, "to"), removeTree(ctx, fd, "mount"), os.RemoveAll(scratch))
 }
 
 func probe(scratch string, fd int, method Method) error {

@@ -38,7 +38,7 @@ func (s *Store) Mount(ctx context.Context, key snapshot.Key, target string) erro
 		err = s.mount(rec, tree, target)
 	}
 	if err != nil {
-		return fmt.Errorf("mount snapshot %s: %w", key, full(err))
+		return fmt.Errorf("mount snapshot %s: %w", key, errs.Full(err))
 	}
 	return nil
 }
@@ -76,7 +76,7 @@ func (s *Store) Unmount(ctx context.Context, target string) error {
 
 func unmount(target string) error {
 	err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err != nil && !isAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
+	if err != nil && !errs.IsAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
 		return &os.PathError{Op: "unmount", Path: target, Err: err}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/node/snapshot"
 )
 
@@ -22,7 +23,7 @@ func (s *Store) Prepare(ctx context.Context, key, parent snapshot.Key, labels ma
 	if err != nil {
 		s.records.Release(rec)
 		s.sweeper.Add(rec.ID)
-		return snapshot.Active{}, fmt.Errorf("prepare snapshot %s: %w", key, full(err))
+		return snapshot.Active{}, fmt.Errorf("prepare snapshot %s: %w", key, errs.Full(err))
 	}
 	rec.Boot = s.boot
 	return snapshot.Active{Info: s.records.Settle(rec)}, nil
@@ -72,7 +73,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	defer s.syncing.Unlock()
 	return s.records.Sync(ctx, func() error {
 		if err := unix.Syncfs(s.dirfd); err != nil {
-			return fmt.Errorf("sync trees: %w", full(err))
+			return fmt.Errorf("sync trees: %w", errs.Full(err))
 		}
 		return nil
 	})

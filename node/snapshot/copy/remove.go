@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/node/folder"
 )
 
@@ -33,7 +34,7 @@ func (s *Store) delete(ctx context.Context, name string) error {
 
 func (s *Store) insideIfThere(name string, fn func(fd int) error) error {
 	err := s.inside(name, fn)
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil
 	}
 	return err

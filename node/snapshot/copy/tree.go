@@ -54,7 +54,7 @@ func (s *Store) whole(ctx context.Context, rec *snapshot.Record) (string, error)
 			return name, nil
 		}
 		if err := s.make(ctx, rec, name); err != nil {
-			return "", fmt.Errorf("make the tree of %s: %w", rec.Key, full(err))
+			return "", fmt.Errorf("make the tree of %s: %w", rec.Key, errs.Full(err))
 		}
 	}
 }

@@ -90,11 +90,11 @@ func (s *Store) Sync(ctx context.Context) error {
 	waiting := s.unsynced()
 	if len(waiting) > 0 {
 		if err := s.objects.Sync(ctx); err != nil {
-			return fmt.Errorf("sync layers: %w", full(err))
+			return fmt.Errorf("sync layers: %w", errs.Full(err))
 		}
 		for _, disk := range s.disks {
 			if err := unix.Syncfs(disk); err != nil {
-				return fmt.Errorf("sync layers: %w", full(err))
+				return fmt.Errorf("sync layers: %w", errs.Full(err))
 			}
 		}
 	}
@@ -135,12 +135,12 @@ func (s *Store) syncLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if err := sleep(ctx, s.quiet); err != nil {
+		if !snapshot.Rest(ctx, s.quiet) {
 			return
 		}
 		if err := s.Sync(ctx); err != nil && ctx.Err() == nil {
 			s.log.ErrorContext(ctx, "layers are not safe from a loss of power yet", "error", err)
-			if sleep(ctx, syncAgain) != nil {
+			if !snapshot.Rest(ctx, syncAgain) {
 				return
 			}
 			s.nudge(s.unsafe)

@@ -174,12 +174,12 @@ func (s *Store) tidyLoop(ctx context.Context) {
 			if wait <= 0 {
 				break
 			}
-			if sleep(ctx, wait) != nil {
+			if !snapshot.Rest(ctx, wait) {
 				return
 			}
 		}
 		done := s.tidyUp(ctx)
-		if sleep(ctx, s.quiet) != nil { // not at once for each container that ends
+		if !snapshot.Rest(ctx, s.quiet) { // not at once for each container that ends
 			return
 		}
 		if !done {

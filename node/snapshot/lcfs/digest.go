@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/object"
 	"berth/image/tree"
 )
@@ -49,7 +50,7 @@ func digestOf(ctx context.Context, path string, pace pacer) (sum tree.Digest, si
 func openDirect(path string) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NOATIME
 	fd, err := unix.Open(path, flags|unix.O_DIRECT, 0)
-	if isAny(err, unix.EINVAL) {
+	if errs.IsAny(err, unix.EINVAL) {
 		fd, err = unix.Open(path, flags, 0)
 	}
 	return fd, err
@@ -60,8 +61,8 @@ func readDirect(fd int, block []byte, offset, end int64) (n int, err error) {
 	for direct := true; n < len(block) && offset+int64(n) < end; {
 		got, err := unix.Pread(fd, block[n:], offset+int64(n))
 		switch {
-		case isAny(err, unix.EINTR):
-		case isAny(err, unix.EINVAL) && direct: // it is not as the file system wants it
+		case errs.IsAny(err, unix.EINTR):
+		case errs.IsAny(err, unix.EINVAL) && direct: // it is not as the file system wants it
 			direct = false
 			if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, 0); err != nil {
 				return n, err

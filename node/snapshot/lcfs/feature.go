@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/erofs"
 	"berth/image/object"
 	"berth/image/tree"
@@ -53,12 +54,12 @@ func Probe(ctx context.Context, dir string) (Features, error) {
 	}
 	scratch, err := os.MkdirTemp(dir, "probe-")
 	if err != nil {
-		return Features{}, fmt.Errorf("probe: %w", full(err))
+		return Features{}, fmt.Errorf("probe: %w", errs.Full(err))
 	}
 	p := &probe{dir: scratch}
 	defer p.clean()
 	if err := p.prepare(); err != nil {
-		return Features{}, fmt.Errorf("probe: %w", full(err))
+		return Features{}, fmt.Errorf("probe: %w", errs.Full(err))
 	}
 	p.run(ctx)
 	return p.found, ctx.Err()

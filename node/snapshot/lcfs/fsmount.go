@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 
+	"berth/base/errs"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -108,7 +110,7 @@ func attachLoop(path string) (*os.File, error) {
 			return device, nil
 		}
 		_ = device.Close()
-		if !isAny(err, unix.EBUSY) { // else somebody else was faster
+		if !errs.IsAny(err, unix.EBUSY) { // else somebody else was faster
 			return nil, os.NewSyscallError("configure loop device", err)
 		}
 	}
@@ -133,7 +135,7 @@ func configureLoop(device, file *os.File) error {
 	config := unix.LoopConfig{Fd: uint32(file.Fd()), Size: 4096}
 	config.Info.Flags = unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
 	err := unix.IoctlLoopConfigure(int(device.Fd()), &config)
-	if isAny(err, unix.EINVAL) { // no direct I/O on this file system
+	if errs.IsAny(err, unix.EINVAL) { // no direct I/O on this file system
 		config.Size = 0
 		config.Info.Flags &^= unix.LO_FLAGS_DIRECT_IO
 		err = unix.IoctlLoopConfigure(int(device.Fd()), &config)

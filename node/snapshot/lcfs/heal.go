@@ -33,7 +33,7 @@ import (
 func (s *Store) Heal(ctx context.Context, key snapshot.Key, tar io.Reader) error {
 	err := s.heal(ctx, key, tar)
 	if err != nil {
-		return fmt.Errorf("heal layer %s: %w", key, full(err))
+		return fmt.Errorf("heal layer %s: %w", key, errs.Full(err))
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func (s *Store) Ingest(ctx context.Context, stream io.Reader) (snapshot.Ingest, 
 	}
 	in, err := s.read(ctx, stream)
 	if err != nil {
-		return nil, fmt.Errorf("unpack layer: %w", full(err))
+		return nil, fmt.Errorf("unpack layer: %w", errs.Full(err))
 	}
 	return in, nil
 }
@@ -139,7 +139,7 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 	info, err := in.place(ctx, rec)
 	if err != nil {
 		s.release(rec)
-		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", full(err))
+		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", errs.Full(err))
 	}
 	in.done = true
 	s.ingests.Add(-1)

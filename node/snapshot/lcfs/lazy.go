@@ -53,7 +53,7 @@ func (s *Store) IngestKnown(ctx context.Context, delta *tree.Node, recipe io.Rea
 	}
 	batch, err := s.objects.Begin(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("take known layer: %w", full(err))
+		return nil, fmt.Errorf("take known layer: %w", errs.Full(err))
 	}
 	s.lacking.Store(true)
 	s.objects.Watched(true)
@@ -65,7 +65,7 @@ func (s *Store) IngestKnown(ctx context.Context, delta *tree.Node, recipe io.Rea
 	if recipe != nil {
 		if err := in.keepRecipe(recipe); err != nil {
 			in.drop()
-			return nil, fmt.Errorf("take known layer: %w", full(err))
+			return nil, fmt.Errorf("take known layer: %w", errs.Full(err))
 		}
 	}
 	in.usage.Size, in.usage.Inodes = tree.Usage(delta)
@@ -106,24 +106,24 @@ func (s *Store) Fill(ctx context.Context, d tree.Digest, size int64, body io.Rea
 	}
 	batch, err := s.objects.Begin(ctx)
 	if err != nil {
-		return full(err)
+		return errs.Full(err)
 	}
 	defer batch.End()
 	w, err := batch.Create()
 	if err != nil {
-		return full(err)
+		return errs.Full(err)
 	}
 	defer w.Abort()
 	hash := sha256.New()
 	n, err := io.Copy(io.MultiWriter(w, hash), io.LimitReader(body, size))
 	if err != nil {
-		return full(err)
+		return errs.Full(err)
 	}
 	if n < size || tree.Digest(hash.Sum(nil)) != d {
 		return errs.New(errs.Invalid, "%d of %d bytes are not those of body %x", n, size, d)
 	}
 	_, err = w.Commit()
-	return full(err)
+	return errs.Full(err)
 }
 
 // Whole takes the label from a layer of which nothing is missing any more.
@@ -146,7 +146,7 @@ func (s *Store) Whole(ctx context.Context, key snapshot.Key) error {
 		return errs.New(errs.Conflict, "layer %s lacks %d bodies", key, lacks)
 	}
 	if err := s.objects.Sync(ctx); err != nil {
-		return full(err)
+		return errs.Full(err)
 	}
 	if err := s.SetLabels(ctx, key, map[string]string{snapshot.Missing: ""}); err != nil {
 		return err

@@ -153,7 +153,7 @@ type Store struct {
 func Open(ctx context.Context, c Config) (_ *Store, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open snapshots: %w", full(err))
+			err = fmt.Errorf("open snapshots: %w", errs.Full(err))
 		}
 	}()
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -293,14 +293,6 @@ func (s *Store) nudge(loop chan struct{}) {
 
 // fs is the folder of the record's own files.
 func (s *Store) fs(id string) string { return s.layers + "/" + id + "/fs" }
-
-// full gives an error of a full disk its kind.
-func full(err error) error {
-	if isAny(err, unix.ENOSPC, unix.EDQUOT) && !errors.Is(err, errs.Exhausted) {
-		return errs.New(errs.Exhausted, "%w", err)
-	}
-	return err
-}
 
 // isAside says whether a folder in layers/ is part of a deletion.
 func isAside(name string) bool { return folder.IsAside(name) }

@@ -41,7 +41,7 @@ func (s *Store) Mount(ctx context.Context, key snapshot.Key, target string) erro
 		err = s.mount(ctx, key, target)
 	}
 	if err != nil {
-		return fmt.Errorf("mount snapshot %s: %w", key, full(err))
+		return fmt.Errorf("mount snapshot %s: %w", key, errs.Full(err))
 	}
 	return nil
 }
@@ -200,7 +200,7 @@ func (s *Store) Unmount(ctx context.Context, target string) error {
 			_ = unix.Close(held)
 		}
 	}
-	if err != nil && !isAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
+	if err != nil && !errs.IsAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
 		return &os.PathError{Op: "unmount", Path: target, Err: err}
 	}
 	s.unuse(byTarget(target))
@@ -212,7 +212,7 @@ func (s *Store) closeDescriptors(ctx context.Context) {
 	for {
 		n := s.closer.wait(ctx)
 		if n > 0 && n < 1024 {
-			_ = sleep(ctx, closeDelay)
+			snapshot.Rest(ctx, closeDelay)
 		}
 		s.closeNow()
 		if ctx.Err() != nil {
@@ -227,18 +227,6 @@ func (s *Store) closeNow() { closeAll(s.closer.takeAll()) }
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd)
-	}
-}
-
-// sleep waits, and returns ctx's error if that is done first.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 

@@ -23,7 +23,7 @@ func (s *Store) Prepare(ctx context.Context, key, parent snapshot.Key, labels ma
 	if err := s.makeUpper(rec); err != nil {
 		s.release(rec)
 		s.sweeper.add(leftover{id: rec.ID})
-		return snapshot.Active{}, fmt.Errorf("prepare snapshot %s: %w", key, full(err))
+		return snapshot.Active{}, fmt.Errorf("prepare snapshot %s: %w", key, errs.Full(err))
 	}
 	return snapshot.Active{Info: s.show(rec)}, nil
 }
@@ -167,12 +167,12 @@ func (s *Store) remakeUppers() {
 
 func (s *Store) remakeUpper(rec *record) error {
 	for _, name := range []string{rec.ID, rec.ID + "/work"} {
-		if err := unix.Mkdirat(s.dirfd, name, 0o700); err != nil && !isAny(err, unix.EEXIST) {
+		if err := unix.Mkdirat(s.dirfd, name, 0o700); err != nil && !errs.IsAny(err, unix.EEXIST) {
 			return &os.PathError{Op: "mkdir", Path: filepath.Join(s.layers, name), Err: err}
 		}
 	}
 	err := s.makeRoot(rec)
-	if isAny(err, unix.EEXIST) {
+	if errs.IsAny(err, unix.EEXIST) {
 		return nil
 	}
 	if err == nil {

@@ -3,13 +3,10 @@ package lcfs
 import (
 	"cmp"
 	"context"
-	"errors"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -371,9 +368,4 @@ func readUmask() (uint32, error) {
 		}
 	}
 	return 0o777, nil // unknown: then every mode is set explicitly
-}
-
-func isAny(err error, kinds ...unix.Errno) bool {
-	var errno unix.Errno
-	return errors.As(err, &errno) && slices.Contains(kinds, errno)
 }

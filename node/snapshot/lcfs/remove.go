@@ -102,7 +102,7 @@ func (s *Store) sweepFolders(ctx context.Context) {
 				s.log.ErrorContext(ctx, "layers wait to be deleted", "layers", len(left), "error", err)
 			}
 			s.sweeper.add(left...)
-			if sleep(ctx, sweepPause) != nil {
+			if !snapshot.Rest(ctx, sweepPause) {
 				return
 			}
 			continue
@@ -154,7 +154,7 @@ func (s *Store) own(ctx context.Context, id string) error {
 		defer f.Close()
 		return ownFile(f)
 	})
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil
 	}
 	return err
@@ -169,7 +169,7 @@ func ownFile(f *os.File) error {
 	}
 	names := make([]byte, 64<<10)
 	n, err := unix.Flistxattr(int(f.Fd()), names)
-	if isAny(err, unix.ENOTSUP) {
+	if errs.IsAny(err, unix.ENOTSUP) {
 		return nil
 	}
 	if err != nil {
@@ -179,7 +179,7 @@ func ownFile(f *os.File) error {
 		if name == "" {
 			continue
 		}
-		if err := unix.Fremovexattr(int(f.Fd()), name); err != nil && !isAny(err, unix.ENODATA, unix.ENOTSUP, unix.EPERM) {
+		if err := unix.Fremovexattr(int(f.Fd()), name); err != nil && !errs.IsAny(err, unix.ENODATA, unix.ENOTSUP, unix.EPERM) {
 			return fmt.Errorf("remove xattr %s: %w", name, err)
 		}
 	}

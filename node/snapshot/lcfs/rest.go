@@ -19,6 +19,7 @@ import (
 	"berth/base/errs"
 	"berth/image/object"
 	"berth/image/tree"
+	"berth/node/snapshot"
 )
 
 // An image that nothing was mounted on for a while rests: it is kept
@@ -142,7 +143,7 @@ func (s *Store) restLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if sleep(ctx, s.restAfter) != nil {
+		if !snapshot.Rest(ctx, s.restAfter) {
 			return
 		}
 		if err := s.restImages(ctx); err != nil && ctx.Err() == nil {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/object"
 	"berth/image/tree"
 	"berth/node/snapshot"
@@ -224,7 +225,7 @@ func damageOf(err error, otherwise string) (string, error) {
 		return otherwise, nil
 	case errors.Is(err, os.ErrNotExist):
 		return missing, nil
-	case isAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN):
+	case errs.IsAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN):
 		return "cannot be read: " + err.Error(), nil
 	}
 	return "", err

@@ -79,7 +79,7 @@ func (s *Store) seal(ctx context.Context, image toSeal, pace object.Pace) error 
 // somebody is just writing, is left to the next scrub.
 func (s *Store) sealObject(ctx context.Context, d tree.Digest) (bool, error) {
 	sealed, err := s.objects.Seal(ctx, d)
-	if errors.Is(err, errs.NotFound) || isAny(err, unix.ETXTBSY) {
+	if errors.Is(err, errs.NotFound) || errs.IsAny(err, unix.ETXTBSY) {
 		return true, nil
 	}
 	return sealed, err
@@ -96,7 +96,7 @@ func (s *Store) sealImage(name string) error {
 			return err
 		}
 		_, err = object.SealFile(f)
-		if err := errors.Join(err, f.Close()); err != nil && !isAny(err, unix.ETXTBSY) {
+		if err := errors.Join(err, f.Close()); err != nil && !errs.IsAny(err, unix.ETXTBSY) {
 			return err
 		}
 	}

@@ -36,10 +36,10 @@ func (s *Store) Settle(ctx context.Context, key snapshot.Key) error {
 		return errs.New(errs.Conflict, "settle snapshot %s: it is %s, not committed", key, rec.Kind)
 	}
 	if err := s.settleChain(ctx, key); err != nil {
-		return fmt.Errorf("settle snapshot %s: %w", key, full(err))
+		return fmt.Errorf("settle snapshot %s: %w", key, errs.Full(err))
 	}
 	if err := s.mergeChain(ctx, key, true); err != nil {
-		return fmt.Errorf("settle snapshot %s: %w", key, full(err))
+		return fmt.Errorf("settle snapshot %s: %w", key, errs.Full(err))
 	}
 	return nil
 }
@@ -61,8 +61,8 @@ func (s *Store) settleChain(ctx context.Context, key snapshot.Key) error {
 			if !errors.Is(err, errBusy) || time.Now().After(deadline) {
 				return fmt.Errorf("layer %s: %w", rec.Key, err)
 			}
-			if err := sleep(ctx, 50*time.Millisecond); err != nil {
-				return err
+			if !snapshot.Rest(ctx, 50*time.Millisecond) {
+				return ctx.Err()
 			}
 		}
 	}
@@ -204,9 +204,9 @@ func adopt(ctx context.Context, batch *object.Batch, dirfd int, n *tree.Node, bo
 func lease(f *os.File) error {
 	_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
 	switch {
-	case isAny(err, unix.EAGAIN):
+	case errs.IsAny(err, unix.EAGAIN):
 		return errBusy
-	case isAny(err, unix.EINVAL, unix.EOPNOTSUPP, unix.EACCES):
+	case errs.IsAny(err, unix.EINVAL, unix.EOPNOTSUPP, unix.EACCES):
 		return nil // no leases on this file system
 	case err != nil:
 		return os.NewSyscallError("lease", err)
@@ -228,14 +228,14 @@ func (s *Store) idle(id string) error {
 		}
 	}
 	err := s.askUpper(id)
-	if isAny(err, unix.EBUSY) {
+	if errs.IsAny(err, unix.EBUSY) {
 		s.closeNow() // perhaps it is only waiting for that
 		err = s.askUpper(id)
 	}
 	switch {
-	case isAny(err, unix.EINVAL): // free: what it was asked for cannot be
+	case errs.IsAny(err, unix.EINVAL): // free: what it was asked for cannot be
 		return nil
-	case isAny(err, unix.EBUSY):
+	case errs.IsAny(err, unix.EBUSY):
 		return errBusy
 	case err == nil:
 		return errs.New(errs.Internal, "overlayfs takes one folder as upper and work folder")

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/image/tree"
 	"berth/node/folder"
 	"berth/node/snapshot"
@@ -269,7 +270,7 @@ func (s *Store) diskOfFolder(ctx context.Context, id string, counted map[uint64]
 		bytes += e.Stat.Blocks * sectorSize
 		return nil
 	})
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		err = nil // deleted meanwhile
 	}
 	return bytes, err

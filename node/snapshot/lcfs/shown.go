@@ -67,10 +67,10 @@ func (sh *shownImages) hide(used func(short string) bool) error {
 			continue
 		}
 		target := filepath.Join(sh.dir, e.Name())
-		if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !isAny(err, unix.EINVAL, unix.ENOENT) {
+		if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errs.IsAny(err, unix.EINVAL, unix.ENOENT) {
 			return &os.PathError{Op: "unmount", Path: target, Err: err}
 		}
-		if err := unix.Rmdir(target); err != nil && !isAny(err, unix.ENOENT) {
+		if err := unix.Rmdir(target); err != nil && !errs.IsAny(err, unix.ENOENT) {
 			return &os.PathError{Op: "rmdir", Path: target, Err: err}
 		}
 	}
@@ -86,7 +86,7 @@ const pageRoom = 3500
 func (s *Store) Mounts(ctx context.Context, key snapshot.Key) ([]snapshot.Mount, error) {
 	mounts, err := s.mounts(ctx, key)
 	if err != nil {
-		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, full(err))
+		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, errs.Full(err))
 	}
 	return mounts, ctx.Err()
 }

@@ -323,7 +323,7 @@ var errTorn = errs.New(errs.Internal, "the list is damaged")
 
 // isTorn tells that from a list that cannot be read now.
 func isTorn(err error) bool {
-	return errors.Is(err, errTorn) || errors.Is(err, io.ErrUnexpectedEOF) || isAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN)
+	return errors.Is(err, errTorn) || errors.Is(err, io.ErrUnexpectedEOF) || errs.IsAny(err, unix.EIO, unix.EBADMSG, unix.EUCLEAN)
 }
 
 // isBeingMade: its objects are held by the batch that made them.

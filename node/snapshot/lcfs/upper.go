@@ -138,7 +138,7 @@ func (u *upperReader) entry(ctx context.Context, e *folder.Entry) error {
 	if err == nil && !e.IsWhiteout() {
 		n.Xattrs, err = xattrs(e)
 	}
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil // gone meanwhile
 	}
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/node/snapshot"
 )
 
@@ -151,7 +152,7 @@ func isUnmounted(target string) bool {
 	if err == nil {
 		err = unix.Lstat(filepath.Dir(target), &above)
 	}
-	return isAny(err, unix.ENOENT, unix.ENOTDIR) || err == nil && above.Dev == at.Dev
+	return errs.IsAny(err, unix.ENOENT, unix.ENOTDIR) || err == nil && above.Dev == at.Dev
 }
 
 // unuse ends a use, and has deleted what waited for it.

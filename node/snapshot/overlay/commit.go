@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/node/snapshot"
 )
 
@@ -26,7 +27,7 @@ func (s *Store) Sync(ctx context.Context) error {
 	defer s.syncing.Unlock()
 	return s.records.Sync(ctx, func() error {
 		if err := unix.Syncfs(s.dirfd); err != nil {
-			return fmt.Errorf("sync layers: %w", full(err))
+			return fmt.Errorf("sync layers: %w", errs.Full(err))
 		}
 		return nil
 	})

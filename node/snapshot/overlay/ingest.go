@@ -33,7 +33,7 @@ func (s *Store) Ingest(ctx context.Context, layer io.Reader) (snapshot.Ingest, e
 		if e := errors.Join(folder.Remove(ctx, s.dirfd, id), s.variants.drop(ctx, unpacked.Linked)); e != nil {
 			s.log.ErrorContext(ctx, "layer is kept for the next start to delete", "layer", id, "error", e)
 		}
-		return nil, fmt.Errorf("unpack layer: %w", full(err))
+		return nil, fmt.Errorf("unpack layer: %w", errs.Full(err))
 	}
 	return &ingest{store: s, id: id, Unpacked: unpacked}, nil
 }
@@ -112,7 +112,7 @@ func (in *ingest) Commit(ctx context.Context, name, parent snapshot.Key, labels 
 		s.sweeper.Add(in.id)
 	}
 	if err != nil {
-		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", full(err))
+		return snapshot.Committed{}, fmt.Errorf("commit layer: %w", errs.Full(err))
 	}
 	in.done = true
 	rec.ID = in.id // the id that claim chose was never used

@@ -74,7 +74,7 @@ func (s *Store) Unmount(ctx context.Context, target string) error {
 	if heldErr == nil {
 		s.closer.Add(held)
 	}
-	if err != nil && !isAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
+	if err != nil && !errs.IsAny(err, unix.EINVAL, unix.ENOENT, unix.ENOTDIR) {
 		return &os.PathError{Op: "unmount", Path: target, Err: err}
 	}
 	return nil
@@ -136,11 +136,11 @@ func (s *Store) mount(st stack, target string) error {
 		}
 	}
 	err := s.mountByDescriptors(st, target)
-	if err == nil || st.uids != nil || !isAny(err, unix.ENOSYS, unix.EINVAL) {
-		return full(err)
+	if err == nil || st.uids != nil || !errs.IsAny(err, unix.ENOSYS, unix.EINVAL) {
+		return errs.Full(err)
 	}
 	if old := s.mountByOptions(st, target); old != nil {
-		return full(fmt.Errorf("%w, and by descriptors: %w", old, err))
+		return errs.Full(fmt.Errorf("%w, and by descriptors: %w", old, err))
 	}
 	return nil
 }
@@ -224,7 +224,7 @@ func configure(fsfd int, st stack, set func(name, layer string) error) error {
 // shiftless says plainly that a mount failed for what only newer kernels have:
 // layers named by descriptors (6.13), and out of a detached mount (6.15).
 func shiftless(st stack, err error) error {
-	if st.uids != nil && isAny(err, unix.EOPNOTSUPP, unix.EINVAL, unix.EBADF) {
+	if st.uids != nil && errs.IsAny(err, unix.EOPNOTSUPP, unix.EINVAL, unix.EBADF) {
 		return errs.New(errs.Unsupported, "overlayfs of this kernel cannot shift the owners of layers; Linux 6.15 can: %w", err)
 	}
 	return err

@@ -27,12 +27,10 @@ package overlay
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
@@ -101,7 +99,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	for _, empty := range []string{emptyLayer, emptyOther} {
 		if err := os.MkdirAll(filepath.Join(s.dir, empty), 0o755); err != nil {
-			return nil, fmt.Errorf("open snapshots: %w", full(err))
+			return nil, fmt.Errorf("open snapshots: %w", errs.Full(err))
 		}
 	}
 	if err := os.Chmod(s.dir, 0o700); err != nil { // set-user-id files of images lie here
@@ -181,16 +179,3 @@ func (s *Store) Walk(ctx context.Context, fn func(snapshot.Info) error) error {
 
 // fs is the folder of the record's own files.
 func (s *Store) fs(id string) string { return filepath.Join(s.dir, id, "fs") }
-
-// full gives an error of a full disk its kind.
-func full(err error) error {
-	if isAny(err, unix.ENOSPC, unix.EDQUOT) {
-		return errs.New(errs.Exhausted, "%w", err)
-	}
-	return err
-}
-
-func isAny(err error, kinds ...unix.Errno) bool {
-	var errno unix.Errno
-	return errors.As(err, &errno) && slices.Contains(kinds, errno)
-}

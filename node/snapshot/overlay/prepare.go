@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/node/snapshot"
 )
 
@@ -20,7 +21,7 @@ func (s *Store) Prepare(ctx context.Context, key, parent snapshot.Key, labels ma
 	if err := s.makeUpper(rec); err != nil {
 		s.records.Release(rec)
 		s.sweeper.Add(rec.ID)
-		return snapshot.Active{}, fmt.Errorf("prepare snapshot %s: %w", key, full(err))
+		return snapshot.Active{}, fmt.Errorf("prepare snapshot %s: %w", key, errs.Full(err))
 	}
 	return snapshot.Active{Info: s.records.Settle(rec)}, nil
 }

@@ -23,7 +23,7 @@ func Probe(ctx context.Context, dir string) error {
 	}
 	scratch, err := os.MkdirTemp(dir, "probe-")
 	if err != nil {
-		return full(err)
+		return errs.Full(err)
 	}
 	if err := probe(scratch); err != nil {
 		err = errs.New(errs.Unsupported, "overlayfs does not work in %s: %w", dir, err)

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/node/folder"
 	"berth/node/snapshot"
 )
@@ -43,7 +44,7 @@ const (
 func openVariants(dir, layers string, log *slog.Logger) (*variants, error) {
 	links := filepath.Join(dir, linksFolder)
 	if err := os.MkdirAll(links, 0o700); err != nil {
-		return nil, full(err)
+		return nil, errs.Full(err)
 	}
 	if err := tryLink(links, layers); err != nil {
 		log.Warn("equal files of layers are not shared: no hard links here", "error", err)
@@ -107,7 +108,7 @@ func (v *variants) keep(ctx context.Context, layers int, id string, files []fold
 		return nil
 	}
 	root, err := unix.Openat(layers, id+"/fs", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil // removed meanwhile
 	}
 	if err != nil {
@@ -122,12 +123,12 @@ func (v *variants) keep(ctx context.Context, layers int, id string, files []fold
 			_ = unix.Mkdirat(v.fd, name[:2], 0o700)
 			err = unix.Linkat(dirfd, base, v.fd, name, 0)
 		}
-		if err != nil && !isAny(err, unix.EEXIST, unix.EMLINK) {
-			return full(err)
+		if err != nil && !errs.IsAny(err, unix.EEXIST, unix.EMLINK) {
+			return errs.Full(err)
 		}
 		return p.Step(ctx)
 	})
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil // removed meanwhile, and the sweeper drops what was kept
 	}
 	return err
@@ -156,7 +157,7 @@ func dropLonely(dirfd int, name string) error {
 	if err == nil && st.Nlink == 1 {
 		err = unix.Unlinkat(dirfd, name, 0)
 	}
-	if isAny(err, unix.ENOENT) {
+	if errs.IsAny(err, unix.ENOENT) {
 		return nil
 	}
 	return err
