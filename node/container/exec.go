@@ -266,7 +266,7 @@ func (s *Set) execEnded(x Exit) bool {
 	finished := e.closed
 	e.mu.Unlock()
 	if finished {
-		s.tasks.run(func() { s.drop(e.id) })
+		s.background.run(func() { s.drop(e.id) })
 	}
 	return true
 }
@@ -278,7 +278,7 @@ func (s *Set) letGo(e *execution) {
 	e.closed = true
 	e.mu.Unlock()
 	if finished {
-		s.tasks.run(func() { s.drop(e.id) })
+		s.background.run(func() { s.drop(e.id) })
 	}
 }
 

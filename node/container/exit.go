@@ -30,7 +30,7 @@ func (s *Set) Exited(e Exit) {
 	if s.execEnded(e) {
 		return
 	}
-	s.tasks.run(func() { s.exited(e) })
+	s.background.run(func() { s.exited(e) })
 }
 
 func (s *Set) exited(e Exit) {

@@ -90,7 +90,7 @@ func (d *doctor) schedule() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.stopped {
-		d.timer = time.AfterFunc(wait, func() { d.set.tasks.run(d.round) })
+		d.timer = time.AfterFunc(wait, func() { d.set.background.run(d.round) })
 	}
 }
 
@@ -191,7 +191,7 @@ func (s *Set) dropProbe(e *execution) {
 		forget()
 		return
 	}
-	s.tasks.run(func() {
+	s.background.run(func() {
 		select {
 		case <-e.done:
 		case <-s.life.Done():

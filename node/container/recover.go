@@ -96,7 +96,7 @@ func (s *Set) adopt(c *container, v Survivor) {
 		return
 	}
 	s.stayAWhile(c)
-	s.tasks.run(func() { s.exited(*v.Exit) })
+	s.background.run(func() { s.exited(*v.Exit) })
 }
 
 // stayAWhile keeps a container with AutoRemove until those who were attached
@@ -106,7 +106,7 @@ func (s *Set) stayAWhile(c *container) {
 		return
 	}
 	release := c.keep()
-	s.tasks.run(func() {
+	s.background.run(func() {
 		grace := time.NewTimer(reconnectGrace)
 		defer grace.Stop()
 		defer release()
@@ -210,7 +210,7 @@ func (s *Set) recoverExec(v Survivor) {
 		if f == nil {
 			continue
 		}
-		s.tasks.run(func() {
+		s.background.run(func() {
 			defer context.AfterFunc(s.life, func() { _ = f.Close() })()
 			_, _ = io.Copy(io.Discard, f)
 		})

@@ -99,7 +99,7 @@ func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
 	if err := clearDir(s.logDir(c.id)); err != nil {
 		s.Log.WarnContext(ctx, "the log of a removed container is left", "container", c.id, "error", err)
 	}
-	s.tasks.run(func() {
+	s.background.run(func() {
 		if s.forget.takes(c.id) {
 			s.drop(c.id)
 		}

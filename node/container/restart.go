@@ -88,7 +88,7 @@ func wants(p spec.RestartPolicy, success bool, count int) bool {
 func (s *Set) restartIn(c *container, wait time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.retry = time.AfterFunc(wait, func() { s.tasks.run(func() { s.restartNow(c) }) })
+	c.retry = time.AfterFunc(wait, func() { s.background.run(func() { s.restartNow(c) }) })
 }
 
 func (s *Set) restartNow(c *container) {

@@ -119,9 +119,9 @@ type Set struct {
 	Config
 	db *records
 
-	life  context.Context //nolint:containedctx // what the Set does by itself ends with it
-	end   context.CancelFunc
-	tasks tasks
+	life       context.Context //nolint:containedctx // what the Set does by itself ends with it
+	end        context.CancelFunc
+	background background
 
 	mu         sync.RWMutex
 	containers map[string]*container // by id
@@ -173,7 +173,7 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 func (s *Set) Close() error {
 	s.end()
 	s.eachContainer((*container).quiet)
-	s.tasks.close()
+	s.background.close()
 	s.forget.flush()
 	var failed error
 	s.eachContainer(func(c *container) {
