@@ -6,10 +6,12 @@
 // function fails takes nobody down with it: the others are run again without
 // it, so a function may run twice and must not keep what it read.
 //
-// A crash leaves the state before or after a transaction, never between.
+// A crash leaves the state before or after a transaction, never between. A
+// transaction that changes nothing costs no I/O.
 package kv
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -115,7 +117,7 @@ func (d *DB) Later(fn func(*Tx) error) {
 // View runs fn on the records as last committed; what Later holds is not
 // seen yet.
 func (d *DB) View(fn func(*Tx) error) error {
-	return d.bolt.View(func(tx *bbolt.Tx) error { return fn(&Tx{tx}) })
+	return d.bolt.View(func(tx *bbolt.Tx) error { return fn(&Tx{bolt: tx}) })
 }
 
 func (d *DB) signal() {
@@ -143,26 +145,35 @@ func (d *DB) commitLoop() {
 	}
 }
 
+// errUnchanged ends a transaction that needs no commit.
+var errUnchanged = errors.New("nothing changed")
+
 // commit runs all functions in one transaction and answers the callers.
 func (d *DB) commit(calls []*call, later []func(*Tx) error) {
 	for len(calls)+len(later) > 0 {
 		failed, failedLater := -1, -1
-		err := d.bolt.Update(func(tx *bbolt.Tx) error {
+		err := d.bolt.Update(func(bolt *bbolt.Tx) error {
+			tx := &Tx{bolt: bolt}
 			for i, fn := range later {
-				if err := fn(&Tx{tx}); err != nil {
+				if err := fn(tx); err != nil {
 					failedLater = i
 					return err
 				}
 			}
 			for i, c := range calls {
-				if err := c.fn(&Tx{tx}); err != nil {
+				if err := c.fn(tx); err != nil {
 					failed = i
 					return err
 				}
 			}
+			if !tx.changed {
+				return errUnchanged
+			}
 			return nil
 		})
 		switch {
+		case errors.Is(err, errUnchanged):
+			err = nil
 		case failedLater >= 0:
 			d.lose(err)
 			later = without(later, failedLater)
@@ -212,7 +223,10 @@ func without[T any](s []T, i int) []T { return append(s[:i:i], s[i+1:]...) }
 
 // Tx reads and writes records; it is valid while the function that got it
 // runs.
-type Tx struct{ bolt *bbolt.Tx }
+type Tx struct {
+	bolt    *bbolt.Tx
+	changed bool
+}
 
 // Get returns the value of key, nil if there is none. The caller must not
 // change it or keep it.
@@ -230,15 +244,20 @@ func (tx *Tx) Put(bucket, key string, value []byte) error {
 	if err != nil {
 		return err
 	}
+	if old := b.Get([]byte(key)); old != nil && bytes.Equal(old, value) {
+		return nil
+	}
+	tx.changed = true
 	return b.Put([]byte(key), value)
 }
 
 // Delete removes key; none is no error.
 func (tx *Tx) Delete(bucket, key string) error {
 	b := tx.bolt.Bucket([]byte(bucket))
-	if b == nil {
+	if b == nil || b.Get([]byte(key)) == nil {
 		return nil
 	}
+	tx.changed = true
 	return b.Delete([]byte(key))
 }
 

@@ -1,8 +1,10 @@
 package kv_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -155,4 +157,33 @@ func BenchmarkUpdateParallel(b *testing.B) {
 			}
 		}
 	})
+}
+
+// What changes nothing writes nothing.
+func TestUnchangedIsNotWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	db := open(t, path)
+	if err := db.Update(t.Context(), put("k", "v")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fn := range []func(*kv.Tx) error{
+		put("k", "v"),
+		func(tx *kv.Tx) error { return tx.Delete("b", "none") },
+		func(tx *kv.Tx) error { return tx.Delete("nosuch", "k") },
+		func(tx *kv.Tx) error { _ = tx.Get("b", "k"); return nil },
+	} {
+		if err := db.Update(t.Context(), fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file changed, %v", err)
+	}
+	if err := db.Update(t.Context(), put("k", "w")); err != nil || get(t, db, "k") != "w" {
+		t.Errorf("k=%q, %v after a change", get(t, db, "k"), err)
+	}
 }
