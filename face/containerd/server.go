@@ -1,0 +1,177 @@
+// Package containerd answers containerd's protocol: the server that carries its
+// services, and those of them that are about the node as a whole (namespaces,
+// introspection, version, health). The others are in the folders below, one
+// for what belongs together.
+//
+// Services translate and decide nothing. A request's namespace comes to be
+// before what makes something in it is done, so that no service has to see to
+// that. What panics is logged and answered as an internal error. Methods that
+// wait for something to happen end at once when the server does; what else is
+// under way then gets some seconds to finish.
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	health_v1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/stats"
+
+	"berth/base/errs"
+	"berth/face/containerd/wire"
+)
+
+// grace is how long a request may take to finish once the server is to end.
+const grace = 5 * time.Second
+
+// Service is a service that can be added to a server.
+type Service interface {
+	Register(r grpc.ServiceRegistrar)
+}
+
+// Server carries services on connections that others accept.
+type Server struct {
+	// Namespaces makes namespaces on their first use; nil where there are none.
+	Namespaces interface {
+		Ensure(ctx context.Context, name string) error
+	}
+	// Stats sees each call, as for traces; nil for nobody.
+	Stats stats.Handler
+	Log   *slog.Logger
+}
+
+// Serve answers calls of the services on what listener accepts, until ctx is
+// done.
+func (s *Server) Serve(ctx context.Context, listener net.Listener, services ...Service) error {
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(wire.MaxMessage), grpc.MaxSendMsgSize(wire.MaxMessage),
+		grpc.ChainUnaryInterceptor(s.unary(ctx)), grpc.ChainStreamInterceptor(s.stream(ctx)),
+		grpc.ConnectionTimeout(30 * time.Second),
+	}
+	if s.Stats != nil {
+		options = append(options, grpc.StatsHandler(s.Stats))
+	}
+	server := grpc.NewServer(options...)
+	for _, service := range services {
+		service.Register(server)
+	}
+	health_v1.RegisterHealthServer(server, health.NewServer())
+	stopped := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		patience := time.AfterFunc(grace, server.Stop)
+		defer patience.Stop()
+		server.GracefulStop()
+	})()
+	err := server.Serve(listener)
+	if ctx.Err() != nil {
+		<-stopped
+		return ctx.Err()
+	}
+	return err
+}
+
+// waits are the methods that end only when something happens, or the client
+// goes.
+var waits = map[string]bool{
+	"/containerd.services.tasks.v1.Tasks/Wait":           true,
+	"/containerd.services.sandbox.v1.Controller/Wait":    true,
+	"/containerd.services.events.v1.Events/Subscribe":    true,
+	"/containerd.services.streaming.v1.Streaming/Stream": true,
+	"/containerd.services.transfer.v1.Transfer/Transfer": true,
+	"/containerd.services.content.v1.Content/Write":      true,
+	"/grpc.health.v1.Health/Watch":                       true,
+}
+
+// makes are the methods that put something into a namespace.
+var makes = map[string]bool{
+	"/containerd.services.containers.v1.Containers/Create": true,
+	"/containerd.services.images.v1.Images/Create":         true,
+	"/containerd.services.content.v1.Content/Write":        true,
+	"/containerd.services.content.v1.Content/Update":       true,
+	"/containerd.services.snapshots.v1.Snapshots/Prepare":  true,
+	"/containerd.services.snapshots.v1.Snapshots/View":     true,
+	"/containerd.services.snapshots.v1.Snapshots/Commit":   true,
+	"/containerd.services.diff.v1.Diff/Diff":               true,
+	"/containerd.services.leases.v1.Leases/Create":         true,
+	"/containerd.services.leases.v1.Leases/AddResource":    true,
+	"/containerd.services.transfer.v1.Transfer/Transfer":   true,
+	"/containerd.services.mounts.v1.Mounts/Activate":       true,
+	"/containerd.services.sandbox.v1.Store/Create":         true,
+	"/containerd.services.sandbox.v1.Controller/Create":    true,
+}
+
+func (s *Server) unary(life context.Context) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
+		ctx, done := s.begin(ctx, life, info.FullMethod)
+		defer done(&err)
+		if err := s.ensure(ctx, info.FullMethod); err != nil {
+			return nil, err
+		}
+		return handle(ctx, request)
+	}
+}
+
+func (s *Server) stream(life context.Context) grpc.StreamServerInterceptor {
+	return func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+		ctx, done := s.begin(stream.Context(), life, info.FullMethod)
+		defer done(&err)
+		if err := s.ensure(ctx, info.FullMethod); err != nil {
+			return err
+		}
+		return handle(service, within{stream, ctx})
+	}
+}
+
+// within is a stream whose context is another.
+type within struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // grpc asks streams for theirs
+}
+
+// Context implements grpc.ServerStream.
+func (w within) Context() context.Context { return w.ctx }
+
+// begin gives a call its context, and what to do with its error at its end:
+// a panic is one too.
+func (s *Server) begin(ctx, life context.Context, method string) (context.Context, func(*error)) {
+	begun := time.Now()
+	release := func() bool { return true }
+	if waits[method] {
+		inner, cancel := context.WithCancelCause(ctx)
+		stop := context.AfterFunc(life, func() { cancel(errs.New(errs.Unavailable, "the node is stopping")) })
+		ctx, release = inner, func() bool { cancel(nil); return stop() }
+	}
+	return ctx, func(err *error) {
+		if v := recover(); v != nil { //nolint:revive // it is deferred, by whoever called begin
+			s.Log.ErrorContext(ctx, "a handler panicked", "method", method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			*err = errs.New(errs.Internal, "panic: %v", v)
+		}
+		if *err != nil && errs.KindOf(context.Cause(ctx)) == errs.Unavailable {
+			*err = context.Cause(ctx)
+		}
+		release()
+		*err = wire.Error(*err)
+		s.Log.DebugContext(ctx, "call", "method", path.Base(method), "took", time.Since(begun), "err", *err)
+	}
+}
+
+// ensure makes the namespace that a method is about to put something into. One
+// that is missing or malformed is the service's to refuse.
+func (s *Server) ensure(ctx context.Context, method string) error {
+	if s.Namespaces == nil || !makes[method] {
+		return nil
+	}
+	namespace, err := wire.Namespace(ctx)
+	if err != nil {
+		return err
+	}
+	return s.Namespaces.Ensure(ctx, namespace)
+}
