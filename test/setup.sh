@@ -41,6 +41,9 @@ if [ "$want" = test ]; then
 	need fsck.erofs erofs-utils
 	need mkfs.btrfs btrfs-progs
 	need mkfs.xfs xfsprogs
+	need iptables iptables
+	need criu criu
+	need script bsdutils
 	[ -x /usr/lib/cni/bridge ] || packages+=(containernetworking-plugins)
 fi
 if [ ${#packages[@]} -gt 0 ]; then
@@ -67,4 +70,5 @@ if [ "$want" = test ]; then
 		GOBIN=$PWD/.cache/bin go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$lint"
 	fi
 	test/snapshotter/docker/build.sh
+	test/containerd/clients/build.sh
 fi
