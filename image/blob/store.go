@@ -2,12 +2,13 @@
 //
 //	<dir>/sha256/<hex>          whole and verified; never changed, only removed
 //	<dir>/partial/<alg>-<hex>   a download in the making, or one to be resumed
-//	<dir>/ingest/<random>       content whose digest is not yet known
+//	<dir>/ingest/<random>       content whose digest is not yet known, or a blob that goes
+//	<dir>/named/<name>          content that its writer will come back to: see Named
 //
 // What stands under sha256/ has been hashed, synced and renamed into place,
 // so a crash or a full disk leaves either the whole blob or none. Partial
-// downloads survive the process, but not the machine: after a reboot they
-// are dropped, since their bytes may not have reached the disk.
+// downloads and named content survive the process, but not the machine: after
+// a reboot they are dropped, since their bytes may not have reached the disk.
 //
 // Lock order: Store.mu before flight.mu.
 package blob
@@ -38,6 +39,7 @@ import (
 const (
 	partialDir = "partial"
 	ingestDir  = "ingest"
+	namedDir   = "named"
 	bufferSize = 256 << 10
 )
 
@@ -69,7 +71,7 @@ type Store struct {
 // Open makes dir ready and clears what a crash left behind. Downloads run
 // until Close, whatever becomes of ctx. log may be nil.
 func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
-	for _, d := range []string{string(digest.SHA256), string(digest.SHA512), partialDir, ingestDir} {
+	for _, d := range []string{string(digest.SHA256), string(digest.SHA512), partialDir, ingestDir, namedDir} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			return nil, fmt.Errorf("open blob store: %w", err)
 		}
@@ -107,7 +109,7 @@ func (s *Store) dropAfterReboot(ctx context.Context) error {
 		return nil
 	}
 	s.log.DebugContext(ctx, "new boot: partial downloads are dropped", "dir", s.dir)
-	if err := empty(filepath.Join(s.dir, partialDir)); err != nil {
+	if err := errors.Join(empty(filepath.Join(s.dir, partialDir)), empty(filepath.Join(s.dir, namedDir))); err != nil {
 		return err
 	}
 	return os.WriteFile(mark, boot, 0o600)
@@ -205,14 +207,25 @@ func (s *Store) Walk(ctx context.Context, fn func(Info) error) error {
 // Delete removes a blob; readers that have it open keep it. errs.NotFound
 // if it is not here.
 func (s *Store) Delete(_ context.Context, d digest.Digest) error {
-	path, err := s.path(d)
+	free, err := s.Take(d)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil {
-		return s.missing(d, err)
+	return free()
+}
+
+// Take removes a blob as Delete does, and leaves giving back its disk to free:
+// it costs the same however big the blob is.
+func (s *Store) Take(d digest.Digest) (free func() error, err error) {
+	path, err := s.path(d)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	away := s.temporary() // where the next Open finds it, should free not be called
+	if err := os.Rename(path, away); err != nil {
+		return nil, s.missing(d, err)
+	}
+	return func() error { return os.Remove(away) }, nil
 }
 
 // Sweep removes partial downloads that nobody has touched since before, and
@@ -246,7 +259,7 @@ func (s *Store) Sweep(before time.Time) (int64, error) {
 // broken off.
 func (s *Store) Loose() (int64, error) {
 	var size int64
-	for _, dir := range []string{partialDir, ingestDir} {
+	for _, dir := range []string{partialDir, ingestDir, namedDir} {
 		entries, err := os.ReadDir(filepath.Join(s.dir, dir))
 		if err != nil {
 			return size, fmt.Errorf("count partial blobs: %w", err)

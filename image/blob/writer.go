@@ -31,6 +31,7 @@ type Writer struct {
 	hash      hash.Hash
 	offset    int64
 	resumable bool // the partial file may stay for the next attempt
+	named     bool // the file stays until Drop
 }
 
 // Writer begins a blob. want and size may be "" and UnknownSize; if given,
@@ -180,7 +181,7 @@ func (w *Writer) Close() error {
 	if w.file != nil {
 		err = w.file.Close()
 	}
-	if w.path != "" && (!w.resumable || w.offset == 0) {
+	if w.path != "" && !w.named && (!w.resumable || w.offset == 0) {
 		if e := os.Remove(w.path); !errors.Is(e, fs.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
