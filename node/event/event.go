@@ -22,11 +22,21 @@ type Bus struct {
 	ring []spec.Event  // event n is at (n-1) % len(ring)
 	last uint64        // Seq of the newest; 0 when there is none
 	more chan struct{} // closed by the next Publish; nil while nobody waits
+	taps []func(spec.Event)
 }
 
 // New makes a bus that remembers capacity events.
 func New(capacity int) *Bus {
 	return &Bus{ring: make([]spec.Event, max(capacity, 1))}
+}
+
+// Tap has see called for each event from now on, one after the other in their
+// order, before Publish returns. It must not wait for anything, nor publish
+// here.
+func (b *Bus) Tap(see func(spec.Event)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.taps = append(b.taps, see)
 }
 
 // Publish appends an event and wakes the readers. It never blocks and keeps
@@ -36,8 +46,10 @@ func (b *Bus) Publish(kind, action, id string, attrs map[string]string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.last++
-	b.ring[(b.last-1)%uint64(len(b.ring))] = spec.Event{
-		Seq: b.last, Time: time.Now(), Type: kind, Action: action, ID: id, Attributes: attrs,
+	e := spec.Event{Seq: b.last, Time: time.Now(), Type: kind, Action: action, ID: id, Attributes: attrs}
+	b.ring[(b.last-1)%uint64(len(b.ring))] = e
+	for _, see := range b.taps {
+		see(e)
 	}
 	if b.more != nil {
 		close(b.more)

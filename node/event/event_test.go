@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -177,5 +178,24 @@ func TestFilters(t *testing.T) {
 	}
 	if _, err := b.Subscribe(t.Context(), time.Time{}, time.Time{}, spec.Filter{"colour": {"red"}}); !errors.Is(err, errs.Invalid) {
 		t.Errorf("unknown filter: %v", err)
+	}
+}
+
+func TestTapSeesAllInOrder(t *testing.T) {
+	b := event.New(4) // fewer than there are events: a tap misses none
+	var seen []uint64
+	b.Publish("container", "create", "before", nil)
+	b.Tap(func(e spec.Event) { seen = append(seen, e.Seq) })
+	var group sync.WaitGroup
+	for range 10 {
+		group.Go(func() {
+			for range 10 {
+				b.Publish("container", "start", "c", nil)
+			}
+		})
+	}
+	group.Wait()
+	if len(seen) != 100 || !slices.IsSorted(seen) || seen[0] != 2 {
+		t.Errorf("a tap saw %v", seen)
 	}
 }
