@@ -138,7 +138,10 @@ func (s *Set) collectLayers(ctx context.Context) (int64, error) {
 			continue // comes after its children
 		}
 		for ok := true; ok; _, ok = unused[key] {
-			n, removeErr := s.removeLayer(ctx, key)
+			n, removeErr := s.letGoLayer(ctx, key)
+			if errors.Is(removeErr, errHeld) {
+				break
+			}
 			if errors.Is(removeErr, errs.Conflict) {
 				break // has other children still
 			}

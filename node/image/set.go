@@ -48,8 +48,8 @@ const (
 	idLabel = "berth.image"
 	// layerLabel marks snapshots that belong to images; it holds the layer's
 	// unpacked size, tarLabel that of its tar.
-	layerLabel = "berth.layer"
-	tarLabel   = "berth.tar"
+	layerLabel = snapshot.LayerSize
+	tarLabel   = snapshot.LayerTar
 )
 
 // Config says what a Set works with.
@@ -100,6 +100,7 @@ type Set struct {
 	names  map[string]string  // full name to ID
 	places map[digest.Digest][]place
 	users  func(id string) []string
+	letGo  func(key snapshot.Key, remove func() error) error // nil: nobody else holds layers
 	auths  map[string]*spec.RegistryAuth // of the latest pull from a repository
 }
 

@@ -181,6 +181,7 @@ func (u *unpacking) lead(ctx context.Context, n int, f *flight) (err error) {
 		}
 	}
 	labels := layerLabels(in.Size(), tarSize)
+	labels[snapshot.LayerDiff], labels[snapshot.LayerBlob] = u.layers[n].DiffID.String(), u.layers[n].Digest.String()
 	if _, err := in.Commit(ctx, u.keys[n], parent, labels); err != nil && !errors.Is(err, errs.Exists) {
 		return errors.Join(err, in.Abort(context.WithoutCancel(ctx)))
 	}

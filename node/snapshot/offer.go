@@ -52,3 +52,12 @@ type Checked struct {
 	// known: the tar of any of them has what is needed to heal it.
 	Keys []Key
 }
+
+// Labels of a Committed layer that was unpacked from an image and lies under
+// its chain ID: what was verified of it.
+const (
+	LayerSize = "berth.layer" // bytes of its files
+	LayerTar  = "berth.tar"   // length of its tar
+	LayerDiff = "berth.diff"  // digest of its tar
+	LayerBlob = "berth.blob"  // digest of the blob that it came in
+)

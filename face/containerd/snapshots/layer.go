@@ -44,6 +44,19 @@ func chainOf(active, committed *record) string {
 	return chain
 }
 
+// layer is the chain ID of the layer that a client unpacks into the snapshot,
+// by what it says itself; "" for none.
+func (r *record) layer() snapshot.Key {
+	chain := r.Labels[labelRef]
+	if found := unpackName.FindStringSubmatch(r.Name); chain == "" && found != nil {
+		chain = found[1]
+	}
+	if !chainID.MatchString(chain) || r.shifted() {
+		return ""
+	}
+	return snapshot.Key(chain)
+}
+
 // unpacking says whether containerd itself unpacks a layer into the snapshot.
 func (r *record) unpacking() bool { return unpackName.MatchString(r.Name) }
 

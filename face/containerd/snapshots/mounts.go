@@ -13,9 +13,12 @@ import (
 
 // Mounts says how containerd mounts an active snapshot or a view.
 func (s *Service) Mounts(ctx context.Context, r *api.MountsRequest) (*api.MountsResponse, error) {
-	rec, err := s.look(name{r.Snapshotter, r.Key})
+	rec, err := s.requested(ctx, r.Snapshotter, r.Key)
 	if err == nil && (rec.Kind == snapshot.KindCommitted || rec.committing) {
 		err = errs.New(errs.Conflict, "snapshot %q is committed, neither active nor a view", r.Key)
+	}
+	if err == nil {
+		err = s.spread(ctx, rec.name())
 	}
 	var mounts []*types.Mount
 	if err == nil {
@@ -27,10 +30,10 @@ func (s *Service) Mounts(ctx context.Context, r *api.MountsRequest) (*api.Mounts
 func (s *Service) mounts(ctx context.Context, key snapshot.Key) ([]*types.Mount, error) {
 	if s.trees != nil {
 		mounts, err := s.trees.Mounts(ctx, key)
-		return wire(mounts), err
+		return described(mounts), err
 	}
 	mounts, err := s.store.Mounts(ctx, key)
-	return wire(mounts), err
+	return described(mounts), err
 }
 
 // mountsToUnpack says how containerd gets at a tree that it unpacks a layer
@@ -47,10 +50,10 @@ func (s *Service) mountsToUnpack(ctx context.Context, key snapshot.Key) ([]*type
 			}
 		}
 	}
-	return wire(mounts), err
+	return described(mounts), err
 }
 
-func wire(mounts []snapshot.Mount) []*types.Mount {
+func described(mounts []snapshot.Mount) []*types.Mount {
 	out := make([]*types.Mount, len(mounts))
 	for i, m := range mounts {
 		out[i] = &types.Mount{Type: m.Type, Source: m.Source, Options: m.Options}

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
+	"google.golang.org/protobuf/proto"
 
 	"berth/base/errs"
 	"berth/node/snapshot"
@@ -14,25 +16,72 @@ import (
 
 // Prepare makes a writable snapshot. It answers AlreadyExists, which spares
 // containerd the download and the unpacking, if the layer that is to be
-// unpacked into it is known.
+// unpacked into it is known; in the node's own door, if the namespace knows it.
 func (s *Service) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) (*api.PrepareSnapshotResponse, error) {
-	exists, err := s.share(ctx, name{r.Snapshotter, r.Parent}, r.Labels)
-	if exists {
-		err = errs.New(errs.Exists, "layer %s is known", r.Labels[labelRef])
-	}
+	space, err := s.space(ctx, r.Snapshotter)
 	if err != nil {
 		return nil, failed("prepare snapshot", err)
 	}
-	mounts, err := s.create(ctx, &record{
-		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive,
+	mounts, err := s.prepare(ctx, &record{
+		Space: space, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindActive,
 	})
 	return &api.PrepareSnapshotResponse{Mounts: mounts}, failed("prepare snapshot", err)
 }
 
+func (s *Service) prepare(ctx context.Context, rec *record) ([]*types.Mount, error) {
+	known := s.share
+	if s.node != nil {
+		known = s.await
+	}
+	exists, err := known(ctx, rec)
+	if exists {
+		err = errs.New(errs.Exists, "layer %s is known", rec.layer())
+	}
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := s.create(ctx, rec)
+	if err != nil {
+		s.land(rec.name(), err)
+		return nil, err
+	}
+	s.tell(ctx, rec.name(), "prepare", func(snapshotter string) proto.Message {
+		return &events.SnapshotPrepare{Key: rec.Name, Parent: rec.Parent, Snapshotter: snapshotter}
+	})
+	return mounts, nil
+}
+
+// await waits for others who unpack the layer that is to be unpacked into the
+// snapshot. exists says that it has a name in the space. Where it is only in
+// the store, the client goes on, for it also wants the layer's blob; Apply then
+// spares it the unpacking.
+func (s *Service) await(ctx context.Context, rec *record) (exists bool, err error) {
+	layer := rec.layer()
+	if layer == "" || check(rec) != nil {
+		return false, nil
+	}
+	s.mu.RLock()
+	_, named := s.find(name{rec.Space, string(layer)})
+	taken := s.byName[rec.name()] != nil
+	s.mu.RUnlock()
+	if rec.Labels[labelRef] != "" && named == nil {
+		return true, nil
+	}
+	if taken { // create says so
+		return false, nil
+	}
+	_, err = s.board(ctx, rec.name(), layer)
+	return false, err
+}
+
 // View makes a snapshot for reading.
 func (s *Service) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.ViewSnapshotResponse, error) {
+	space, err := s.space(ctx, r.Snapshotter)
+	if err != nil {
+		return nil, failed("view snapshot", err)
+	}
 	mounts, err := s.create(ctx, &record{
-		Space: r.Snapshotter, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
+		Space: space, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
 	})
 	return &api.ViewSnapshotResponse{Mounts: mounts}, failed("view snapshot", err)
 }
@@ -40,6 +89,15 @@ func (s *Service) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.Vi
 // create makes the snapshot that rec describes.
 func (s *Service) create(ctx context.Context, rec *record) ([]*types.Mount, error) {
 	if err := check(rec); err != nil {
+		return nil, err
+	}
+	defer s.hold(rec)()
+	if rec.Parent != "" { // which may have to be named first
+		if _, err := s.look(ctx, rec.parent()); err != nil {
+			return nil, fmt.Errorf("parent: %w", err)
+		}
+	}
+	if err := s.keep(ctx, rec.name()); err != nil {
 		return nil, err
 	}
 	parent, err := s.claim(rec)
@@ -56,12 +114,12 @@ func (s *Service) create(ctx context.Context, rec *record) ([]*types.Mount, erro
 		return nil, err
 	}
 	describe := s.mounts
-	if rec.unpacking() {
+	if s.node == nil && rec.unpacking() {
 		describe = s.mountsToUnpack
 	}
 	mounts, err := describe(ctx, rec.Store)
 	if err == nil {
-		err = s.show(ctx, rec)
+		_, err = s.show(ctx, rec)
 	}
 	if err != nil {
 		s.abandon(rec)
@@ -105,7 +163,7 @@ func (s *Service) committed(parent name) (*record, error) {
 }
 
 // show makes a claimed name durable, and then lets everybody see it.
-func (s *Service) show(ctx context.Context, claimed *record) error {
+func (s *Service) show(ctx context.Context, claimed *record) (*record, error) {
 	rec := *claimed
 	rec.making = false
 	rec.Created = time.Now().UTC()
@@ -114,12 +172,12 @@ func (s *Service) show(ctx context.Context, claimed *record) error {
 	s.save(&rec)
 	s.mu.Unlock()
 	if err := s.durable(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	s.mu.Lock()
 	s.link(&rec)
 	s.mu.Unlock()
-	return nil
+	return &rec, nil
 }
 
 // abandon gives up what claim took.
@@ -133,14 +191,14 @@ func (s *Service) abandon(rec *record) {
 // discard removes a snapshot of the store that no name stands for any more.
 // One that cannot go now goes with the next Cleanup.
 func (s *Service) discard(ctx context.Context, key snapshot.Key) {
-	err := s.drop(context.WithoutCancel(ctx), key)
+	err := s.wipe(context.WithoutCancel(ctx), key)
 	if err != nil && errs.KindOf(err) != errs.NotFound {
 		s.log.WarnContext(ctx, "snapshot waits to be removed", "key", key, "error", err)
 	}
 }
 
-// drop removes a snapshot of the store, and its tree if it is mounted.
-func (s *Service) drop(ctx context.Context, key snapshot.Key) error {
+// wipe removes a snapshot of the store, and its tree if it is mounted.
+func (s *Service) wipe(ctx context.Context, key snapshot.Key) error {
 	if err := s.store.Remove(ctx, key); err != nil {
 		return err
 	}
@@ -152,18 +210,18 @@ func (s *Service) drop(ctx context.Context, key snapshot.Key) error {
 
 // share says whether the layer that labels speak of is there already, on this
 // parent. If another snapshotter unpacked it, it gets a name in this one.
-func (s *Service) share(ctx context.Context, parent name, labels map[string]string) (exists bool, err error) {
-	ref := labels[labelRef]
+func (s *Service) share(ctx context.Context, rec *record) (exists bool, err error) {
+	ref := rec.Labels[labelRef]
 	if !chainID.MatchString(ref) {
 		return false, nil
 	}
 	s.mu.Lock()
-	alias, exists := s.alias(parent, ref)
+	alias, exists := s.alias(rec.parent(), ref)
 	s.mu.Unlock()
 	if alias == nil {
 		return exists, nil
 	}
-	if err := s.show(ctx, alias); err != nil {
+	if _, err := s.show(ctx, alias); err != nil {
 		s.abandon(alias)
 		return false, err
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"strings"
 
+	"github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/services/snapshots/v1"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"berth/base/errs"
@@ -13,14 +15,35 @@ import (
 
 // Remove forgets a name, and its snapshot if it was the last one.
 func (s *Service) Remove(ctx context.Context, r *api.RemoveSnapshotRequest) (*emptypb.Empty, error) {
-	rec, last, err := s.release(name{r.Snapshotter, r.Key})
+	space, err := s.space(ctx, r.Snapshotter)
+	if err == nil {
+		err = s.remove(ctx, name{space, r.Key})
+	}
+	return &emptypb.Empty{}, failed("remove snapshot", err)
+}
+
+func (s *Service) remove(ctx context.Context, n name) error {
+	rec, last, err := s.release(n)
 	if err != nil {
-		return nil, failed("remove snapshot", err)
+		return err
 	}
-	if last {
+	s.land(n, errs.New(errs.Canceled, "snapshot %q was removed", n.name))
+	s.mu.Lock()
+	u := s.unpacked[n]
+	delete(s.unpacked, n)
+	s.mu.Unlock()
+	s.drop(ctx, u)
+	s.tell(ctx, n, "remove", func(snapshotter string) proto.Message {
+		return &events.SnapshotRemove{Key: n.name, Snapshotter: snapshotter}
+	})
+	switch {
+	case !last:
+	case strings.HasPrefix(string(rec.Store), keyPrefix):
 		s.discard(ctx, rec.Store)
+	case s.node != nil: // an image of the node's may stand on it
+		s.node.Layers.FreedLayers(ctx)
 	}
-	return &emptypb.Empty{}, nil
+	return nil
 }
 
 // release takes a name away from its snapshot.
@@ -43,8 +66,12 @@ func (s *Service) release(n name) (rec *record, last bool, err error) {
 
 // Cleanup removes what could not be removed before. The store frees disk by
 // itself, in the background.
-func (s *Service) Cleanup(ctx context.Context, _ *api.CleanupRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, failed("clean up snapshots", s.sweep(ctx))
+func (s *Service) Cleanup(ctx context.Context, r *api.CleanupRequest) (*emptypb.Empty, error) {
+	_, err := s.space(ctx, r.Snapshotter)
+	if err == nil {
+		err = s.sweep(ctx)
+	}
+	return &emptypb.Empty{}, failed("clean up snapshots", err)
 }
 
 // sweep removes the snapshots made here that no name stands for, children
@@ -63,7 +90,7 @@ func (s *Service) sweep(ctx context.Context) error {
 		}
 		removed := 0
 		for _, key := range left {
-			switch err := s.drop(ctx, key); errs.KindOf(err) {
+			switch err := s.wipe(ctx, key); errs.KindOf(err) {
 			case "":
 				removed++
 			case errs.Conflict, errs.NotFound: // a child goes first, or it is gone

@@ -13,9 +13,13 @@
 // says beforehand what he is about to unpack, by label
 // containerd.io/snapshot.ref, is spared the work.
 //
-// The header with containerd's namespace is not looked at. A containerd that
-// hands snapshots on to a proxy has put the namespace into the names already,
-// and collects the garbage of all namespaces in none.
+// The service has two forms. A snapshotter for another containerd does not look
+// at the header with containerd's namespace: a containerd that hands snapshots
+// on to a proxy has put the namespace into the names already, and collects the
+// garbage of all namespaces in none. The node's own door (Config.Node) keeps
+// the names of namespaces apart. There a layer whose diff ID was verified when
+// it was unpacked (see Apply) lies in the store under its chain ID, as the
+// layers of the node's images do, and every namespace finds it by that name.
 //
 // A request is answered once its record would survive a crash of this process
 // and of the machine; only Remove is not waited for, since containerd collects
@@ -40,6 +44,8 @@ import (
 
 	"berth/base/errs"
 	"berth/base/kv"
+	"berth/face/containerd/wire"
+	"berth/node/lease"
 	"berth/node/snapshot"
 )
 
@@ -57,7 +63,36 @@ type Config struct {
 	Trees Trees
 	// Sync makes Commit wait until the layer would survive a loss of power.
 	Sync bool
+	// Node makes the service the node's own door; nil for a snapshotter of
+	// another containerd.
+	Node *Node
 	Log  *slog.Logger
+}
+
+// Node is what the node's own door needs beyond a store. It needs Trees too.
+type Node struct {
+	// Dir is where Trees mounts: its mounts are known again by it.
+	Dir string
+	// Names are the snapshotters that clients may ask for; all are the store.
+	Names  []string
+	Layers Layers
+	Leases Leases
+	Events wire.Publisher
+}
+
+// Layers are the layers of the node's images.
+type Layers interface {
+	// Unpacking says whether a layer is being unpacked. If it is, done is
+	// closed at the end. If not it is now, by the caller, until it calls land.
+	Unpacking(key snapshot.Key) (done <-chan struct{}, land func(error))
+	// FreedLayers has layers collected that nobody needs any more.
+	FreedLayers(ctx context.Context)
+}
+
+// Leases keep what clients have yet to refer to.
+type Leases interface {
+	Add(ctx context.Context, namespace, id string, r lease.Resource) error
+	Hold(namespace string, resources ...lease.Resource) (release func())
 }
 
 // Trees keeps trees mounted.
@@ -76,6 +111,7 @@ type Service struct {
 	trees Trees // or nil
 	db    *kv.DB
 	sync  bool
+	node  *Node // or nil
 	log   *slog.Logger
 
 	// mu is never held while the store or the disk is waited for.
@@ -84,6 +120,9 @@ type Service struct {
 	children map[name]int                       // by parent
 	holders  map[snapshot.Key]map[name]struct{} // the names of each snapshot of the store
 	layers   map[layer]snapshot.Key             // what was unpacked from images
+	unpacked map[name]*unpacked                 // what Apply has brought and Commit waits for
+	flights  map[name]*flight                   // layers that clients unpack
+	leaving  map[snapshot.Key]chan struct{}     // layers that node/image removes just now
 }
 
 // name is what containerd calls a snapshot, and in which snapshotter.
@@ -109,6 +148,9 @@ type record struct {
 	// From is the key of the active snapshot that Store was committed from. A
 	// crash may have come before the store's own record of it was on disk.
 	From snapshot.Key `json:"from,omitempty"`
+	// Applied says that a layer was unpacked which waits for the commit. It is
+	// lost with the process, and the snapshot with it.
+	Applied bool `json:"applied,omitempty"`
 
 	// making marks a name that is taken, but that only its maker sees yet.
 	making bool
@@ -122,9 +164,10 @@ func (r *record) parent() name { return name{r.Space, r.Parent} }
 // Open reads the records and removes what a crash left half made.
 func Open(ctx context.Context, c Config) (*Service, error) {
 	s := &Service{
-		store: c.Store, trees: c.Trees, db: c.DB, sync: c.Sync, log: c.Log,
+		store: c.Store, trees: c.Trees, db: c.DB, sync: c.Sync, node: c.Node, log: c.Log,
 		byName: map[name]*record{}, children: map[name]int{},
 		holders: map[snapshot.Key]map[name]struct{}{}, layers: map[layer]snapshot.Key{},
+		unpacked: map[name]*unpacked{}, flights: map[name]*flight{}, leaving: map[snapshot.Key]chan struct{}{},
 	}
 	if err := s.load(ctx); err != nil {
 		return nil, fmt.Errorf("open containerd's snapshots: %w", err)
@@ -158,10 +201,12 @@ func (s *Service) load(ctx context.Context) error {
 		if errs.KindOf(err) == errs.NotFound && rec.From != "" {
 			_, err = s.store.Commit(ctx, rec.Store, rec.From, nil)
 		}
-		switch errs.KindOf(err) {
-		case "":
+		switch {
+		case rec.Applied && rec.Kind != snapshot.KindCommitted:
+			s.forget(rec)
+		case err == nil:
 			s.link(rec)
-		case errs.NotFound:
+		case errs.KindOf(err) == errs.NotFound:
 			s.log.WarnContext(ctx, "snapshot was lost with the power: remove its image from containerd and pull it again", "name", rec.Name)
 			s.forget(rec)
 		default:
@@ -221,13 +266,6 @@ func (s *Service) find(n name) (*record, error) {
 		return nil, errs.New(errs.NotFound, "snapshot %q does not exist", n.name)
 	}
 	return rec, nil
-}
-
-// look is find for those who hold no lock.
-func (s *Service) look(n name) (*record, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.find(n)
 }
 
 // save and forget put a change on its way to the disk, in the order of calls.

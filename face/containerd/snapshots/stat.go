@@ -16,8 +16,8 @@ import (
 )
 
 // Stat describes a snapshot.
-func (s *Service) Stat(_ context.Context, r *api.StatSnapshotRequest) (*api.StatSnapshotResponse, error) {
-	rec, err := s.look(name{r.Snapshotter, r.Key})
+func (s *Service) Stat(ctx context.Context, r *api.StatSnapshotRequest) (*api.StatSnapshotResponse, error) {
+	rec, err := s.requested(ctx, r.Snapshotter, r.Key)
 	if err != nil {
 		return nil, failed("stat snapshot", err)
 	}
@@ -26,7 +26,10 @@ func (s *Service) Stat(_ context.Context, r *api.StatSnapshotRequest) (*api.Stat
 
 // Update changes labels: those that the mask names, or all.
 func (s *Service) Update(ctx context.Context, r *api.UpdateSnapshotRequest) (*api.UpdateSnapshotResponse, error) {
-	rec, err := s.update(name{r.Snapshotter, r.GetInfo().GetName()}, r.GetInfo().GetLabels(), r.GetUpdateMask().GetPaths())
+	rec, err := s.requested(ctx, r.Snapshotter, r.GetInfo().GetName())
+	if err == nil {
+		rec, err = s.update(rec.name(), r.GetInfo().GetLabels(), r.GetUpdateMask().GetPaths())
+	}
 	if err == nil {
 		err = s.durable(ctx)
 	}
@@ -81,9 +84,18 @@ func merge(old, labels map[string]string, all bool, only []string) map[string]st
 	return snapshot.MergeLabels(old, changed)
 }
 
+// requested is the record of a name in a request.
+func (s *Service) requested(ctx context.Context, snapshotter, key string) (*record, error) {
+	space, err := s.space(ctx, snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	return s.look(ctx, name{space, key})
+}
+
 // Usage says what a snapshot takes by itself.
 func (s *Service) Usage(ctx context.Context, r *api.UsageRequest) (*api.UsageResponse, error) {
-	rec, err := s.look(name{r.Snapshotter, r.Key})
+	rec, err := s.requested(ctx, r.Snapshotter, r.Key)
 	if err != nil {
 		return nil, failed("usage of snapshot", err)
 	}
@@ -101,7 +113,11 @@ func (s *Service) List(r *api.ListSnapshotsRequest, stream api.Snapshots_ListSer
 	if err != nil {
 		return failed("list snapshots", errs.New(errs.Invalid, "%w", err))
 	}
-	recs := s.in(r.Snapshotter)
+	space, err := s.space(stream.Context(), r.Snapshotter)
+	if err != nil {
+		return failed("list snapshots", err)
+	}
+	recs := s.in(space)
 	recs = slices.DeleteFunc(recs, func(rec *record) bool { return !filter.Match(rec) })
 	for block := range slices.Chunk(recs, listed) {
 		message := &api.ListSnapshotsResponse{}
