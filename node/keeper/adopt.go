@@ -69,7 +69,7 @@ func (s *server) resume(r record, roles map[role]int) (*child, error) {
 	if c.Exit == nil {
 		openPeer(c.fds)
 	}
-	if err := c.flow(s.spaces, &s.work); err != nil {
+	if err := s.flow(c); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -78,6 +78,7 @@ func (s *server) resume(r record, roles map[role]int) (*child, error) {
 	_, watchable := c.fds[rolePidfd]
 	switch {
 	case c.Exit != nil:
+		s.work.Go(func() { s.leave(c) })
 	case own:
 		s.children[c.Pid] = c
 	case watchable:
@@ -225,8 +226,12 @@ func (s *server) restore(past *handover) (*conn, error) {
 	defer s.mu.Unlock()
 	// Exits that were not sent yet; node ignores those that it knows.
 	for _, c := range s.processes {
-		if c.Exit != nil {
-			_ = node.send(message{Op: opExit, Exit: c.Exit})
+		if c.Exit == nil {
+			continue
+		}
+		_ = node.send(message{Op: opExit, Exit: c.Exit})
+		if _, held := c.fds[roleOut]; c.Output == Given && !held {
+			_ = node.send(message{Op: opLetGo, ID: c.ID})
 		}
 	}
 	s.node = node

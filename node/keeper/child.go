@@ -20,13 +20,18 @@ type child struct {
 	fds     map[role]int // guarded by server.mu
 	sink    *sink        // nil unless Output is ToLog
 	streams []*stream
-	told    chan struct{} // closed when node knows the process, and may hear of its end
-	pidfd   *os.File      // of a process that is not our child, or not yet: its end is seen there
-	awaited bool          // reap may meet its end; guarded by server.mu
+	relays  map[role]*relay   // of given streams, by where they take from
+	files   map[role]*os.File // of relays; guarded by server.mu
+	told    chan struct{}     // closed when node knows the process, and may hear of its end
+	pidfd   *os.File          // of a process that is not our child, or not yet: its end is seen there
+	awaited bool              // reap may meet its end; guarded by server.mu
 }
 
 // passed is the order in which descriptors are passed on.
-var passed = [...]role{rolePidfd, roleStdin, roleStdout, roleStderr, roleConsole, roleHoldOut, roleHoldIn}
+var passed = [...]role{
+	rolePidfd, roleStdin, roleStdout, roleStderr, roleConsole, roleHoldOut, roleHoldIn,
+	roleOut, roleErr, roleIn, roleFileOut, roleFileErr, roleRestOut, roleRestErr, roleLogger,
+}
 
 // describe returns what another process must get to know c. Call it with
 // server.mu held, and send before letting go.
@@ -56,7 +61,14 @@ func (c *child) open(n *notes, log *slog.Logger) error {
 	return nil
 }
 
-// flow starts to move output, each stream in a goroutine of wg.
+// flow starts to move output, each stream in a goroutine.
+func (s *server) flow(c *child) error {
+	if c.Output == Given {
+		return s.relay(c)
+	}
+	return c.flow(s.spaces, &s.work)
+}
+
 func (c *child) flow(spaces *workspaces, wg *sync.WaitGroup) error {
 	if c.sink == nil {
 		return nil
@@ -98,6 +110,9 @@ func (c *child) close() {
 		_ = c.pidfd.Close()
 		delete(c.fds, rolePidfd)
 	}
+	for name := range c.files {
+		c.closeOne(name)
+	}
 	if c.sink != nil {
 		c.sink.close()
 		delete(c.fds, roleHoldOut)
@@ -112,18 +127,26 @@ func (c *child) close() {
 // settle waits until all output of an ended process is in the log. Some
 // other process may hold the pipe open and go on writing, so this has a limit.
 func (c *child) settle(limit time.Duration) {
-	if len(c.streams) == 0 {
+	if len(c.streams)+len(c.relays) == 0 {
 		return
+	}
+	var dry []chan struct{}
+	for name, r := range c.relays {
+		if name != roleIn {
+			r.lastCall(emptyIsDry)
+			dry = append(dry, r.dry)
+		}
 	}
 	for _, s := range c.streams {
 		s.last.Store(true)
 		_ = s.file.SetReadDeadline(time.Unix(1, 0)) // wakes it
+		dry = append(dry, s.dry)
 	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
-	for _, s := range c.streams {
+	for _, dry := range dry {
 		select {
-		case <-s.dry:
+		case <-dry:
 		case <-timer.C:
 			return
 		}

@@ -36,6 +36,7 @@ const (
 	ToLog   Output = iota // the keeper writes them to Log, line by line
 	Hold                  // nobody reads in the keeper; node reads Process.Stdout and Stderr (exec)
 	Discard               // /dev/null
+	Given                 // Launch.Streams, whatever Output says: the process has them itself
 )
 
 // Log is the log file of one process (see node/logfile for its format).
@@ -64,7 +65,42 @@ type Launch struct {
 	Stdin      bool // false: /dev/null. A terminal is always its own stdin
 	Output     Output
 	Log        Log
-	Rows, Cols uint16 // the terminal's first size; 0: the kernel's default
+	Streams    *Streams // take the place of Stdin, Output and Log
+	Rows, Cols uint16   // the terminal's first size; 0: the kernel's default
+}
+
+// Streams are the places that a client named for the standard streams of one
+// process. Each is "" for /dev/null, the path of something that is there, or a
+// URI:
+//
+//	fifo:///path               a FIFO that is there
+//	file:///path               appended to; made with mode 0640 if it is not there
+//	binary:///path?key=value   a logger: a program run with key and value as
+//	                           its arguments, which reads output from its
+//	                           descriptors 3 and 4. It closes 5, or writes to
+//	                           it, when it is ready; the process starts then
+//	binary-v2:///path?…        one that writes to 5
+//
+// With a terminal Stderr is not used; a file or a logger named for Stdout takes
+// both where Stderr is empty.
+//
+// A FIFO, and anything that is no regular file, is the process's own
+// descriptor: nothing is copied. The keeper opens its other end too, so that a
+// client may come late, go, and come back, without the process hearing of it;
+// when the process has ended the keeper lets go, and clients see the end.
+// What nobody has read by then stays readable until Forget. A client that does
+// not read stops the process when the FIFO is full, and nothing else. Files
+// are written by the keeper from a pipe, because a process that opens its
+// /dev/stdout anew would empty them. A terminal is copied to and from the
+// FIFOs.
+//
+// A logger belongs to its process: it outlives node and keeper, sees the end of
+// its input when the process and its children are gone, and is ended some time
+// after Forget if it has not.
+type Streams struct {
+	Stdin, Stdout, Stderr string
+	Name, Namespace       string // CONTAINER_ID and CONTAINER_NAMESPACE of a logger
+	UID, GID              int    // owner of FIFOs and pipes; 0 leaves them
 }
 
 // Process is a started process. The files are node's own duplicates and nil

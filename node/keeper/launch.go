@@ -25,10 +25,24 @@ type plumbing struct {
 	theirs  [3]int
 	capture int // what the runtime itself says; -1: nowhere
 	socket  *net.UnixListener
+	logger  *place
+	listens [2]int // what the logger reads; -1: nothing
+}
+
+func newPlumbing() *plumbing {
+	return &plumbing{ours: map[role]int{}, theirs: [3]int{-1, -1, -1}, capture: -1, listens: [2]int{-1, -1}}
+}
+
+func (p *plumbing) null(i int) (err error) {
+	p.theirs[i], err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	return err
 }
 
 func lay(l *Launch) (_ *plumbing, err error) {
-	p := &plumbing{ours: map[role]int{}, theirs: [3]int{-1, -1, -1}, capture: -1}
+	if l.Streams != nil {
+		return layGiven(l)
+	}
+	p := newPlumbing()
 	defer func() {
 		if err != nil {
 			p.close()
@@ -36,7 +50,7 @@ func lay(l *Launch) (_ *plumbing, err error) {
 	}()
 	null := func(i int) {
 		if err == nil {
-			p.theirs[i], err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+			err = p.null(i)
 		}
 	}
 	output := func(i int) (fd int) {
@@ -104,8 +118,19 @@ func (p *plumbing) release() {
 	}
 }
 
+// deafen closes the logger's ends.
+func (p *plumbing) deafen() {
+	for i, fd := range p.listens {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+		p.listens[i] = -1
+	}
+}
+
 func (p *plumbing) close() {
 	p.release()
+	p.deafen()
 	p.closeSocket()
 	if p.capture >= 0 && p.capture != p.ours[roleStderr] {
 		_ = unix.Close(p.capture)
@@ -183,6 +208,9 @@ func (s *server) start(ctx context.Context, l *Launch) (_ *child, err error) {
 		return nil, err
 	}
 	c := &child{record: record{ID: l.ID, Output: l.Output, Log: l.Log, Slot: slot}, told: make(chan struct{})}
+	if l.Streams != nil {
+		c.Output = Given
+	}
 	var p *plumbing
 	defer func() {
 		if err == nil {
@@ -192,6 +220,7 @@ func (s *server) start(ctx context.Context, l *Launch) (_ *child, err error) {
 			_ = c.sink.log.Close()
 		}
 		if p != nil {
+			s.endLogger(p.ours)
 			p.close()
 		}
 		s.notes.release(slot)
@@ -202,6 +231,11 @@ func (s *server) start(ctx context.Context, l *Launch) (_ *child, err error) {
 	c.fds = p.ours
 	if err := c.open(s.notes, s.log); err != nil {
 		return nil, err
+	}
+	if p.logger != nil {
+		if err := s.startLogger(ctx, l, p); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.Remove(l.PidFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove old pid file: %w", err)
@@ -220,7 +254,7 @@ func (s *server) start(ctx context.Context, l *Launch) (_ *child, err error) {
 	if c.Pid, err = readPid(l.PidFile); err != nil {
 		return nil, err
 	}
-	if err := c.flow(s.spaces, &s.work); err != nil {
+	if err := s.flow(c); err != nil {
 		return nil, err
 	}
 	s.adopt(c)

@@ -138,8 +138,8 @@ func (k *Keeper) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if m.Op == opExit && m.Exit != nil {
-			k.exited(*m.Exit)
+		if k.event(m) {
+			closeAll(fds)
 			continue
 		}
 		if m.Op == opProcess { // known before anybody hears of its end
@@ -232,10 +232,8 @@ func (k *Keeper) hello(c *conn) (pid int, listed map[string]bool, err error) {
 				return 0, nil, err
 			}
 			listed[m.Record.ID] = true
-		case opExit:
-			if m.Exit != nil {
-				k.exited(*m.Exit)
-			}
+		case opExit, opLetGo:
+			k.event(m)
 		case opDone:
 			return m.Pid, listed, nil
 		case opFail:
@@ -263,8 +261,11 @@ func (k *Keeper) giveBack(c *conn, listed map[string]bool) error {
 				return fmt.Errorf("give process %s back: %w", id, err)
 			}
 			closeAll(fds)
-			if m.Op == opExit && m.Exit != nil {
+			switch {
+			case m.Op == opExit && m.Exit != nil:
 				k.note(*m.Exit)
+			case m.Op == opLetGo:
+				k.letGo(m.ID)
 			}
 			if m.Number == number {
 				if m.Op == opFail {
@@ -309,7 +310,10 @@ func newHeld(r record, fds map[role]int) *held {
 		}
 		return nil
 	}
-	h.process.Pidfd, h.process.Stdin, h.process.Console = file(rolePidfd), file(roleStdin), file(roleConsole)
+	h.process.Pidfd, h.process.Console = file(rolePidfd), file(roleConsole)
+	if r.Output != Given { // then it is a client that writes
+		h.process.Stdin = file(roleStdin)
+	}
 	if r.Output == Hold { // else node would wake up whenever a container writes
 		h.process.Stdout, h.process.Stderr = file(roleStdout), file(roleStderr)
 	}
@@ -338,10 +342,31 @@ func (h *held) close() {
 	}
 }
 
-func (k *Keeper) exited(e Exit) {
+// event takes what the keeper tells without having been asked.
+func (k *Keeper) event(m message) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.note(e)
+	switch {
+	case m.Op == opExit && m.Exit != nil:
+		k.note(*m.Exit)
+	case m.Op == opLetGo:
+		k.letGo(m.ID)
+	default:
+		return false
+	}
+	return true
+}
+
+// letGo closes our duplicates of what the keeper has closed, so that clients
+// see the end. Call it with k.mu held.
+func (k *Keeper) letGo(id string) {
+	h := k.processes[id]
+	if h == nil || h.record.Output != Given {
+		return
+	}
+	for _, name := range clients {
+		h.closeOne(name)
+	}
 }
 
 // note queues an exit that is news. Call it with k.mu held.

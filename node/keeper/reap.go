@@ -154,7 +154,7 @@ func (s *server) finish(c *child, e Exit) {
 		delete(c.fds, rolePeer)
 	}
 	s.mu.Unlock()
-	c.settle(settleLimit)
+	s.leave(c)
 	<-c.told
 	s.mu.Lock()
 	defer s.mu.Unlock()

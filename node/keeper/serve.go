@@ -26,6 +26,8 @@ type ServeConfig struct {
 	PidFile string // also the lock that makes the keeper the only one
 	Cgroup  string // moves there in each hierarchy where it can, e.g. "/berth-keeper"; "": stays in node's
 	Log     *slog.Logger
+	// LoggerLimit is how long a logger may take to be ready; 0 means 10 s.
+	LoggerLimit time.Duration
 }
 
 // linger is how long a keeper without processes waits for a node.

@@ -41,6 +41,7 @@ const (
 	opReopen     op = "reopen"
 	opUpgrade    op = "upgrade"
 	opShutdown   op = "shutdown"
+	opLetGo      op = "let-go" // an event: the FIFOs of ID are the clients' alone
 )
 
 type message struct {
@@ -81,6 +82,17 @@ const (
 	rolePeer    role = "peer" // the terminal's other side, so that it never looks closed while the process lives; never passed on
 	roleHoldOut role = "hold-out"
 	roleHoldIn  role = "hold-in"
+
+	// Of given streams. roleStdin is the write end of a client's FIFO,
+	// roleStdout and roleStderr are pipes on their way to a file.
+	roleOut     role = "out"      // a FIFO, open both ways, or the pipe that a terminal is copied to
+	roleErr     role = "err"      // likewise, never a pipe
+	roleIn      role = "in"       // what a terminal is fed from
+	roleFileOut role = "file-out" // where roleStdout goes
+	roleFileErr role = "file-err"
+	roleRestOut role = "rest-out" // the read end of a FIFO in which something is left
+	roleRestErr role = "rest-err"
+	roleLogger  role = "logger" // pidfd
 )
 
 // failure carries an error through the socket.
