@@ -18,8 +18,7 @@
 // clients do, become durable within 100 ms: a crash in between has ended the
 // client's call too. Others are durable when the call returns.
 //
-// Lock order: Set.one, then Set.write, then Set.mu; no owner is called with
-// Set.mu held.
+// Lock order: Set.one, then Set.mu; no owner is called with Set.mu held.
 package lease
 
 import (
@@ -68,7 +67,6 @@ type Set struct {
 	wake   chan struct{}      // holds a token when something may have lost its last reference
 	rearm  chan struct{}      // holds a token when something expires sooner than known
 	one    chan struct{}      // holds a token while a collection runs
-	write  sync.Mutex         // one change of leases at a time, so that memory and disk agree
 	mu     sync.Mutex         // guards what follows
 	leases map[leaseKey]*held // what is in it does not change, but for resources
 	holds  map[node]int
@@ -85,6 +83,9 @@ type leaseKey struct{ namespace, id string }
 type held struct {
 	Lease
 	resources map[Resource]bool
+	// ready is false while it is being made, or deleted: nobody sees it then,
+	// but its ID is taken.
+	ready bool
 }
 
 // Open loads the leases.
@@ -97,7 +98,7 @@ func Open(c Config) (*Set, error) {
 	err := c.DB.View(func(tx *kv.Tx) error {
 		err := kv.EachJSON(tx, bucket, "", func(key string, l Lease) error {
 			l.Namespace, l.ID, _ = strings.Cut(key, "/")
-			s.leases[leaseKey{l.Namespace, l.ID}] = &held{Lease: l, resources: map[Resource]bool{}}
+			s.leases[leaseKey{l.Namespace, l.ID}] = &held{Lease: l, resources: map[Resource]bool{}, ready: true}
 			return nil
 		})
 		if err != nil {
@@ -129,20 +130,28 @@ func (s *Set) Create(ctx context.Context, namespace, id string, labels map[strin
 	if err := CheckLabels(labels); err != nil {
 		return Lease{}, fmt.Errorf("lease %.80q: %w", id, err)
 	}
-	s.write.Lock()
-	defer s.write.Unlock()
 	key := leaseKey{namespace, id}
-	if s.has(key) {
-		return Lease{}, errs.New(errs.Exists, "lease %q: already exists", id)
-	}
 	l := Lease{Namespace: namespace, ID: id, Labels: WithoutEmpty(labels), Created: time.Now().UTC()}
+	made := &held{Lease: l, resources: map[Resource]bool{}}
+	s.mu.Lock()
+	taken := s.leases[key] != nil
+	if !taken {
+		s.leases[key] = made
+	}
+	s.mu.Unlock()
+	if taken {
+		return Lease{}, errs.New(errs.Exists, "lease %.80q: already exists", id)
+	}
 	err := s.store(ctx, l, func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, key.record(), l) })
+	s.mu.Lock()
+	made.ready = true
+	if err != nil {
+		delete(s.leases, key)
+	}
+	s.mu.Unlock()
 	if err != nil {
 		return Lease{}, fmt.Errorf("create lease %q: %w", id, err)
 	}
-	s.mu.Lock()
-	s.leases[key] = &held{Lease: l, resources: map[Resource]bool{}}
-	s.mu.Unlock()
 	if at, ok := expires(l.Labels); ok {
 		s.expireAt(at)
 	}
@@ -152,29 +161,32 @@ func (s *Set) Create(ctx context.Context, namespace, id string, labels map[strin
 // Delete ends a lease; what only it held is collected soon. NotFound: there is
 // none.
 func (s *Set) Delete(ctx context.Context, namespace, id string) error {
-	if err := s.drop(ctx, leaseKey{namespace, id}); err != nil {
+	if err := s.remove(ctx, leaseKey{namespace, id}); err != nil {
 		return err
 	}
 	s.Trigger()
 	return nil
 }
 
-func (s *Set) drop(ctx context.Context, key leaseKey) error {
-	s.write.Lock()
-	defer s.write.Unlock()
+func (s *Set) remove(ctx context.Context, key leaseKey) error {
 	s.mu.Lock()
 	l := s.leases[key]
-	s.mu.Unlock()
-	if l == nil {
+	if l == nil || !l.ready {
+		s.mu.Unlock()
 		return missing(key.id)
 	}
+	l.ready = false
+	s.mu.Unlock()
 	err := s.store(ctx, l.Lease, func(tx *kv.Tx) error { return deleteLease(tx, key) })
+	s.mu.Lock()
+	l.ready = true
+	if err == nil {
+		delete(s.leases, key)
+	}
+	s.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("delete lease %q: %w", key.id, err)
 	}
-	s.mu.Lock()
-	delete(s.leases, key)
-	s.mu.Unlock()
 	return nil
 }
 
@@ -196,7 +208,7 @@ func (s *Set) Get(namespace, id string) (Lease, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.leases[leaseKey{namespace, id}]
-	if l == nil {
+	if l == nil || !l.ready {
 		return Lease{}, missing(id)
 	}
 	return l.clone(), nil
@@ -208,7 +220,7 @@ func (s *Set) List(namespace string) []Lease {
 	defer s.mu.Unlock()
 	var all []Lease
 	for key, l := range s.leases {
-		if key.namespace == namespace {
+		if key.namespace == namespace && l.ready {
 			all = append(all, l.clone())
 		}
 	}
@@ -226,12 +238,6 @@ func (s *Set) store(ctx context.Context, l Lease, fn func(*kv.Tx) error) error {
 		return nil
 	}
 	return s.DB.Update(ctx, fn)
-}
-
-func (s *Set) has(key leaseKey) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.leases[key] != nil
 }
 
 // missing is worded as clients know it.

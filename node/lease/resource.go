@@ -75,60 +75,91 @@ func (r Resource) check() error {
 // Add has a lease hold a resource, which need not be there yet. NotFound: no
 // lease. Invalid, Unsupported: no such kind.
 func (s *Set) Add(ctx context.Context, namespace, id string, r Resource) error {
+	return s.add(namespace, id, r, func(l Lease, fn func(*kv.Tx) error) error { return s.store(ctx, l, fn) })
+}
+
+// AddSoon is Add that becomes durable with the next change of the records,
+// which the caller is about to make.
+func (s *Set) AddSoon(namespace, id string, r Resource) error {
+	return s.add(namespace, id, r, s.storeSoon)
+}
+
+func (s *Set) storeSoon(_ Lease, fn func(*kv.Tx) error) error {
+	s.DB.Later(fn)
+	return nil
+}
+
+func (s *Set) add(namespace, id string, r Resource, store func(Lease, func(*kv.Tx) error) error) error {
 	if err := r.check(); err != nil {
 		return err
 	}
 	defer s.Hold(namespace, r)()
 	key := leaseKey{namespace, id}
-	s.write.Lock()
-	defer s.write.Unlock()
-	s.mu.Lock()
-	l := s.leases[key]
-	known := l != nil && l.resources[r]
-	s.mu.Unlock()
-	switch {
-	case l == nil:
-		return missing(id)
-	case known:
-		return nil
+	l, known, err := s.change(key, r, true)
+	if err != nil || known {
+		return err
 	}
-	err := s.store(ctx, l.Lease, func(tx *kv.Tx) error { return kv.PutJSON(tx, resourceBucket, recordOf(key, r), r) })
+	err = store(l, func(tx *kv.Tx) error {
+		if tx.Get(bucket, key.record()) == nil {
+			return nil // deleted meanwhile
+		}
+		return kv.PutJSON(tx, resourceBucket, recordOf(key, r), r)
+	})
 	if err != nil {
-		return fmt.Errorf("lease %q: add %s %s: %w", id, r.Kind, r.ID, err)
+		_, _, _ = s.change(key, r, false)
+		return fmt.Errorf("lease %.80q: add %s %.80s: %w", id, r.Kind, r.ID, err)
 	}
-	s.mu.Lock()
-	l.resources[r] = true
-	s.mu.Unlock()
 	return nil
+}
+
+// change has a lease in memory hold a resource, or not, and says whether it
+// did so before.
+func (s *Set) change(key leaseKey, r Resource, holds bool) (l Lease, before bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := s.leases[key]
+	if of == nil || !of.ready {
+		return Lease{}, false, missing(key.id)
+	}
+	before = of.resources[r]
+	if holds {
+		of.resources[r] = true
+	} else {
+		delete(of.resources, r)
+	}
+	return of.Lease, before, nil
 }
 
 // Drop has a lease let go of a resource; that it does not hold it is no error.
 // NotFound: no lease. Invalid, Unsupported: no such kind.
 func (s *Set) Drop(ctx context.Context, namespace, id string, r Resource) error {
+	err := s.drop(namespace, id, r, func(l Lease, fn func(*kv.Tx) error) error { return s.store(ctx, l, fn) })
+	if err == nil {
+		s.Trigger()
+	}
+	return err
+}
+
+// DropSoon is Drop of what is over, so that there is nothing to collect. It
+// becomes durable as AddSoon does.
+func (s *Set) DropSoon(namespace, id string, r Resource) error {
+	return s.drop(namespace, id, r, s.storeSoon)
+}
+
+func (s *Set) drop(namespace, id string, r Resource, store func(Lease, func(*kv.Tx) error) error) error {
 	if err := r.check(); err != nil {
 		return err
 	}
 	key := leaseKey{namespace, id}
-	s.write.Lock()
-	defer s.write.Unlock()
-	s.mu.Lock()
-	l := s.leases[key]
-	known := l != nil && l.resources[r]
-	s.mu.Unlock()
-	switch {
-	case l == nil:
-		return missing(id)
-	case !known:
-		return nil
+	l, known, err := s.change(key, r, false)
+	if err != nil || !known {
+		return err
 	}
-	err := s.store(ctx, l.Lease, func(tx *kv.Tx) error { return tx.Delete(resourceBucket, recordOf(key, r)) })
+	err = store(l, func(tx *kv.Tx) error { return tx.Delete(resourceBucket, recordOf(key, r)) })
 	if err != nil {
-		return fmt.Errorf("lease %q: drop %s %s: %w", id, r.Kind, r.ID, err)
+		_, _, _ = s.change(key, r, true)
+		return fmt.Errorf("lease %.80q: drop %s %.80s: %w", id, r.Kind, r.ID, err)
 	}
-	s.mu.Lock()
-	delete(l.resources, r)
-	s.mu.Unlock()
-	s.Trigger()
 	return nil
 }
 
@@ -137,7 +168,7 @@ func (s *Set) Resources(namespace, id string) ([]Resource, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.leases[leaseKey{namespace, id}]
-	if l == nil {
+	if l == nil || !l.ready {
 		return nil, missing(id)
 	}
 	return l.sorted(), nil

@@ -117,6 +117,9 @@ func (l leases) Items(_ context.Context, fn func(Item)) error {
 	l.set.mu.Lock()
 	var all []Item
 	for key, held := range l.set.leases {
+		if !held.ready {
+			continue
+		}
 		all = append(all, Item{
 			Namespace: key.namespace, Resource: Resource{Leases, key.id}, Labels: held.Labels, Refs: held.sorted(), Root: true,
 		})
@@ -130,5 +133,5 @@ func (l leases) Items(_ context.Context, fn func(Item)) error {
 
 // Remove implements Owner.
 func (l leases) Remove(ctx context.Context, namespace string, r Resource) error {
-	return l.set.drop(ctx, leaseKey{namespace, r.ID})
+	return l.set.remove(ctx, leaseKey{namespace, r.ID})
 }
