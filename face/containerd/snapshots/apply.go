@@ -18,7 +18,7 @@ import (
 
 // Tar is the tar of a layer on its way to a snapshot.
 type Tar interface {
-	io.Reader
+	io.ReadCloser
 	// Sum reads to the end, and says what was read.
 	Sum() (diff digest.Digest, size int64, err error)
 }
@@ -92,6 +92,7 @@ func (s *Service) bring(ctx context.Context, rec *record, u *unpacked, open func
 	if err != nil {
 		return err
 	}
+	defer tar.Close()
 	if u.known != "" { // from another blob: it has to be read, but not unpacked
 		u.Diff, u.Size, err = tar.Sum()
 		return err
