@@ -27,12 +27,15 @@ func TestMain(m *testing.M) {
 	}
 	if dir := os.Getenv("KEEPER_TEST_SERVE"); dir != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		err := keeper.Serve(context.Background(), keeper.ServeConfig{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Log: log})
+		err := keeper.Serve(context.Background(), keeper.ServeConfig{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Log: log, LoggerLimit: time.Second})
 		if err != nil {
 			log.Error("serve", slog.Any("err", err))
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if len(os.Args) > 2 && os.Args[1] == "log-to" {
+		loggerProcess(os.Args[2], os.Args[3:])
 	}
 	if dir := os.Getenv("KEEPER_TEST_NODE"); dir != "" {
 		nodeProcess(dir)

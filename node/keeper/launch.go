@@ -220,7 +220,7 @@ func (s *server) start(ctx context.Context, l *Launch) (_ *child, err error) {
 			_ = c.sink.log.Close()
 		}
 		if p != nil {
-			s.endLogger(p.ours)
+			s.endLogger(p.ours, true)
 			p.close()
 		}
 		s.notes.release(slot)

@@ -109,9 +109,10 @@ func (p *plumbing) heard() bool {
 	return err == nil && n == 0
 }
 
-// endLogger takes a process's logger out of fds and ends it if it does not end
-// by itself, which it does when nobody can write to it any more.
-func (s *server) endLogger(fds map[role]int) {
+// endLogger takes a process's logger out of fds. Nobody can write to it any
+// more, so it ends by itself; if not in time, or now where that is asked for,
+// it is told to.
+func (s *server) endLogger(fds map[role]int, now bool) {
 	fd, there := fds[roleLogger]
 	if !there {
 		return
@@ -125,6 +126,9 @@ func (s *server) endLogger(fds map[role]int) {
 	s.work.Go(func() {
 		defer pidfd.Close()
 		for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+			if now {
+				_ = unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0)
+			}
 			_ = pidfd.SetReadDeadline(time.Now().Add(loggerRest))
 			raw, err := pidfd.SyscallConn()
 			if err != nil || raw.Read(func(uintptr) bool { return ready(fd, unix.POLLIN) }) == nil {

@@ -40,7 +40,7 @@ func (s *server) forget(id string) error {
 		return errs.New(errs.Conflict, "process %s runs", id)
 	}
 	delete(s.processes, id)
-	s.endLogger(c.fds)
+	s.endLogger(c.fds, false)
 	c.close()
 	s.notes.release(c.Slot)
 	return nil
