@@ -33,11 +33,12 @@ type Reader struct {
 	unified bool   // cgroup version 2
 	memory  uint64 // of the machine, in bytes
 	cpus    int
+	pages   []string // sizes of huge pages
 }
 
 // Open finds the machine's cgroup hierarchies.
 func Open() (*Reader, error) {
-	r := &Reader{root: "/sys/fs/cgroup", proc: "/proc", cpus: runtime.NumCPU()}
+	r := &Reader{root: "/sys/fs/cgroup", proc: "/proc", cpus: runtime.NumCPU(), pages: hugePages()}
 	var st unix.Statfs_t
 	if err := unix.Statfs(r.root, &st); err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
@@ -130,13 +131,17 @@ type files struct {
 	buf   []byte
 	found bool // any of them
 	err   error
+	dir   int // that in was last asked for
 }
 
 func newFiles() *files { return &files{buf: make([]byte, 16<<10)} }
 
 // read gives a file's text, good until the next read.
-func (f *files) read(path string) []byte {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func (f *files) read(path string) []byte { return f.readAt(unix.AT_FDCWD, path) }
+
+// readAt is read for a path below a folder.
+func (f *files) readAt(dir int, path string) []byte {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if !absent(err) {
 			f.err = errors.Join(f.err, &os.PathError{Op: "open", Path: path, Err: err})
