@@ -108,7 +108,7 @@ func (s *Introspection) plugins() []*api.Plugin {
 		{Type: "io.containerd.gc.v1", ID: "scheduler"},
 		{Type: "io.containerd.lease.v1", ID: "manager"},
 		{Type: "io.containerd.event.v1", ID: "exchange"},
-		{Type: "io.containerd.internal.v1", ID: "restart", Capabilities: []string{"always", "on-failure", "unless-stopped"}},
+		{Type: "io.containerd.internal.v1", ID: "restart", Capabilities: []string{"no", "always", "on-failure", "unless-stopped"}},
 		{Type: "io.containerd.internal.v1", ID: "opt", Exports: map[string]string{"path": filepath.Join(s.Root, "opt")}},
 		{Type: "io.containerd.streaming.v1", ID: "manager"},
 		{Type: "io.containerd.transfer.v1", ID: "local"},
