@@ -16,6 +16,7 @@ import (
 
 	"berth/base/errs"
 	"berth/face/containerd/wire"
+	"berth/node/lease"
 	"berth/spec"
 )
 
@@ -24,6 +25,15 @@ type Containers struct {
 	api.UnimplementedContainersServer
 	Set    Givens
 	Events wire.Publisher
+	Leases Leases
+}
+
+// Leases keeps what a container refers to from being collected.
+type Leases interface {
+	// Hold keeps it until release is called.
+	Hold(namespace string, all ...lease.Resource) (release func())
+	// Trigger says that something may have lost its last reference.
+	Trigger()
 }
 
 // Register adds the service to a server.
@@ -111,6 +121,7 @@ func (s *Containers) Create(ctx context.Context, r *api.CreateContainerRequest) 
 	if err := check(g); err != nil {
 		return nil, wire.Error(errs.New(errs.Invalid, "create container failed validation: %w", err))
 	}
+	defer s.Leases.Hold(namespace, snapshotOf(g)...)()
 	if g, err = s.Set.CreateGiven(ctx, g); err != nil {
 		return nil, wire.Error(err)
 	}
@@ -130,6 +141,7 @@ func (s *Containers) Update(ctx context.Context, r *api.UpdateContainerRequest) 
 	if wanted.ID == "" {
 		return nil, wire.Error(errs.New(errs.Invalid, "Container.ID required"))
 	}
+	defer s.Leases.Hold(namespace, snapshotOf(wanted)...)()
 	g, err := s.Set.UpdateGiven(ctx, namespace, wanted.ID, func(kept *spec.Given) error {
 		return update(kept, wanted, r.GetUpdateMask().GetPaths())
 	})
@@ -152,6 +164,7 @@ func (s *Containers) Delete(ctx context.Context, r *api.DeleteContainerRequest) 
 	if err := s.Set.RemoveGiven(ctx, namespace, r.GetID()); err != nil {
 		return nil, wire.Error(err)
 	}
+	s.Leases.Trigger()
 	return &emptypb.Empty{}, nil
 }
 
