@@ -1,0 +1,129 @@
+// Package mounts answers containerd's mounts service: a client has mounts made
+// on this node that it could not make by itself, and gets back what is left for
+// it to mount. The work is done by containerd's own library, which also defines
+// what can be asked for. Mounts that any client can make by itself, as those of
+// all snapshots here, are left to it: Activate is then Unimplemented.
+//
+// What is mounted lies below one folder with its records; both are of no use
+// after a reboot, so the folder belongs where a reboot empties it.
+package mounts
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	api "github.com/containerd/containerd/api/services/mounts/v1"
+	"github.com/containerd/containerd/v2/core/metadata/boltutil"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/mount/manager"
+	"github.com/containerd/containerd/v2/core/mount/proxy"
+	"go.etcd.io/bbolt"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"berth/face/containerd/wire"
+)
+
+// Service is the mounts service.
+type Service struct {
+	api.UnimplementedMountsServer
+	mounts mount.Manager
+}
+
+// Open finds again what an earlier process of this boot has mounted below dir,
+// and takes down what it left half made.
+func Open(ctx context.Context, dir string) (*Service, error) {
+	targets := filepath.Join(dir, "t")
+	if err := os.MkdirAll(targets, 0o700); err != nil {
+		return nil, fmt.Errorf("open mounts of clients: %w", err)
+	}
+	db, err := bbolt.Open(filepath.Join(dir, "mounts.db"), 0o600, &bbolt.Options{Timeout: time.Second, NoStatistics: true})
+	if err != nil {
+		return nil, fmt.Errorf("open mounts of clients: %w", err)
+	}
+	mounts, err := manager.NewManager(db, targets)
+	if err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("open mounts of clients: %w", err)
+	}
+	s := &Service{mounts: mounts}
+	if found, ok := mounts.(manager.BoltManager); ok {
+		err = db.Update(func(tx *bbolt.Tx) error { return found.Sync(boltutil.WithTransaction(ctx, tx)) })
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("open mounts of clients: %w", err)
+	}
+	return s, nil
+}
+
+// Close leaves all as it is.
+func (s *Service) Close() error {
+	if c, ok := s.mounts.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// Register makes the service one of server's.
+func (s *Service) Register(server grpc.ServiceRegistrar) { api.RegisterMountsServer(server, s) }
+
+// Activate makes mounts. Unimplemented: the client can do so by itself.
+func (s *Service) Activate(ctx context.Context, r *api.ActivateRequest) (*api.ActivateResponse, error) {
+	var opts []mount.ActivateOpt
+	if r.Temporary {
+		opts = append(opts, mount.WithTemporary)
+	}
+	if r.Labels != nil {
+		opts = append(opts, mount.WithLabels(r.Labels))
+	}
+	info, err := s.mounts.Activate(ctx, r.Name, mount.FromProto(r.Mounts), opts...)
+	if err != nil {
+		return nil, wire.Error(fmt.Errorf("activate mounts: %w", err))
+	}
+	return &api.ActivateResponse{Info: proxy.ActivationInfoToProto(info)}, nil
+}
+
+// Deactivate takes mounts down.
+func (s *Service) Deactivate(ctx context.Context, r *api.DeactivateRequest) (*emptypb.Empty, error) {
+	if err := s.mounts.Deactivate(ctx, r.Name); err != nil {
+		return nil, wire.Error(fmt.Errorf("deactivate mounts: %w", err))
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// Info describes what is active under a name.
+func (s *Service) Info(ctx context.Context, r *api.InfoRequest) (*api.InfoResponse, error) {
+	info, err := s.mounts.Info(ctx, r.Name)
+	if err != nil {
+		return nil, wire.Error(fmt.Errorf("mounts: %w", err))
+	}
+	return &api.InfoResponse{Info: proxy.ActivationInfoToProto(info)}, nil
+}
+
+// Update changes labels.
+func (s *Service) Update(ctx context.Context, r *api.UpdateRequest) (*api.UpdateResponse, error) {
+	info, err := s.mounts.Update(ctx, proxy.ActivationInfoFromProto(r.Info), r.UpdateMask.GetPaths()...)
+	if err != nil {
+		return nil, wire.Error(fmt.Errorf("update mounts: %w", err))
+	}
+	return &api.UpdateResponse{Info: proxy.ActivationInfoToProto(info)}, nil
+}
+
+// List sends what is active and passes one of the filters.
+func (s *Service) List(r *api.ListRequest, stream api.Mounts_ListServer) error {
+	all, err := s.mounts.List(stream.Context(), r.Filters...)
+	if err != nil {
+		return wire.Error(fmt.Errorf("list mounts: %w", err))
+	}
+	for _, info := range all {
+		if err := stream.Send(&api.ListMessage{Info: proxy.ActivationInfoToProto(info)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package mounts_test
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	api "github.com/containerd/containerd/api/services/mounts/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/mount/proxy"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	"berth/face/containerd/mounts"
+)
+
+func open(t *testing.T, dir string) (client mount.Manager, end func()) {
+	t.Helper()
+	service, err := mounts.Open(t.Context(), dir)
+	must(t, err)
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		return handle(namespaces.WithNamespace(ctx, "default"), r)
+	}), grpc.StreamInterceptor(func(s any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+		return handle(s, spaced{stream})
+	}))
+	service.Register(server)
+	listener := bufconn.Listen(1 << 16)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) })
+	conn, err := grpc.NewClient("passthrough:mounts", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	must(t, err)
+	end = sync.OnceFunc(func() {
+		_ = conn.Close()
+		server.Stop()
+		serving.Wait()
+		must(t, service.Close())
+	})
+	t.Cleanup(end)
+	return proxy.NewMountManager(api.NewMountsClient(conn)), end
+}
+
+type spaced struct{ grpc.ServerStream }
+
+func (s spaced) Context() context.Context {
+	return namespaces.WithNamespace(s.ServerStream.Context(), "default")
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a client can mount by itself it is to mount by itself.
+func TestLeftToTheClient(t *testing.T) {
+	client, _ := open(t, t.TempDir())
+	_, err := client.Activate(t.Context(), "plain", []mount.Mount{{Type: "bind", Source: t.TempDir(), Options: []string{"rbind"}}})
+	if !errdefs.IsNotImplemented(err) {
+		t.Errorf("activated a bind mount: %v", err)
+	}
+	if _, err := client.Info(t.Context(), "plain"); !errdefs.IsNotFound(err) {
+		t.Errorf("info of none: %v", err)
+	}
+}
+
+// A temporary mount is made, found again by the next process, and taken down.
+func TestTemporary(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir, tree := t.TempDir(), t.TempDir()
+	must(t, os.WriteFile(filepath.Join(tree, "file"), []byte("body"), 0o600))
+	client, end := open(t, dir)
+	info, err := client.Activate(t.Context(), "temp", []mount.Mount{{Type: "bind", Source: tree, Options: []string{"rbind", "ro"}}}, mount.WithTemporary)
+	must(t, err)
+	if len(info.System) != 1 || len(info.Active) == 0 {
+		t.Fatalf("active %v, left to mount %v", info.Active, info.System)
+	}
+	target := info.Active[0].MountPoint
+	if body, err := os.ReadFile(filepath.Join(target, "file")); err != nil || string(body) != "body" {
+		t.Errorf("read %q, %v", body, err)
+	}
+	if _, err := client.Activate(t.Context(), "temp", info.System, mount.WithTemporary); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("activated twice: %v", err)
+	}
+	end()
+	client, _ = open(t, dir)
+	all, err := client.List(t.Context())
+	if err != nil || len(all) != 1 || all[0].Name != "temp" {
+		t.Errorf("after a restart: %v, %v", all, err)
+	}
+	must(t, client.Deactivate(t.Context(), "temp"))
+	if _, err := os.Stat(filepath.Join(target, "file")); err == nil {
+		t.Error("it is still mounted")
+	}
+}
