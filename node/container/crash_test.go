@@ -136,6 +136,7 @@ func (w *world) reboot() {
 	w.boot += "+"
 	w.runtime.Reset()
 	clear(w.mounts)
+	clear(w.roots)
 	clear(w.spaces)
 	clear(w.attached)
 	for _, v := range w.volumes {

@@ -28,8 +28,13 @@ type execution struct {
 	container *container
 	done      chan struct{} // closed when it has ended, or could not be started
 	quiet     bool          // a health check: no events
+	request   *ExecRequest  // of the client that added it to a task; nil for the node's own
 
 	mu      sync.Mutex
+	told    bool  // the start is, so that the end may be
+	early   *Exit // an end that came before
+	process *Process
+	pid     int // stays when it has ended
 	state   spec.Exec
 	started bool
 	ended   time.Time
@@ -97,11 +102,53 @@ func (s *Set) StartExec(ctx context.Context, id string) (*ExecSession, error) {
 	}
 	p, err := s.runExec(ctx, e)
 	if err != nil {
-		e.end(startCode(err), true)
+		e.end(notStarted(err))
 		return nil, fmt.Errorf("exec in container %s: %w", e.container.name(), err)
 	}
-	s.publish(e.container.get(), "exec_start: "+strings.Join(e.state.Config.Command, " "), "execID", id)
+	s.tellExecStart(e)
 	return s.session(e, p), nil
+}
+
+// notStarted stands for the end of what never began.
+func notStarted(err error) Exit { return Exit{Code: startCode(err), Known: true, At: time.Now()} }
+
+// name is what the exec is called in events.
+func (e *execution) name() string {
+	if e.request != nil {
+		return e.request.ID
+	}
+	return e.id
+}
+
+// tellExecStart tells of the start, and then of an end that was faster.
+func (s *Set) tellExecStart(e *execution) {
+	state := e.get()
+	if !e.quiet {
+		s.publish(e.container.get(), "exec_start: "+strings.Join(state.Config.Command, " "), "execID", e.name(), "pid", strconv.Itoa(e.lastPid()))
+	}
+	e.mu.Lock()
+	e.told = true
+	early := e.early
+	e.mu.Unlock()
+	if early != nil {
+		s.endExec(e, *early)
+	}
+}
+
+// heldBack keeps an end that came before the start was told.
+func (e *execution) heldBack(x Exit) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.told {
+		e.early = &x
+	}
+	return !e.told
+}
+
+func (e *execution) lastPid() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.pid
 }
 
 // runExec starts the process. The lock is not held meanwhile: a container
@@ -129,7 +176,7 @@ func (s *Set) launchExec(ctx context.Context, e *execution, view *spec.Container
 		Container: *view,
 		Image:     e.container.image,
 		Host:      s.Host,
-		Rootfs:    s.rootDir(view.ID),
+		Rootfs:    s.rootDir(e.container.id),
 		Config:    config,
 	})
 	if err != nil {
@@ -137,7 +184,7 @@ func (s *Set) launchExec(ctx context.Context, e *execution, view *spec.Container
 	}
 	p, err := r.Exec(ctx, ExecLaunch{
 		ID:        e.id,
-		Container: view.ID,
+		Container: e.container.id,
 		Process:   process,
 		Stdin:     config.OpenStdin,
 		Detach:    config.Detach,
@@ -257,9 +304,21 @@ func (s *Set) execEnded(x Exit) bool {
 	if err != nil {
 		return false
 	}
-	e.end(x.Code, x.Known)
+	if !e.heldBack(x) {
+		s.endExec(e, x)
+	}
+	return true
+}
+
+// endExec notes and tells the end of an exec whose start was told.
+func (s *Set) endExec(e *execution, x Exit) {
+	e.end(x)
+	if e.request != nil {
+		s.endTaskExec(e)
+	}
 	if !e.quiet {
-		s.publish(e.container.get(), "exec_die", "execID", e.id, "exitCode", strconv.Itoa(e.get().ExitCode))
+		s.publish(e.container.get(), "exec_die", "execID", e.name(), "exitCode", strconv.Itoa(e.get().ExitCode),
+			"pid", strconv.Itoa(e.lastPid()), "exitedAt", x.At.UTC().Format(time.RFC3339Nano))
 	}
 	e.mu.Lock()
 	e.exited = true
@@ -268,7 +327,6 @@ func (s *Set) execEnded(x Exit) bool {
 	if finished {
 		s.background.run(func() { s.drop(e.id) })
 	}
-	return true
 }
 
 // letGo says that nobody reads the output of an exec any more.
@@ -301,29 +359,32 @@ func (e *execution) claim() bool {
 func (e *execution) began(p *Process) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.console = p.Console
+	e.console, e.process, e.pid = p.Console, p, p.Pid
 	if e.ended.IsZero() {
 		e.state.Running, e.state.Pid = true, p.Pid
 	}
 }
 
-func (e *execution) end(code int, known bool) {
+func (e *execution) end(x Exit) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.ended.IsZero() {
 		return
 	}
-	if !known {
-		code = unknownCode
+	if !x.Known {
+		x.Code = unknownCode
 	}
-	e.state.Running, e.state.Pid, e.state.ExitCode, e.state.ExitUnknown = false, 0, code, !known
-	e.ended = time.Now()
+	e.state.Running, e.state.Pid, e.state.ExitCode, e.state.ExitUnknown = false, 0, x.Code, !x.Known
+	e.ended = x.At
 	close(e.done)
 }
 
 func (e *execution) outdated() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.request != nil {
+		return e.container.isGone() // its client deletes it
+	}
 	return !e.ended.IsZero() && time.Since(e.ended) > execAge || !e.started && e.container.isGone()
 }
 

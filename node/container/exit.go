@@ -59,11 +59,14 @@ func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 	c.quiet()
 	r := c.current()
 	r.over.Store(true)
-	oom := s.oomKilled(c.get())
+	oom := s.oomKilled(c)
 	if err := s.putAway(ctx, c, true); err != nil {
 		s.Log.WarnContext(ctx, "cannot clean up after a container", "container", c.id, "error", err)
 	}
 	again, wait := s.noteEnd(c, e, oom)
+	if err := s.keepEnd(c); err != nil {
+		s.Log.ErrorContext(ctx, "cannot record the end of a task", "container", c.id, "error", err)
+	}
 	if err := r.process.Close(); err != nil {
 		s.Log.WarnContext(ctx, "cannot close the streams of a container", "container", c.id, "error", err)
 	}
@@ -76,7 +79,8 @@ func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 	if oom {
 		s.publish(view, "oom")
 	}
-	s.publish(view, "die", "exitCode", strconv.Itoa(view.State.ExitCode))
+	s.publish(view, "die", "exitCode", strconv.Itoa(view.State.ExitCode),
+		"pid", strconv.Itoa(r.process.Pid), "exitedAt", view.State.FinishedAt.Format(time.RFC3339Nano))
 	c.tellEnd()
 	switch {
 	case again:
@@ -97,7 +101,7 @@ func (s *Set) noteEnd(c *container, e Exit, oom bool) (again bool, wait time.Dur
 		e.Code = unknownCode
 	}
 	again, wait = c.decideLocked(e, time.Since(c.run.since))
-	c.run, c.settling = nil, true
+	c.run, c.settling, c.dismissed = nil, true, false
 	c.changeLocked(func(c *spec.Container) {
 		st := &c.State
 		st.Status, st.Pid = spec.Stopped, 0
@@ -108,6 +112,9 @@ func (s *Set) noteEnd(c *container, e Exit, oom bool) (again bool, wait time.Dur
 		st.Health = nil
 		c.Networks, c.Ports = nil, nil
 	})
+	if c.endTaskLocked() {
+		wait = max(wait, clientPause)
+	}
 	return again, wait
 }
 
@@ -127,6 +134,11 @@ func (c *container) tellEnd() {
 // remove.
 func (s *Set) putAway(ctx context.Context, c *container, mounted bool) error {
 	view := c.get()
+	if c.given.Load() != nil {
+		err := errors.Join(s.deleteFromRuntime(ctx, view), s.dropTaskRoot(ctx, c.id))
+		c.litter.Store(err != nil)
+		return err
+	}
 	var network, runtime error
 	var both sync.WaitGroup
 	both.Go(func() { network = s.unwire(ctx, view) })
@@ -148,13 +160,13 @@ func (s *Set) deleteFromRuntime(ctx context.Context, c *spec.Container) error {
 	if err != nil {
 		return err
 	}
-	return r.Delete(ctx, c.ID)
+	return r.Delete(ctx, keyOf(c))
 }
 
-func (s *Set) oomKilled(c *spec.Container) bool {
-	kills, err := s.Meter.OOMKills(cgroupOf(c))
+func (s *Set) oomKilled(c *container) bool {
+	kills, err := s.Meter.OOMKills(c.cgroup())
 	if err != nil && !errors.Is(err, errs.NotFound) {
-		s.Log.Warn("cannot tell whether memory ran out", "container", c.ID, "error", err)
+		s.Log.Warn("cannot tell whether memory ran out", "container", c.id, "error", err)
 	}
 	return kills > 0
 }

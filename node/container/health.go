@@ -172,7 +172,7 @@ func (s *Set) run(ctx context.Context, c *container, args []string) (code int, o
 }
 
 func (s *Set) newProbe(c *container, args []string) *execution {
-	e := &execution{id: probePrefix + newID(), container: c, done: make(chan struct{}), quiet: true, started: true}
+	e := &execution{id: probePrefix + newID(), container: c, done: make(chan struct{}), quiet: true, started: true, told: true}
 	e.state = spec.Exec{ID: e.id, Container: c.id, Config: spec.ExecConfig{Command: args}}
 	s.execMu.Lock()
 	defer s.execMu.Unlock()

@@ -13,6 +13,7 @@ import (
 
 const (
 	bucket          = "container"
+	givenBucket     = "given" // what clients wrote of containers, by the same keys
 	tombstoneBucket = "tombstone"
 	// tombstoneAge is how long the end of a removed container is remembered.
 	tombstoneAge = 10 * time.Minute
@@ -26,6 +27,11 @@ type record struct {
 	Retries   int              `json:"retries,omitempty"`
 	// DropVolumes goes with the state removing.
 	DropVolumes bool `json:"dropVolumes,omitempty"`
+	// Request and Dismissed: see container.
+	Request   *TaskRequest `json:"request,omitempty"`
+	Dismissed bool         `json:"dismissed,omitempty"`
+
+	given *spec.Given // from a bucket of its own, for it is big and hardly changes
 }
 
 // tombstone is how a removed container ended.
@@ -48,7 +54,14 @@ func openRecords(db *kv.DB, boot string) (*records, []record, error) {
 	r := &records{db: db, boot: boot, tombstones: map[string]tombstone{}}
 	var found []record
 	err := db.View(func(tx *kv.Tx) error {
-		err := kv.EachJSON(tx, bucket, "", func(_ string, rec record) error {
+		err := kv.EachJSON(tx, bucket, "", func(key string, rec record) error {
+			if rec.Container.Namespace != "" {
+				given, _, err := kv.GetJSON[spec.Given](tx, givenBucket, key)
+				if err != nil {
+					return err
+				}
+				rec.given = &given
+			}
 			found = append(found, rec)
 			return nil
 		})
@@ -68,7 +81,14 @@ func openRecords(db *kv.DB, boot string) (*records, []record, error) {
 
 // write makes the container's record durable before it returns.
 func (r *records) write(ctx context.Context, c *container) error {
-	return r.db.Update(ctx, func(tx *kv.Tx) error { return r.put(tx, c) })
+	given := c.given.Load()
+	err := r.db.Update(ctx, func(tx *kv.Tx) error { return r.put(tx, c) })
+	if err == nil {
+		c.mu.Lock()
+		c.recorded = given
+		c.mu.Unlock()
+	}
+	return err
 }
 
 // note writes the container's record with the next commit.
@@ -82,8 +102,17 @@ func (r *records) put(tx *kv.Tx, c *container) error {
 		return nil
 	}
 	c.mu.Lock()
-	rec := record{Container: *c.view.Load(), Image: c.image, Boot: r.boot, Retries: c.retries, DropVolumes: c.dropVolumes}
+	rec := record{
+		Container: *c.view.Load(), Image: c.image, Boot: r.boot, Retries: c.retries, DropVolumes: c.dropVolumes,
+		Request: c.request, Dismissed: c.dismissed,
+	}
+	given, fresh := c.given.Load(), c.given.Load() != c.recorded
 	c.mu.Unlock()
+	if fresh {
+		if err := kv.PutJSON(tx, givenBucket, c.id, given); err != nil {
+			return err
+		}
+	}
 	return kv.PutJSON(tx, bucket, c.id, rec)
 }
 
@@ -98,8 +127,10 @@ func (r *records) remove(ctx context.Context, c *container) error {
 				return err
 			}
 		}
-		if err := tx.Delete(bucket, c.id); err != nil {
-			return err
+		for _, name := range []string{bucket, givenBucket} {
+			if err := tx.Delete(name, c.id); err != nil {
+				return err
+			}
 		}
 		return kv.PutJSON(tx, tombstoneBucket, c.id, stone)
 	})

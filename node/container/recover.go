@@ -58,6 +58,9 @@ func (s *Set) recoverOne(ctx context.Context, c *container, v Survivor, has bool
 		return err
 	}
 	defer c.op.unlock()
+	if c.given.Load() != nil {
+		return s.recoverGiven(ctx, c, v, has)
+	}
 	view := c.get()
 	status := view.State.Status
 	if has && v.Exit != nil && !alive(status) && view.State.FinishedAt.Equal(v.Exit.At) {

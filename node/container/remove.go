@@ -33,7 +33,7 @@ func (s *Set) removeFound(ctx context.Context, c *container, force, volumes bool
 			}
 			return errs.New(errs.NotFound, "no such container: %s", c.name())
 		}
-		if !busy(c.status()) {
+		if !busy(c.status()) && c.current() == nil {
 			err := s.remove(ctx, c, volumes)
 			c.op.unlock()
 			return err
@@ -116,6 +116,9 @@ func (s *Set) unmake(ctx context.Context, c *container, volumes bool) error {
 		if err := s.putAway(ctx, c, false); err != nil {
 			return err
 		}
+	}
+	if c.given.Load() != nil {
+		return s.unmakeGiven(ctx, c)
 	}
 	if view := c.get(); hasVolume(view.Mounts) {
 		if err := s.removeVolumes(ctx, c, volumes); err != nil {

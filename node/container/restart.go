@@ -55,7 +55,7 @@ func (s *Set) Restart(ctx context.Context, ref string, timeout *int, signal stri
 // and after what wait. mu is held.
 func (c *container) decideLocked(e Exit, ran time.Duration) (again bool, wait time.Duration) {
 	view := c.view.Load()
-	if c.removing || view.State.StoppedBy != "" {
+	if c.removing || view.State.StoppedBy != "" || view.State.Status == spec.Created {
 		return false, 0
 	}
 	if ran >= goodRun {
@@ -124,6 +124,12 @@ func (s *Set) retryStart(c *container) {
 
 // calm ends a restart that waits: somebody has decided.
 func (c *container) calm() {
+	c.callOff()
+	c.change(func(c *spec.Container) { c.State.StoppedBy = "" })
+}
+
+// callOff ends a restart that waits.
+func (c *container) callOff() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.retry != nil {
@@ -131,12 +137,9 @@ func (c *container) calm() {
 		c.retry = nil
 	}
 	c.retries = 0
-	c.changeLocked(func(c *spec.Container) {
-		c.State.StoppedBy = ""
-		if c.State.Status == spec.Restarting {
-			c.State.Status = spec.Stopped
-		}
-	})
+	if c.view.Load().State.Status == spec.Restarting {
+		c.changeLocked(func(c *spec.Container) { c.State.Status = spec.Stopped })
+	}
 }
 
 // fresh makes it as if the container had never been started again by policy.

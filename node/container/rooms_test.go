@@ -75,6 +75,31 @@ func (s snapshots) Mount(_ context.Context, key snapshot.Key, target string) err
 	return os.CopyFS(target, os.DirFS(s.w.content(key)))
 }
 
+type taskRoots struct{ w *world }
+
+func (r taskRoots) Mount(_ context.Context, mounts []snapshot.Mount, target string) error {
+	if err := r.w.step("mount root", target); err != nil {
+		return err
+	}
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
+	if r.w.roots[target] || !exists(target) || len(mounts) == 0 {
+		return errs.New(errs.Conflict, "mount %v on %s", mounts, target)
+	}
+	r.w.roots[target] = true
+	return nil
+}
+
+func (r taskRoots) Unmount(_ context.Context, target string) error {
+	if err := r.w.step("unmount root", target); err != nil {
+		return err
+	}
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
+	delete(r.w.roots, target)
+	return nil
+}
+
 // removeState empties the folder that a reboot empties.
 func (w *world) removeState() { w.ok(os.RemoveAll(filepath.Join(w.dir, "state"))) }
 

@@ -48,7 +48,25 @@ type Config struct {
 	Idmap *bundle.Idmap
 	Remap bool
 
+	// Shims finds the runtime of a given container by a name that is neither
+	// among Runtimes nor RuntimeV2. It may be nil.
+	Shims func(ctx context.Context, name string) (Runtime, error)
+	// Layers finds an Active snapshot by a client's name for it. It may be nil.
+	Layers func(ctx context.Context, namespace, snapshotter, name string) (snapshot.Key, error)
+	// Snapshotter is what clients call Snapshots.
+	Snapshotter string
+	// Roots mounts the root file systems of given containers; nil for the
+	// kernel's own way.
+	Roots Roots
+
 	Log *slog.Logger
+}
+
+// Roots mounts what a client says at one place, one mount above the other, and
+// takes all of them away. A place where nothing is mounted is no error.
+type Roots interface {
+	Mount(ctx context.Context, mounts []snapshot.Mount, target string) error
+	Unmount(ctx context.Context, target string) error
 }
 
 // Images are the images of this node.
@@ -153,6 +171,9 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 	if config.Idmap != nil && len(config.Idmap.UIDs) == 0 {
 		s.Idmap = nil
 	}
+	if config.Roots == nil {
+		s.Roots = kernelRoots{}
+	}
 	s.life, s.end = context.WithCancel(ctx)
 	s.forget.init(s)
 	db, found, err := openRecords(config.DB, config.Boot)
@@ -164,7 +185,14 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 		c := newContainer(r)
 		c.rebooted = r.Boot != config.Boot
 		s.containers[c.id] = c
-		s.names[r.Container.Name] = c.id
+		if c.given.Load() == nil {
+			s.names[c.name()] = c.id
+		}
+	}
+	for _, c := range s.containers { // they take the names that are left
+		if c.given.Load() != nil {
+			s.nameLocked(c)
+		}
 	}
 	return s, nil
 }
@@ -282,19 +310,33 @@ func (s *Set) bundleDir(id string) string { return filepath.Join(s.State, "conta
 func (s *Set) logDir(id string) string { return filepath.Join(s.Root, "logs", id) }
 
 func (s *Set) runtime(c *spec.Container) (Runtime, error) {
+	if c.Namespace != "" {
+		return s.runtimeNamed(c.Runtime)
+	}
 	if r := s.Runtimes[c.Runtime]; r != nil {
 		return r, nil
 	}
 	return nil, errs.New(errs.Unsupported, "runtime %q of container %s is not configured on this node", c.Runtime, c.Name)
 }
 
-func cgroupOf(c *spec.Container) string { return bundle.CgroupPath(c.Config.CgroupParent, c.ID) }
+// cgroup is where the container's processes are in each hierarchy.
+func (c *container) cgroup() string {
+	if t := c.task.Load(); t != nil {
+		return t.Cgroup
+	}
+	view := c.get()
+	return bundle.CgroupPath(view.Config.CgroupParent, view.ID)
+}
 
 // publish tells of something that happened to a container.
 func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
-	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+2)
+	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+5)
 	maps.Copy(all, c.Config.Labels)
 	all["name"], all["image"] = c.Name, c.Image
+	all["namespace"], all["container"] = orElse(c.Namespace, spec.DefaultNamespace), c.ID
+	if c.Namespace != "" {
+		all["given"] = "true"
+	}
 	for i := 0; i+1 < len(attrs); i += 2 {
 		all[attrs[i]] = attrs[i+1]
 	}

@@ -37,6 +37,13 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 		case spec.Removing, spec.Dead:
 			return errs.New(errs.Conflict, "container %s is being removed", c.name())
 		}
+		if c.task.Load().live() {
+			err := s.startTask(ctx, c)
+			if err == nil {
+				s.tellStart(c)
+			}
+			return err
+		}
 		c.fresh()
 		return s.start(ctx, c)
 	})
@@ -58,7 +65,7 @@ func (s *Set) start(ctx context.Context, c *container) error {
 		s.db.note(c)
 		return fmt.Errorf("start container %s: %w", failed.Name, err)
 	}
-	s.publish(c.get(), "start")
+	s.tellStart(c)
 	s.watchHealth(c)
 	return nil
 }
@@ -68,6 +75,9 @@ func (s *Set) start(ctx context.Context, c *container) error {
 func (s *Set) launch(ctx context.Context, c *container) (err error) {
 	ctx, end := span.Start(ctx, "start container", "container", c.id)
 	defer func() { end(err) }()
+	if c.given.Load() != nil {
+		return s.launchAgain(ctx, c)
+	}
 	want := c.get()
 	runtime, err := s.runtime(want)
 	if err != nil {

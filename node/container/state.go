@@ -18,7 +18,11 @@ type container struct {
 
 	view  atomic.Pointer[spec.Container] // what it points to is never changed
 	image spec.ImageConfig               // of the image it was made from; never changed
-	gone  atomic.Bool                    // removed: no record must be written any more
+	given atomic.Pointer[spec.Given]     // what its client wrote, where one did; what it points to is never changed
+	task  atomic.Pointer[task]           // of a given one, from CreateTask to DeleteTask; likewise
+	files sync.Mutex                     // writing the task's file
+
+	gone atomic.Bool // removed: no record must be written any more
 	// removed is set when all is over, and nobody finds it any more.
 	removed atomic.Bool
 	// litter is set while something of an ended run could not be put away.
@@ -38,6 +42,12 @@ type container struct {
 	dropVolumes bool
 	keepers     int     // who wants it to stay when it ends, AutoRemove or not
 	doctor      *doctor // of the health checks of this run
+	// request is what the last task of a given one was made of; nil before.
+	request  *TaskRequest
+	recorded *spec.Given           // what is on record of given
+	execs    map[string]*execution // that clients added to the task, by their ids
+	// dismissed: a client has deleted the ended task of one of ours.
+	dismissed bool
 }
 
 // run is one life of a container's process.
@@ -58,7 +68,7 @@ func newEnding() *ending { return &ending{done: make(chan struct{})} }
 
 func newContainer(r record) *container {
 	c := &container{
-		id:      r.Container.ID,
+		id:      keyOf(&r.Container),
 		op:      newOpLock(),
 		image:   r.Image,
 		changed: make(chan struct{}),
@@ -66,8 +76,13 @@ func newContainer(r record) *container {
 		retries: r.Retries,
 
 		dropVolumes: r.DropVolumes,
+		request:     r.Request,
+		dismissed:   r.Dismissed,
+		execs:       map[string]*execution{},
 	}
 	c.view.Store(&r.Container)
+	c.given.Store(r.given)
+	c.recorded = r.given
 	return c
 }
 
@@ -91,6 +106,11 @@ func (c *container) change(fn func(*spec.Container)) *spec.Container {
 func (c *container) changeLocked(fn func(*spec.Container)) *spec.Container {
 	next := *c.view.Load()
 	fn(&next)
+	if g := c.given.Load(); g != nil {
+		g = relabel(g, &next)
+		next.Config.Labels = g.Labels
+		c.given.Store(g)
+	}
 	c.view.Store(&next)
 	c.tellLocked()
 	return &next

@@ -33,7 +33,7 @@ func (s *Set) Stats(ctx context.Context, refs []string) ([]spec.Stats, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		stats, err := s.measure(c.get())
+		stats, err := s.measure(c)
 		if err != nil {
 			return nil, err
 		}
@@ -42,14 +42,15 @@ func (s *Set) Stats(ctx context.Context, refs []string) ([]spec.Stats, error) {
 	return list, nil
 }
 
-func (s *Set) measure(c *spec.Container) (stats spec.Stats, err error) {
-	if alive(c.State.Status) {
-		stats, err = s.Meter.Read(cgroupOf(c), c.State.Pid)
+func (s *Set) measure(c *container) (stats spec.Stats, err error) {
+	view := c.get()
+	if alive(view.State.Status) {
+		stats, err = s.Meter.Read(c.cgroup(), view.State.Pid)
 		if err != nil && !errors.Is(err, errs.NotFound) { // it has just ended
-			return stats, fmt.Errorf("stats of container %s: %w", c.Name, err)
+			return stats, fmt.Errorf("stats of container %s: %w", view.Name, err)
 		}
 	}
-	stats.ID, stats.Name = c.ID, c.Name
+	stats.ID, stats.Name = view.ID, view.Name
 	if stats.Time.IsZero() {
 		stats.Time = time.Now().UTC()
 	}

@@ -45,7 +45,7 @@ func (s *Set) pids(ctx context.Context, c *spec.Container) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.Pids(ctx, c.ID)
+	return r.Pids(ctx, keyOf(c))
 }
 
 // processTable reads /proc. A process that ends meanwhile is left out.

@@ -38,6 +38,7 @@ type world struct {
 	images    map[string]spec.Image
 	snapshots map[snapshot.Key]bool
 	mounts    map[string]snapshot.Key
+	roots     map[string]bool // mounted for given containers
 	spaces    map[string]bool
 	attached  map[string]network.AttachRequest
 	volumes   map[string]*volume
@@ -72,6 +73,7 @@ func newWorld(t testing.TB) *world {
 		images:    map[string]spec.Image{},
 		snapshots: map[snapshot.Key]bool{"sha256:chain": true},
 		mounts:    map[string]snapshot.Key{},
+		roots:     map[string]bool{},
 		spaces:    map[string]bool{},
 		attached:  map[string]network.AttachRequest{},
 		volumes:   map[string]*volume{},
@@ -110,7 +112,7 @@ func (w *world) open() *node {
 		Images: images{w}, Snapshots: snapshots{w}, Networks: networks{w}, Volumes: volumes{w},
 		Events: events{w}, Meter: meter{w}, Processes: w.runtime.Owner(),
 		Runtimes: map[string]container.Runtime{"fake": w.runtime}, Runtime: "fake",
-		Host: host, CgroupParent: "/berth-test",
+		Host: host, CgroupParent: "/berth-test", Roots: taskRoots{w}, Snapshotter: "fakefs",
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	w.ok(err)
@@ -263,6 +265,9 @@ func (w *world) left() []string {
 	for target := range w.mounts {
 		left = append(left, "mount "+target)
 	}
+	for target := range w.roots {
+		left = append(left, "root "+target)
+	}
 	for id := range w.spaces {
 		left = append(left, fmt.Sprintf("namespace %.12s", id))
 	}
@@ -274,7 +279,7 @@ func (w *world) left() []string {
 			left = append(left, "volume "+name)
 		}
 	}
-	for _, pattern := range []string{"state/containers/*", "root/logs/*"} {
+	for _, pattern := range []string{"state/containers/*", "state/tasks/*", "root/logs/*"} {
 		found, _ := filepath.Glob(filepath.Join(w.dir, pattern))
 		left = append(left, found...)
 	}

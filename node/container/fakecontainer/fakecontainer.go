@@ -49,6 +49,8 @@ type process struct {
 	container.Process
 	owner   string // the container it is in; its own id for a container's first
 	script  script
+	launch  container.Launch
+	config  []byte
 	started bool
 	paused  bool
 	deleted bool
@@ -126,7 +128,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 }
 
 func (r *Runtime) add(l container.Launch) (*process, error) {
-	args, err := bundleArgs(l.Bundle)
+	config, args, err := readBundle(l.Bundle)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +142,11 @@ func (r *Runtime) add(l container.Launch) (*process, error) {
 		return nil, errs.New(errs.Exists, "there is a container %s", l.ID)
 	}
 	p := r.newProcess(l.ID, l.ID, s)
-	p.script.log = l.Log.Path
+	p.script.log, p.launch, p.config = l.Log.Path, l, config
+	if l.Streams != nil {
+		r.processes[l.ID] = p
+		return p, nil
+	}
 	if l.TTY {
 		if p.Console, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
 			return nil, err
@@ -157,19 +163,39 @@ func (r *Runtime) newProcess(id, owner string, s script) *process {
 	return &process{Process: container.Process{ID: id, Pid: r.lastPid}, owner: owner, script: s}
 }
 
-func bundleArgs(dir string) ([]string, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
+func readBundle(dir string) (config []byte, args []string, err error) {
+	config, err = os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var s specs.Spec
-	if err := json.Unmarshal(raw, &s); err != nil {
-		return nil, err
+	if err := json.Unmarshal(config, &s); err != nil {
+		return nil, nil, err
 	}
 	if s.Process == nil {
-		return nil, errors.New("config.json has no process")
+		return nil, nil, errors.New("config.json has no process")
 	}
-	return s.Process.Args, nil
+	return config, s.Process.Args, nil
+}
+
+// Bundle is the config.json that a container was made of.
+func (r *Runtime) Bundle(id string) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.processes[id]; p != nil {
+		return p.config
+	}
+	return nil
+}
+
+// Launched is what a container was made of.
+func (r *Runtime) Launched(id string) container.Launch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.processes[id]; p != nil {
+		return p.launch
+	}
+	return container.Launch{}
 }
 
 // Exec runs a further process in a running container.
@@ -186,7 +212,8 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (*container.
 	}
 	r.mu.Lock()
 	p := r.newProcess(l.ID, l.Container, s)
-	if l.Process.Terminal {
+	if l.Streams != nil { // what it says goes nowhere
+	} else if l.Process.Terminal {
 		if p.Console, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
 			r.mu.Unlock()
 			return nil, err

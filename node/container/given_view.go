@@ -1,0 +1,107 @@
+package container
+
+import (
+	"encoding/json"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"berth/base/errs"
+	"berth/spec"
+)
+
+// nameLabel is where nerdctl says what people call a container.
+const nameLabel = "nerdctl/name"
+
+// RuntimeV2 is the name by which clients ask for the node's usual runtime.
+const RuntimeV2 = "io.containerd.runc.v2"
+
+// viewOf is a given container as everybody else sees it, before it has run. A
+// spec that is none says nothing of it; CreateTask will complain.
+func viewOf(g *spec.Given) *spec.Container {
+	oci, err := ociSpec(g)
+	if err != nil {
+		oci = &specs.Spec{}
+	}
+	c := &spec.Container{
+		ID:        g.ID,
+		Name:      orElse(g.Labels[nameLabel], g.ID),
+		Namespace: g.Namespace,
+		Created:   g.Created,
+		Image:     g.Image,
+		Runtime:   g.Runtime,
+		State:     spec.ContainerState{Status: spec.Created},
+		Mounts:    givenBinds(oci),
+		Networks:  []spec.Endpoint{},
+		Ports:     []spec.PortMapping{},
+		Snapshot:  g.SnapshotKey,
+	}
+	c.Config = spec.ContainerConfig{
+		Name:        c.Name,
+		Image:       g.Image,
+		Hostname:    oci.Hostname,
+		Domainname:  oci.Domainname,
+		Labels:      g.Labels,
+		Annotations: oci.Annotations,
+		StopSignal:  g.Labels[stopSignalLabel],
+		Restart:     restartWish(g.Labels),
+		Runtime:     g.Runtime,
+	}
+	if p := oci.Process; p != nil {
+		c.Args = p.Args
+		c.Config.Command, c.Config.Env, c.Config.WorkDir = p.Args, p.Env, p.Cwd
+		c.Config.User, c.Config.TTY = userOf(p.User), p.Terminal
+	}
+	if oci.Root != nil {
+		c.Config.Security.ReadOnlyRoot = oci.Root.Readonly
+	}
+	if explicitlyStopped(g.Labels) {
+		c.State.StoppedBy = "user"
+	}
+	c.State.RestartCount, _ = strconv.Atoi(g.Labels[restartCount])
+	return c
+}
+
+// stopSignalLabel is where clients keep what the image says.
+const stopSignalLabel = "io.containerd.image.config.stop-signal"
+
+// ociSpec reads what the client wrote. A container without one is only a name
+// for something and can have no task.
+func ociSpec(g *spec.Given) (*specs.Spec, error) {
+	if g.Spec == nil || len(g.Spec.Value) == 0 {
+		return nil, errs.New(errs.Invalid, "container %s has no OCI spec", g.ID)
+	}
+	oci := &specs.Spec{}
+	if err := json.Unmarshal(g.Spec.Value, oci); err != nil {
+		return nil, errs.New(errs.Invalid, "the OCI spec of container %s: %w", g.ID, err)
+	}
+	return oci, nil
+}
+
+func userOf(u specs.User) string {
+	if u.Username != "" {
+		return u.Username
+	}
+	if u.UID == 0 && u.GID == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(u.UID), 10) + ":" + strconv.FormatUint(uint64(u.GID), 10)
+}
+
+// givenBinds are the files of the host that the container sees.
+func givenBinds(oci *specs.Spec) []spec.Mounted {
+	binds := []spec.Mounted{}
+	for _, m := range oci.Mounts {
+		if m.Type != "bind" || !strings.HasPrefix(m.Source, "/") {
+			continue
+		}
+		bind := spec.Mounted{Host: m.Source}
+		bind.Type, bind.Source, bind.Target = "bind", m.Source, m.Destination
+		for _, option := range m.Options {
+			bind.ReadOnly = bind.ReadOnly || option == "ro"
+		}
+		binds = append(binds, bind)
+	}
+	return binds
+}

@@ -1,0 +1,296 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"berth/base/errs"
+	"berth/base/span"
+	"berth/base/undo"
+	"berth/spec"
+)
+
+// CreateTask makes the task of a given container: its process waits for
+// StartTask. errs.Exists: it has one. errs.Conflict: the container is the
+// node's own.
+func (s *Set) CreateTask(ctx context.Context, namespace, id string, req TaskRequest) (state TaskState, err error) {
+	c, err := s.lockGiven(ctx, namespace, id)
+	if err != nil {
+		return state, err
+	}
+	err = s.finish(ctx, func(ctx context.Context) error {
+		defer c.op.unlock()
+		if err := s.mayCreateTask(c); err != nil {
+			return err
+		}
+		c.callOff()
+		if err := s.makeTask(ctx, c, req); err != nil {
+			return err
+		}
+		state, _ = s.taskOf(c)
+		return nil
+	})
+	if err != nil {
+		return TaskState{}, fmt.Errorf("create task of container %s: %w", id, err)
+	}
+	return state, nil
+}
+
+func (s *Set) mayCreateTask(c *container) error {
+	view := c.get()
+	switch {
+	case s.life.Err() != nil:
+		return errs.New(errs.Unavailable, "the node is shutting down")
+	case c.given.Load() == nil:
+		return errs.New(errs.Conflict, "it was made by berth run: start it with berth start %s", view.Name)
+	case view.State.Status == spec.Removing || view.State.Status == spec.Dead:
+		return errs.New(errs.Conflict, "it is being removed")
+	case c.task.Load() != nil:
+		return errs.New(errs.Exists, "it has a task already")
+	}
+	return nil
+}
+
+// makeTask makes the task of a container that has none. On failure nothing of
+// it is left. op is held.
+func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest) (err error) {
+	ctx, end := span.Start(ctx, "create task", "container", c.id)
+	defer func() { end(err) }()
+	g := c.given.Load()
+	oci, err := ociSpec(g)
+	if err != nil {
+		return err
+	}
+	runtime, err := s.runtimeNamed(orElse(req.Runtime, g.Runtime))
+	if err != nil {
+		return err
+	}
+	if err := s.cleared(ctx, c); err != nil {
+		return err
+	}
+	var u undo.Stack
+	defer func() {
+		if err != nil {
+			u.Run(ctx, &err)
+		}
+	}()
+	u.Add("forget the task", func(context.Context) error { return s.dropTask(c) })
+	if err := s.beginTask(c, req, oci); err != nil {
+		return err
+	}
+	u.Add("unmount the root", func(ctx context.Context) error { return s.dropTaskRoot(ctx, c.id) })
+	launch := s.taskLaunch(c, g, req)
+	if err := s.furnishTask(ctx, runtime, g, &launch); err != nil {
+		return err
+	}
+	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
+	creating, created := span.Start(ctx, "create", "runtime", runtime.Name())
+	process, err := runtime.Create(creating, launch)
+	created(err)
+	if err != nil {
+		return err
+	}
+	return s.madeTask(ctx, c, process)
+}
+
+// beginTask puts on record that the task is being made.
+func (s *Set) beginTask(c *container, req TaskRequest, oci *specs.Spec) error {
+	made := &task{taskRecord: taskRecord{Request: req, Root: s.rootDir(c.id)}}
+	if oci.Linux != nil && filepath.IsAbs(oci.Linux.CgroupsPath) {
+		made.Cgroup = filepath.Clean(oci.Linux.CgroupsPath)
+	}
+	if oci.Root != nil && filepath.IsAbs(oci.Root.Path) {
+		made.Root = filepath.Clean(oci.Root.Path)
+	}
+	c.mu.Lock()
+	made.end = c.end
+	c.task.Store(made)
+	c.request = &made.Request
+	c.changeLocked(func(view *spec.Container) { view.Runtime = orElse(req.Runtime, c.given.Load().Runtime) })
+	c.mu.Unlock()
+	return s.writeTask(c)
+}
+
+// taskLaunch is what the runtime is asked for.
+func (s *Set) taskLaunch(c *container, g *spec.Given, req TaskRequest) Launch {
+	options := req.Options
+	if options == nil {
+		options = g.Options
+	}
+	return Launch{
+		ID: c.id, Bundle: s.bundleDir(c.id), TTY: req.Terminal,
+		Streams: &req.Streams, Name: g.ID, Namespace: g.Namespace,
+		Rootfs: req.Rootfs, Options: options, Restore: req.Restore,
+	}
+}
+
+// furnishTask makes the bundle: the client's spec, byte for byte, and the root
+// file system of the client's mounts.
+func (s *Set) furnishTask(ctx context.Context, runtime Runtime, g *spec.Given, l *Launch) error {
+	root := s.rootDir(l.ID)
+	if err := os.MkdirAll(root, 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
+		return fmt.Errorf("make the bundle: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(l.Bundle, "config.json"), g.Spec.Value, 0o600); err != nil {
+		return fmt.Errorf("write the bundle: %w", err)
+	}
+	if m, ok := runtime.(Mounter); ok && m.MountsRootfs() || len(l.Rootfs) == 0 {
+		return nil
+	}
+	_, end := span.Start(ctx, "mount root")
+	err := s.Roots.Mount(ctx, l.Rootfs, root)
+	end(err)
+	l.Rootfs = nil
+	if err != nil {
+		return fmt.Errorf("mount the root file system: %w", err)
+	}
+	return nil
+}
+
+// madeTask notes that there is a process that waits for its start.
+func (s *Set) madeTask(ctx context.Context, c *container, p *Process) error {
+	c.mu.Lock()
+	c.run, c.rebooted = &run{process: p, since: time.Now().UTC()}, false
+	c.changeLocked(func(c *spec.Container) {
+		c.State.Status, c.State.Pid, c.State.Error = spec.Created, p.Pid, ""
+	})
+	c.mu.Unlock()
+	err := s.changeTask(c, func(t *taskRecord) {
+		t.Made, t.Pid = true, p.Pid
+		if t.Cgroup == "" {
+			t.Cgroup = cgroupOfProcess(p.Pid)
+		}
+	})
+	if err == nil {
+		err = s.save(ctx, c)
+	}
+	if err != nil {
+		c.lost()
+		return fmt.Errorf("record the task: %w", err)
+	}
+	s.publish(c.get(), "task_create", s.taskAttrs(c)...)
+	return nil
+}
+
+// taskAttrs tell of a task in an event.
+func (s *Set) taskAttrs(c *container) []string {
+	t := c.task.Load()
+	attrs := []string{
+		"pid", strconv.Itoa(t.Pid), "bundle", s.bundleDir(c.id), "terminal", strconv.FormatBool(t.Request.Terminal),
+		"stdin", t.Request.Streams.Stdin, "stdout", t.Request.Streams.Stdout, "stderr", t.Request.Streams.Stderr,
+		"checkpoint", t.Request.Restore,
+	}
+	if rootfs, err := json.Marshal(t.Request.Rootfs); err == nil {
+		attrs = append(attrs, "rootfs", string(rootfs))
+	}
+	return attrs
+}
+
+// cgroupOfProcess asks the kernel where a process is that its client gave no
+// absolute place.
+func cgroupOfProcess(pid int) string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return ""
+	}
+	found := ""
+	for line := range strings.Lines(string(data)) {
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		controllers, path, _ := strings.Cut(rest, ":")
+		if controllers == "memory" || controllers == "" && found == "" {
+			found = path
+		}
+	}
+	return found
+}
+
+// StartTask lets the process of a created task go, or an exec in it.
+// errs.Conflict: it was started before.
+func (s *Set) StartTask(ctx context.Context, namespace, id, exec string) (pid int, err error) {
+	c, err := s.findGiven(namespace, id)
+	if err != nil {
+		return 0, noTask(err, id)
+	}
+	if exec != "" {
+		return s.startTaskExec(ctx, c, exec)
+	}
+	if err := c.op.lock(ctx); err != nil {
+		return 0, fmt.Errorf("container %s is busy: %w", id, err)
+	}
+	err = s.finish(ctx, func(ctx context.Context) error {
+		defer c.op.unlock()
+		t := c.task.Load()
+		switch {
+		case t == nil || !t.Made:
+			return noTask(nil, id)
+		case t.Exit != nil:
+			return errs.New(errs.Conflict, "it has ended")
+		case t.Started:
+			return errs.New(errs.Conflict, "it was started before")
+		}
+		pid = t.Pid
+		if err := s.startTask(ctx, c); err != nil {
+			return err
+		}
+		s.tellStart(c)
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("start task of container %s: %w", id, err)
+	}
+	return pid, nil
+}
+
+// startTask lets the process go. That it was about to is on record before, so
+// that a node that comes after this one does not take a process that runs for
+// one that waits. op is held.
+func (s *Set) startTask(ctx context.Context, c *container) (err error) {
+	ctx, end := span.Start(ctx, "start task", "container", c.id)
+	defer func() { end(err) }()
+	runtime, err := s.runtime(c.get())
+	if err != nil {
+		return err
+	}
+	if err := s.changeTask(c, func(t *taskRecord) { t.Starting = true }); err != nil {
+		return err
+	}
+	if err := runtime.Start(ctx, c.id); err != nil {
+		return errors.Join(err, s.changeTask(c, func(t *taskRecord) { t.Starting = false }))
+	}
+	return s.startedTask(ctx, c)
+}
+
+func (s *Set) startedTask(ctx context.Context, c *container) error {
+	now := time.Now().UTC()
+	c.mu.Lock()
+	if c.run != nil {
+		c.run.since = now
+	}
+	c.changeLocked(func(c *spec.Container) {
+		old := c.State
+		c.State = spec.ContainerState{
+			Status: spec.Running, Pid: old.Pid, StartedAt: now, FinishedAt: old.FinishedAt,
+			RestartCount: old.RestartCount, StoppedBy: old.StoppedBy,
+		}
+	})
+	c.mu.Unlock()
+	if err := s.changeTask(c, func(t *taskRecord) { t.Started = true }); err != nil {
+		return err
+	}
+	return s.save(ctx, c)
+}
+
+// tellStart publishes that the container's process runs.
+func (s *Set) tellStart(c *container) {
+	view := c.get()
+	s.publish(view, "start", "pid", strconv.Itoa(view.State.Pid))
+}
