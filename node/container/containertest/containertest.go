@@ -18,6 +18,7 @@ import (
 
 	"berth/base/errs"
 	"berth/node/container"
+	"berth/spec"
 )
 
 // patience bounds the wait for something that is going to happen.
@@ -176,7 +177,7 @@ func output(t *testing.T, b *bench) {
 
 func missingCommand(t *testing.T, b *bench) {
 	for code, command := range map[int]string{127: "/no/such/command", 126: "/etc"} {
-		l := b.launch(string(rune(code)), false, command)
+		l := b.launch(string(rune('a'+code%26)), false, command)
 		_, err := b.Runtime.Run(t.Context(), l)
 		var start *container.StartError
 		if !errors.As(err, &start) || start.Code != code {
@@ -266,6 +267,10 @@ func terminal(t *testing.T, b *bench) {
 	l.TTY = true
 	p, err := b.Runtime.Run(t.Context(), l)
 	b.ok(err, "run")
+	if r, holds := b.Runtime.(container.Resizer); holds {
+		b.ok(r.Resize(t.Context(), p.ID, "", spec.Size{Rows: 30, Cols: 100}), "resize")
+		return
+	}
 	if p.Console == nil || p.Stdin != nil {
 		t.Errorf("console %v, stdin %v", p.Console, p.Stdin)
 	}
