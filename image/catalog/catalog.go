@@ -1,6 +1,9 @@
 // Package catalog maps the names of images to what they stand for. The
 // truth is in memory; bucket "image" of the database is its durable copy,
 // one record a name under the name's full form.
+//
+// Those are the names of the node's own images. Other namespaces have names of
+// their own, in bucket "image.space" under "<namespace>/<name>": see In.
 package catalog
 
 import (
@@ -19,12 +22,20 @@ import (
 	"berth/base/kv"
 )
 
-const bucket = "image"
+const (
+	bucket      = "image"
+	spaceBucket = "image.space"
+	// oldImage is where records of old have Image.
+	oldImage = "berth.image"
+)
 
 // Record is one name.
 type Record struct {
-	// Name is in full form: docker.io/library/alpine:3.20.
+	// Name is in full form: docker.io/library/alpine:3.20. A client that gives
+	// it may call it anything.
 	Name string `json:"name"`
+	// Image is the ID of the node's image that the name stands for, if any.
+	Image string `json:"image,omitempty"`
 	// Target is an index or a manifest.
 	Target  ocispec.Descriptor `json:"target"`
 	Labels  map[string]string  `json:"labels,omitempty"`
@@ -33,21 +44,40 @@ type Record struct {
 	Updated time.Time `json:"updated"`
 }
 
-// Catalog holds the records. Safe for concurrent use.
+// Catalog holds the records of one namespace. Safe for concurrent use.
 type Catalog struct {
-	db *kv.DB
+	db             *kv.DB
+	bucket, prefix string
+	spaces         *spaces // of all but the node's own
 
 	write sync.Mutex // one change at a time, so that memory and disk agree
 	mu    sync.RWMutex
 	names map[string]Record
 }
 
+type spaces struct {
+	mu  sync.Mutex
+	all map[string]*Catalog
+}
+
 // Open loads the catalog from db.
 func Open(db *kv.DB) (*Catalog, error) {
-	c := &Catalog{db: db, names: map[string]Record{}}
+	c := &Catalog{db: db, bucket: bucket, names: map[string]Record{}, spaces: &spaces{all: map[string]*Catalog{}}}
 	err := db.View(func(tx *kv.Tx) error {
-		return kv.EachJSON(tx, bucket, "", func(name string, r Record) error {
+		err := kv.EachJSON(tx, bucket, "", func(name string, r Record) error {
+			if id, old := r.Labels[oldImage]; old {
+				r.Image = id
+				delete(r.Labels, oldImage)
+			}
 			c.names[name] = r
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return kv.EachJSON(tx, spaceBucket, "", func(key string, r Record) error {
+			namespace, _, _ := strings.Cut(key, "/")
+			c.In(namespace).names[r.Name] = r
 			return nil
 		})
 	})
@@ -55,6 +85,40 @@ func Open(db *kv.DB) (*Catalog, error) {
 		return nil, fmt.Errorf("open image catalog: %w", err)
 	}
 	return c, nil
+}
+
+// In is the catalog of another namespace, which is there as soon as it is asked
+// for. c is that of the node's own images.
+func (c *Catalog) In(namespace string) *Catalog {
+	c.spaces.mu.Lock()
+	defer c.spaces.mu.Unlock()
+	in := c.spaces.all[namespace]
+	if in == nil {
+		in = &Catalog{db: c.db, bucket: spaceBucket, prefix: namespace + "/", names: map[string]Record{}, spaces: c.spaces}
+		c.spaces.all[namespace] = in
+	}
+	return in
+}
+
+// Namespaces lists the other namespaces that have names.
+func (c *Catalog) Namespaces() []string {
+	c.spaces.mu.Lock()
+	defer c.spaces.mu.Unlock()
+	var all []string
+	for namespace, in := range c.spaces.all {
+		if in.Len() > 0 {
+			all = append(all, namespace)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Len is how many names there are.
+func (c *Catalog) Len() int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return len(c.names)
 }
 
 // Get returns the record of a full name, or errs.NotFound.
@@ -114,7 +178,7 @@ func (c *Catalog) Apply(ctx context.Context, ch Change) error {
 	if err != nil {
 		return err
 	}
-	err = c.db.Update(ctx, func(tx *kv.Tx) error { return store(tx, set, ch) })
+	err = c.db.Update(ctx, func(tx *kv.Tx) error { return c.store(tx, set, ch) })
 	if err != nil {
 		return fmt.Errorf("change image catalog: %w", err)
 	}
@@ -157,14 +221,14 @@ func (c *Catalog) complete(set []Record) ([]Record, error) {
 	return full, nil
 }
 
-func store(tx *kv.Tx, set []Record, ch Change) error {
+func (c *Catalog) store(tx *kv.Tx, set []Record, ch Change) error {
 	for _, name := range ch.Delete {
-		if err := tx.Delete(bucket, name); err != nil {
+		if err := tx.Delete(c.bucket, c.prefix+name); err != nil {
 			return err
 		}
 	}
 	for _, r := range set {
-		if err := kv.PutJSON(tx, bucket, r.Name, r); err != nil {
+		if err := kv.PutJSON(tx, c.bucket, c.prefix+r.Name, r); err != nil {
 			return err
 		}
 	}
@@ -176,10 +240,6 @@ func store(tx *kv.Tx, set []Record, ch Change) error {
 
 // clone keeps callers from changing the map they share with us.
 func clone(r Record) Record {
-	if r.Labels != nil {
-		labels := make(map[string]string, len(r.Labels))
-		maps.Copy(labels, r.Labels)
-		r.Labels = labels
-	}
+	r.Labels, r.Target.Annotations = maps.Clone(r.Labels), maps.Clone(r.Target.Annotations)
 	return r
 }

@@ -84,3 +84,71 @@ func TestCatalog(t *testing.T) {
 		t.Error("after opening again:", all)
 	}
 }
+
+func TestNamespaces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	db, err := kv.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := catalog.Open(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n, c := range []*catalog.Catalog{own, own.In("moby"), own.In("moby.b"), own.In("k8s.io")} {
+		name := "a/b:" + string(rune('0'+n))
+		for _, r := range []catalog.Record{{Name: "same", Target: target(name)}, {Name: name, Target: target(name)}} {
+			if err := c.Apply(t.Context(), catalog.Change{Set: []catalog.Record{r}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := own.In("moby").In("k8s.io").Apply(t.Context(), catalog.Change{Delete: []string{"same", "a/b:3"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if db, err = kv.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if own, err = catalog.Open(db); err != nil {
+		t.Fatal(err)
+	}
+	if got := own.Namespaces(); !slices.Equal(got, []string{"moby", "moby.b"}) {
+		t.Error(got)
+	}
+	for n, c := range []*catalog.Catalog{own, own.In("moby"), own.In("moby.b")} {
+		want := "a/b:" + string(rune('0'+n))
+		r, err := c.Get("same")
+		if err != nil || r.Target.Digest != target(want).Digest || c.Len() != 2 {
+			t.Error(n, r, err, c.List())
+		}
+	}
+	if n := own.In("k8s.io").Len(); n != 0 {
+		t.Error("deleted names are there:", n)
+	}
+}
+
+// Names of old keep the ID of their image among their labels.
+func TestOldRecord(t *testing.T) {
+	db, err := kv.Open(filepath.Join(t.TempDir(), "db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.Update(t.Context(), func(tx *kv.Tx) error {
+		return kv.PutJSON(tx, "image", "a:1", catalog.Record{Name: "a:1", Target: target("a"), Labels: map[string]string{"berth.image": "sha256:1"}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := catalog.Open(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Get("a:1"); err != nil || r.Image != "sha256:1" || len(r.Labels) != 0 {
+		t.Error(r, err)
+	}
+}

@@ -56,6 +56,9 @@ const patience = time.Minute
 func (s *Set) Repair(ctx context.Context) error {
 	var lost []*record
 	for _, rec := range s.all() {
+		if rec.Given {
+			continue // it may never have been unpacked: Chain sees to it
+		}
 		if _, err := s.restore(ctx, rec, s.fromBlobs(rec.Layers)); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()

@@ -86,7 +86,9 @@ func (s *Set) collectSoon(ctx context.Context) {
 // While images are on their way in it does nothing; the last of them to arrive
 // then sees to it.
 func (s *Set) Collect(ctx context.Context) (int64, error) {
+	nameless := s.dropNameless(ctx)
 	freed, shed, err := s.collect(ctx, func(digest.Digest) bool { return false })
+	err = errors.Join(nameless, err)
 	if len(shed) > 0 && err == nil {
 		// The layers are then all that is left of them here. Nobody has to wait
 		// for the disk meanwhile.
@@ -190,15 +192,25 @@ func (s *Set) collectBlobs(ctx context.Context, safe func(digest.Digest) bool) (
 		return nil
 	})
 	for _, info := range unused {
-		deleteErr := s.Blobs.Delete(ctx, info.Digest)
-		if deleteErr == nil {
-			freed += info.Size
-		} else if !isMissing(deleteErr) {
-			err = errors.Join(err, deleteErr)
+		dropped, dropErr := s.dropBlob(ctx, info.Digest)
+		if !isMissing(dropErr) {
+			err = errors.Join(err, dropErr)
 		}
-		s.links.forget(info.Digest)
+		if dropped {
+			freed += info.Size
+			s.links.forget(info.Digest)
+		}
 	}
 	return freed, waiting, err
+}
+
+// dropBlob deletes a blob, unless a namespace holds it.
+func (s *Set) dropBlob(ctx context.Context, d digest.Digest) (bool, error) {
+	if s.Content != nil {
+		return s.Content.Drop(ctx, d)
+	}
+	err := s.Blobs.Delete(ctx, d)
+	return err == nil, err
 }
 
 func (s *Set) unpacked(ctx context.Context, key snapshot.Key) bool {
@@ -206,24 +218,37 @@ func (s *Set) unpacked(ctx context.Context, key snapshot.Key) bool {
 	return err == nil
 }
 
-// usedBlobs is all that can be reached from images and names. What an image
-// consists of its record knows too, should its manifest be lost.
+// usedBlobs is all that can be reached from the node's own images and names.
+// What an image consists of its record knows too, should its manifest be lost.
+// Those that clients gave keep no more than they need here: the rest belongs to
+// the clients.
 func (s *Set) usedBlobs(ctx context.Context) (map[digest.Digest]bool, error) {
 	used := map[digest.Digest]bool{}
 	var roots []ocispec.Descriptor
+	given := map[string]bool{}
 	for _, rec := range s.all() {
-		roots = append(roots, rec.parts()...)
+		if !rec.Given {
+			roots = append(roots, rec.parts()...)
+			continue
+		}
+		given[rec.Image.ID] = true
+		for _, desc := range s.neededOf(ctx, rec) {
+			used[desc.Digest] = true
+		}
 	}
 	for _, name := range s.catalog.List() {
-		roots = append(roots, name.Target)
+		if name.Image != "" && !given[name.Image] {
+			roots = append(roots, name.Target)
+		}
 	}
+	seen := map[digest.Digest]bool{}
 	for len(roots) > 0 {
 		desc := roots[len(roots)-1]
 		roots = roots[:len(roots)-1]
-		if used[desc.Digest] {
+		if seen[desc.Digest] {
 			continue
 		}
-		used[desc.Digest] = true
+		seen[desc.Digest], used[desc.Digest] = true, true
 		below, err := s.below(ctx, desc)
 		if err != nil {
 			return nil, err
@@ -231,6 +256,18 @@ func (s *Set) usedBlobs(ctx context.Context) (map[digest.Digest]bool, error) {
 		roots = append(roots, below...)
 	}
 	return used, nil
+}
+
+// neededOf lists the documents of an image, and the blobs of layers that are
+// not unpacked.
+func (s *Set) neededOf(ctx context.Context, rec *record) []ocispec.Descriptor {
+	needed := []ocispec.Descriptor{rec.Target, rec.Manifest, rec.Config}
+	for n, key := range chain(rec.Layers) {
+		if !s.unpacked(ctx, key) {
+			needed = append(needed, rec.Layers[n].Descriptor)
+		}
+	}
+	return needed
 }
 
 // links remembers what manifests and indexes refer to, for they never change.

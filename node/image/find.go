@@ -47,6 +47,9 @@ func (s *Set) resolve(ref string) (*record, string, error) {
 		}
 		return nil, "", missing(ref)
 	}
+	if rec := s.images[s.names[ref]]; rec != nil {
+		return rec, ref, nil // also what a client called it in a way of its own
+	}
 	name, nameErr := reference.Parse(ref)
 	if nameErr == nil {
 		if id, ok := s.names[name.String()]; ok && s.images[id] != nil {

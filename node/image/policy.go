@@ -114,6 +114,7 @@ func (s *Set) takePlaces(changed map[digest.Digest][]place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.Copy(s.places, changed)
+	s.listed.changed++
 }
 
 // remember notes that a repository has blobs.
@@ -140,6 +141,9 @@ func (s *Set) forgetPlaces(used map[digest.Digest]bool) {
 			gone = append(gone, d.String())
 			delete(s.places, d)
 		}
+	}
+	if len(gone) > 0 {
+		s.listed.changed++
 	}
 	s.mu.Unlock()
 	if len(gone) == 0 {

@@ -111,7 +111,7 @@ func (s *Set) readDocument(ctx context.Context, config ocispec.Descriptor) (docu
 
 // describe fills in the image from its configuration.
 func (r *record) describe(doc document) {
-	r.Image = doc.image(r.Config.Digest)
+	r.Image, r.platform = doc.image(r.Config.Digest), doc.Platform
 	r.Image.Target, r.Image.Manifest = r.Target.Digest.String(), r.Manifest.Digest.String()
 	r.Image.Blobs = r.Manifest.Size + r.Config.Size
 	for _, l := range r.Layers {

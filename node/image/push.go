@@ -27,7 +27,7 @@ func (s *Set) Push(ctx context.Context, req spec.PushRequest, progress func(spec
 	if err != nil {
 		return errs.New(errs.NotFound, "push: no image is called %s; tag one so first", name.Familiar())
 	}
-	if err := s.Whole(ctx, named.Labels[idLabel]); err != nil && !isMissing(err) {
+	if err := s.Whole(ctx, named.Image); err != nil && !isMissing(err) {
 		return err
 	}
 	s.keeping.begin() // nothing is collected from under the push
@@ -52,7 +52,7 @@ func (s *Set) Push(ctx context.Context, req spec.PushRequest, progress func(spec
 		return err
 	}
 	s.shedLater()
-	s.Notify("push", named.Labels[idLabel], name.Familiar())
+	s.Notify("push", named.Image, name.Familiar())
 	return nil
 }
 

@@ -33,8 +33,8 @@ func (s *Set) Tag(ctx context.Context, source, name string) error {
 		return err
 	}
 	id := rec.Image.ID
-	err = s.catalog.Apply(ctx, catalog.Change{
-		Set: []catalog.Record{{Name: to.String(), Target: rec.Target, Labels: map[string]string{idLabel: id}}},
+	err = s.apply(ctx, spec.DefaultNamespace, catalog.Change{
+		Set: []catalog.Record{{Name: to.String(), Target: rec.Target, Image: id}},
 	})
 	if err != nil {
 		return fmt.Errorf("tag %s: %w", name, err)
@@ -98,7 +98,7 @@ func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool)
 	if whole {
 		change.Also = func(tx *kv.Tx) error { return tx.Delete(bucket, id) }
 	}
-	if err := s.catalog.Apply(ctx, change); err != nil {
+	if err := s.apply(ctx, spec.DefaultNamespace, change); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -107,6 +107,7 @@ func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool)
 	}
 	if whole {
 		delete(s.images, id)
+		s.listed.changed++
 	}
 	s.mu.Unlock()
 	var removed []spec.RemovedImage

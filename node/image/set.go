@@ -3,9 +3,13 @@
 //
 // What an image is on this node is one record in bucket "node.image", under
 // the image's ID, the digest of its configuration. Names lie in the catalog
-// (package image/catalog); each carries the ID that it stands for as label
-// "berth.image", since its target may be an index of many platforms. Both are
-// in memory too, so that List and Get read no disk.
+// (package image/catalog); each carries the ID that it stands for, since its
+// target may be an index of many platforms. Both are in memory too, so that
+// List and Get read no disk.
+//
+// Clients of containerd's protocol have namespaces of names. The default one is
+// the node's own, so a name that a client gives there becomes one of its images
+// if it can: see CreateName. In the others names are just names.
 //
 // The layers are committed snapshots under their chain IDs, with the label
 // "berth.layer". Compressed blobs are kept as they came, or not: see Policy.
@@ -38,14 +42,14 @@ import (
 	"berth/image/pull"
 	"berth/image/reference"
 	"berth/image/remote"
+	"berth/node/content"
+	"berth/node/lease"
 	"berth/node/snapshot"
 	"berth/spec"
 )
 
 const (
 	bucket = "node.image"
-	// idLabel of a name in the catalog holds the ID of its image.
-	idLabel = "berth.image"
 	// layerLabel marks snapshots that belong to images; it holds the layer's
 	// unpacked size, tarLabel that of its tar.
 	layerLabel = snapshot.LayerSize
@@ -77,6 +81,12 @@ type Config struct {
 	// must not wait. May be nil.
 	Scrubbed func(spec.ScrubResult)
 	Damaged  func(spec.Damage)
+	// Content are the blobs of the namespaces of clients, Leases what they
+	// hold; nil: there are none. Named hears what happens to names; it must not
+	// wait. May be nil.
+	Content *content.Set
+	Leases  *lease.Set
+	Named   func(ctx context.Context, namespace string, what Change, rec catalog.Record)
 	// Lazy is what lets images be used before all of them is here; nil: never.
 	Lazy *Lazily
 	Log  *slog.Logger
@@ -98,10 +108,13 @@ type Set struct {
 	mu     sync.RWMutex
 	images map[string]*record // by ID; a record does not change, but is replaced
 	names  map[string]string  // full name to ID
-	places map[digest.Digest][]place
-	users  func(id string) []string
-	letGo  func(key snapshot.Key, remove func() error) error // nil: nobody else holds layers
-	auths  map[string]*spec.RegistryAuth // of the latest pull from a repository
+	listed listing
+	// waiting are the names that stand for no image yet.
+	waiting waiting
+	places  map[digest.Digest][]place
+	users   func(id string) []string
+	letGo   func(key snapshot.Key, remove func() error) error // nil: nobody else holds layers
+	auths   map[string]*spec.RegistryAuth                     // of the latest pull from a repository
 }
 
 // record is one image.
@@ -115,6 +128,10 @@ type record struct {
 	// Early are the layers that the image stands on until the ordinary ones
 	// are here.
 	Early []snapshot.Key `json:"early,omitempty"`
+	// Given says that a client brought it: see CreateName.
+	Given bool `json:"given,omitempty"`
+
+	platform ocispec.Platform
 }
 
 // layer is a blob and what it unpacks to.
@@ -144,6 +161,9 @@ func Open(ctx context.Context, c Config) (*Set, error) {
 	if c.Notify == nil {
 		c.Notify = func(string, string, string) {}
 	}
+	if c.Named == nil {
+		c.Named = func(context.Context, string, Change, catalog.Record) {}
+	}
 	if c.Scrubbed == nil {
 		c.Scrubbed = func(spec.ScrubResult) {}
 	}
@@ -158,7 +178,7 @@ func Open(ctx context.Context, c Config) (*Set, error) {
 		Config: c, catalog: names,
 		puller: pull.New(pull.Config{Blobs: c.Blobs, Remote: c.Remote, Parallel: c.Parallel, Limit: c.MaxLayer, Pass: c.Policy != Keep, Log: c.Log}),
 		images: map[string]*record{}, names: map[string]string{}, places: map[digest.Digest][]place{},
-		users: func(string) []string { return nil }, auths: map[string]*spec.RegistryAuth{},
+		waiting: waiting{}, users: func(string) []string { return nil }, auths: map[string]*spec.RegistryAuth{},
 	}
 	s.noting.life, s.noting.stop = context.WithCancel(context.WithoutCancel(ctx))
 	err = c.DB.View(func(tx *kv.Tx) error {
@@ -179,7 +199,12 @@ func Open(ctx context.Context, c Config) (*Set, error) {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
 	for _, name := range names.List() {
-		s.names[name.Name] = name.Labels[idLabel]
+		if name.Image != "" {
+			s.names[name.Name] = name.Image
+		}
+	}
+	if err := s.awaitNamed(ctx); err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
 	}
 	return s, nil
 }
@@ -216,16 +241,18 @@ func (s *Set) keep(ctx context.Context, rec *record, names []string, at *place) 
 		return errors.Join(kv.PutJSON(tx, bucket, id, rec), putPlaces(tx, places))
 	}}
 	for _, name := range names {
-		change.Set = append(change.Set, catalog.Record{Name: name, Target: rec.Target, Labels: map[string]string{idLabel: id}})
+		change.Set = append(change.Set, catalog.Record{Name: name, Target: rec.Target, Image: id})
 	}
-	if err := s.catalog.Apply(ctx, change); err != nil {
+	if err := s.apply(ctx, spec.DefaultNamespace, change); err != nil {
 		return spec.Image{}, err
 	}
 	s.takePlaces(places)
 	s.mu.Lock()
 	s.images[id] = rec
+	s.listed.changed++
 	for _, name := range names {
 		s.names[name] = id
+		s.waiting.stop(name)
 	}
 	s.mu.Unlock()
 	return s.show(rec), nil
@@ -237,6 +264,7 @@ func (s *Set) show(rec *record) spec.Image {
 	image.Names = s.namesOf(image.ID)
 	image.Containers = len(s.usersOf(image.ID))
 	image.Sources = s.sourcesOf(rec)
+	image.Size = s.sizeOf(rec)
 	image.Layers = slices.Clone(image.Layers)
 	image.Labels = maps.Clone(image.Labels)
 	image.Config = cloneConfig(image.Config)

@@ -114,7 +114,8 @@ func (s *Set) countBlobs(ctx context.Context, u *Usage, all []*record) error {
 		}
 		u.Blobs.Total++
 		u.Blobs.Size += info.Disk
-		if slices.ContainsFunc(ids, func(id string) bool { return len(s.usersOf(id)) > 0 }) {
+		inUse := slices.ContainsFunc(ids, func(id string) bool { return len(s.usersOf(id)) > 0 })
+		if inUse || s.Content != nil && s.Content.Held(info.Digest) {
 			u.Blobs.Active++
 		} else {
 			u.Blobs.Reclaimable += info.Disk

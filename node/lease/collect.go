@@ -137,7 +137,7 @@ func (g graph) add(o Owner, i Item, now time.Time) {
 	v := g.at(own)
 	v.owner = o
 	v.root = v.root || isRoot(i.Labels)
-	until, expires := expires(i.Labels)
+	until, expires := Expires(i.Labels)
 	switch {
 	case i.Root && (!expires || now.Before(until)):
 		v.root = true

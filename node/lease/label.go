@@ -91,8 +91,8 @@ func reference(name, prefix, value string) (Resource, bool) {
 	return Resource{}, false
 }
 
-// expires says when labels let their bearer go. What is no time is no label.
-func expires(labels map[string]string) (time.Time, bool) {
+// Expires says when labels let their bearer go. What is no time is no label.
+func Expires(labels map[string]string) (time.Time, bool) {
 	text, ok := labels[gcExpire]
 	if !ok {
 		return time.Time{}, false

@@ -152,7 +152,7 @@ func (s *Set) Create(ctx context.Context, namespace, id string, labels map[strin
 	if err != nil {
 		return Lease{}, fmt.Errorf("create lease %q: %w", id, err)
 	}
-	if at, ok := expires(l.Labels); ok {
+	if at, ok := Expires(l.Labels); ok {
 		s.expireAt(at)
 	}
 	return l.clone(), nil
@@ -233,7 +233,7 @@ func (s *Set) store(ctx context.Context, l Lease, fn func(*kv.Tx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if _, temporary := expires(l.Labels); temporary {
+	if _, temporary := Expires(l.Labels); temporary {
 		s.DB.Later(fn)
 		return nil
 	}

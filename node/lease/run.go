@@ -102,7 +102,7 @@ func (s *Set) expireAt(at time.Time) {
 func (s *Set) firstExpiry(after time.Time) time.Time {
 	var next time.Time
 	for _, l := range s.leases {
-		if at, ok := expires(l.Labels); ok && at.After(after) {
+		if at, ok := Expires(l.Labels); ok && at.After(after) {
 			next = sooner(next, at)
 		}
 	}

@@ -1,0 +1,234 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"berth/base/errs"
+	"berth/base/kv"
+	"berth/image/catalog"
+	"berth/image/manifest"
+	"berth/node/snapshot"
+	"berth/spec"
+)
+
+// A client of containerd's protocol brings the parts of an image as content,
+// in whatever order, and gives it a name; it may unpack it by itself, or never.
+// Its blobs belong to its namespace, not to the image: the image only keeps its
+// documents, and those layers that are not unpacked. And where such an image
+// has lost its names it goes, as it does with containerd.
+
+// found is what a target turns out to be on this node.
+type found struct {
+	image *record       // nil: none yet
+	lacks digest.Digest // what has to come first; "" where it will never be one
+}
+
+// given says which image of this node a target is. That it is none is no
+// error: it may be for another platform, or no image at all.
+func (s *Set) given(ctx context.Context, target ocispec.Descriptor) (found, error) {
+	want, err := manifest.ParsePlatform("")
+	if err != nil {
+		return found{}, err
+	}
+	here, lacks, err := s.forPlatform(ctx, target, want)
+	if err != nil || lacks != "" || here.Digest == "" {
+		return found{lacks: lacks}, err
+	}
+	rec := &record{Target: target, Manifest: here, Given: true}
+	err = s.readManifest(ctx, rec)
+	if isMissing(err) && rec.Config.Digest != "" && !s.Blobs.Has(rec.Config.Digest) {
+		return found{lacks: rec.Config.Digest}, nil
+	}
+	if notAnImage(err) || err == nil && !want.Accepts(rec.platform) {
+		return found{}, nil
+	}
+	if err != nil {
+		return found{}, err
+	}
+	if known := s.image(rec.Image.ID); known != nil {
+		return found{image: known}, nil
+	}
+	return found{image: rec}, nil
+}
+
+// notAnImage: the documents say something, but not what an image says.
+func notAnImage(err error) bool {
+	return errors.Is(err, errs.Invalid) || errors.Is(err, errs.Unsupported) || isMissing(err)
+}
+
+// forPlatform goes down from an index to the manifest for a platform. It
+// returns none where there is none, or the document that is not here yet.
+func (s *Set) forPlatform(ctx context.Context, target ocispec.Descriptor, want manifest.Platform) (here ocispec.Descriptor, lacks digest.Digest, err error) {
+	for range manifest.DepthLimit {
+		index := manifest.IsIndex(target.MediaType)
+		switch {
+		case !index && !manifest.IsManifest(target.MediaType):
+			return here, "", nil
+		case !s.Blobs.Has(target.Digest):
+			return here, target.Digest, nil
+		case !index:
+			return target, "", nil
+		}
+		all, err := s.below(ctx, target)
+		if err == nil {
+			target, err = want.Choose(all)
+		}
+		if notAnImage(err) {
+			return here, "", nil
+		}
+		if err != nil {
+			return here, "", err
+		}
+	}
+	return here, "", nil
+}
+
+// nameImage has a name stand for what was found. write is held.
+func (s *Set) nameImage(ctx context.Context, rec catalog.Record, to found) error {
+	before := s.image(s.idOf(rec.Name))
+	rec.Image = ""
+	if to.image != nil {
+		rec.Image = to.image.Image.ID
+	}
+	isNew := to.image != nil && s.image(rec.Image) == nil
+	change := catalog.Change{Set: []catalog.Record{rec}}
+	if isNew {
+		change.Also = func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, rec.Image, to.image) }
+	}
+	if err := s.apply(ctx, spec.DefaultNamespace, change); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if isNew {
+		s.images[rec.Image] = to.image
+	}
+	delete(s.names, rec.Name)
+	if rec.Image != "" {
+		s.names[rec.Name] = rec.Image
+	}
+	s.waiting.stop(rec.Name)
+	if to.lacks != "" {
+		s.waiting[to.lacks] = append(s.waiting[to.lacks], rec.Name)
+	}
+	s.mu.Unlock()
+	if before != nil && before.Given && before.Image.ID != rec.Image {
+		s.collectLater() // it may have lost its last name
+	}
+	return nil
+}
+
+func (s *Set) idOf(name string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.names[name]
+}
+
+// waiting are names of the default namespace that stand for no image yet, by
+// the document that has to come first.
+type waiting map[digest.Digest][]string
+
+func (w waiting) stop(name string) {
+	for d, names := range w {
+		if w[d] = slices.DeleteFunc(names, func(n string) bool { return n == name }); len(w[d]) == 0 {
+			delete(w, d)
+		}
+	}
+}
+
+// Arrived implements content.Natives: names that wait for a blob may be images
+// now.
+func (s *Set) Arrived(ctx context.Context, d digest.Digest) {
+	s.mu.RLock()
+	names := slices.Clone(s.waiting[d])
+	s.mu.RUnlock()
+	for _, name := range names {
+		if err := s.lookAgain(ctx, name); err != nil && !isMissing(err) {
+			s.Log.WarnContext(ctx, "a name does not become an image of this node", "name", name, "err", err)
+		}
+	}
+}
+
+func (s *Set) lookAgain(ctx context.Context, name string) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	rec, err := s.catalog.Get(name)
+	if err != nil || rec.Image != "" {
+		return err
+	}
+	to, err := s.given(ctx, rec.Target)
+	if err != nil {
+		return err
+	}
+	return s.nameImage(ctx, rec, to)
+}
+
+// awaitNamed looks at the names that stood for no image when the node ended.
+func (s *Set) awaitNamed(ctx context.Context) error {
+	for _, rec := range s.catalog.List() {
+		if rec.Image != "" && s.images[rec.Image] != nil {
+			continue
+		}
+		to, err := s.given(ctx, rec.Target)
+		switch {
+		case err != nil:
+			return err
+		case to.image != nil:
+			if err := s.lookAgain(ctx, rec.Name); err != nil {
+				return err
+			}
+		case to.lacks != "":
+			s.waiting[to.lacks] = append(s.waiting[to.lacks], rec.Name)
+		}
+	}
+	return nil
+}
+
+// dropNameless drops images of clients that have neither names nor containers.
+func (s *Set) dropNameless(ctx context.Context) error {
+	var failed error
+	for _, rec := range s.all() {
+		if rec.Given {
+			failed = errors.Join(failed, s.dropIfNameless(ctx, rec.Image.ID))
+		}
+	}
+	return failed
+}
+
+func (s *Set) dropIfNameless(ctx context.Context, id string) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	rec := s.image(id)
+	if rec == nil || !rec.Given || len(s.namesOf(id)) > 0 || len(s.usersOf(id)) > 0 {
+		return nil
+	}
+	_, err := s.drop(ctx, rec, nil, true)
+	return err
+}
+
+// sizeOf is what an image's layers unpack to; that of a client's image is
+// known when all of them are unpacked.
+func (s *Set) sizeOf(rec *record) int64 {
+	if !rec.Given || rec.Image.Size > 0 {
+		return rec.Image.Size
+	}
+	var size int64
+	for _, key := range chain(rec.Layers) {
+		info, err := s.Snapshots.Stat(context.WithoutCancel(s.noting.life), key)
+		if err != nil {
+			return 0
+		}
+		size += labelledSize(info)
+	}
+	return size
+}
+
+func labelledSize(info snapshot.Info) int64 {
+	n, _ := strconv.ParseInt(info.Labels[layerLabel], 10, 64)
+	return n
+}
