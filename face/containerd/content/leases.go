@@ -78,14 +78,19 @@ func (s *leases) AddResource(ctx context.Context, req *api.AddResourceRequest) (
 	if err != nil {
 		return nil, wire.Error(err)
 	}
-	r := resourceOf(req.GetResource())
-	if err := s.Leases.Add(ctx, namespace, req.GetID(), r); err != nil {
+	if err := s.addResource(ctx, namespace, req.GetID(), resourceOf(req.GetResource())); err != nil {
 		return nil, wire.Error(err)
 	}
-	if r.Kind == lease.Content {
-		s.Content.Claim(ctx, namespace, digest.Digest(r.ID))
-	}
 	return &emptypb.Empty{}, nil
+}
+
+// addResource has a lease hold a resource, be it one of the node's own.
+func (c Config) addResource(ctx context.Context, namespace, id string, r lease.Resource) error {
+	err := c.Leases.Add(ctx, namespace, id, r)
+	if err == nil && r.Kind == lease.Content {
+		c.Content.Claim(ctx, namespace, digest.Digest(r.ID))
+	}
+	return err
 }
 
 // DeleteResource implements LeasesServer.
