@@ -21,6 +21,9 @@ func (s *Set) Stdin(ctx context.Context, ref string) (io.WriteCloser, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.logged(); err != nil {
+		return nil, err
+	}
 	if !c.get().Config.OpenStdin {
 		return nil, errs.New(errs.Conflict, "container %s was made without an open stdin", c.name())
 	}

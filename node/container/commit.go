@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"berth/base/errs"
-	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -19,7 +18,11 @@ func (s *Set) Commit(ctx context.Context, ref string, req spec.CommitRequest) (i
 	if err != nil {
 		return image, err
 	}
-	base, err := s.Images.Get(ctx, c.get().ImageID)
+	base, err := s.Images.Get(ctx, imageOf(c.get()))
+	if err != nil {
+		return image, fmt.Errorf("commit container %s: %w", c.name(), err)
+	}
+	key, err := s.rootKey(ctx, c)
 	if err != nil {
 		return image, fmt.Errorf("commit container %s: %w", c.name(), err)
 	}
@@ -31,7 +34,7 @@ func (s *Set) Commit(ctx context.Context, ref string, req spec.CommitRequest) (i
 	}
 	resume = sync.OnceValue(resume)
 	view := c.get()
-	image, err = s.Images.Commit(ctx, base, snapshot.Key(c.id), effective(view, c.image), req, func() { _ = resume() })
+	image, err = s.Images.Commit(ctx, base, key, effective(view, c.imageConfig(base)), req, func() { _ = resume() })
 	if err = errors.Join(err, resume()); err != nil {
 		return image, fmt.Errorf("commit container %s: %w", view.Name, err)
 	}
@@ -66,6 +69,18 @@ func (s *Set) hold(ctx context.Context, c *container) (resume func() error, err 
 		}
 		return nil
 	}, nil
+}
+
+// imageOf names the image of a container: by its digest where the node made
+// it, else as its client does.
+func imageOf(c *spec.Container) string { return orElse(c.ImageID, c.Image) }
+
+// imageConfig is that of the image the container was made from.
+func (c *container) imageConfig(base spec.Image) spec.ImageConfig {
+	if c.given.Load() != nil {
+		return base.Config
+	}
+	return c.image
 }
 
 // effective is the configuration that an image of the container gets.

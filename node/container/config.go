@@ -36,7 +36,7 @@ func (s *Set) complete(config *spec.ContainerConfig, id string, image spec.Image
 		config.Restart.Name = "no"
 	}
 	var err error
-	if config.Network.Mode, err = s.pin(config.Network.Mode); err != nil {
+	if config.Network.Mode, err = s.pinNetwork(config.Network.Mode); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
 	if config.PIDMode, err = s.pin(config.PIDMode); err != nil {
@@ -66,6 +66,17 @@ func (s *Set) pin(mode string) (string, error) {
 		return "", err
 	}
 	return sharedPrefix + c.id, nil
+}
+
+// pinNetwork is pin for a network: names and addresses come along with it.
+func (s *Set) pinNetwork(mode string) (string, error) {
+	mode, err := s.pin(mode)
+	if id, shared := strings.CutPrefix(mode, sharedPrefix); shared && err == nil {
+		if c, err := s.find(id); err == nil && c.given.Load() != nil {
+			return "", errs.New(errs.Unsupported, "container %s was made by another client: its network cannot be shared", c.name())
+		}
+	}
+	return mode, err
 }
 
 // check fails with errs.Invalid where the config can never work.

@@ -78,7 +78,7 @@ func (s *Set) CreateExec(_ context.Context, ref string, config spec.ExecConfig) 
 
 func (s *Set) newExec(c *container, config spec.ExecConfig) *execution {
 	e := &execution{id: newID(), container: c, done: make(chan struct{})}
-	e.state = spec.Exec{ID: e.id, Container: c.id, Config: config}
+	e.state = spec.Exec{ID: e.id, Container: c.get().ID, Config: config}
 	s.execMu.Lock()
 	defer s.execMu.Unlock()
 	for id, old := range s.execs {
@@ -171,30 +171,37 @@ func (s *Set) launchExec(ctx context.Context, e *execution, view *spec.Container
 	if err != nil {
 		return nil, err
 	}
-	config := e.get().Config
-	process, err := bundle.Exec(bundle.ExecInput{
-		Container: *view,
-		Image:     e.container.image,
-		Host:      s.Host,
-		Rootfs:    s.rootDir(e.container.id),
-		Config:    config,
-	})
+	launch, err := s.execLaunch(e, view)
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.Exec(ctx, ExecLaunch{
-		ID:        e.id,
-		Container: e.container.id,
-		Process:   process,
-		Stdin:     config.OpenStdin,
-		Detach:    config.Detach,
-		Size:      config.Size,
-	})
+	p, err := r.Exec(ctx, launch)
 	if err != nil {
 		return nil, err
 	}
 	e.began(p)
 	return p, nil
+}
+
+// execLaunch is what the runtime is asked for.
+func (s *Set) execLaunch(e *execution, view *spec.Container) (ExecLaunch, error) {
+	config, c := e.get().Config, e.container
+	l := ExecLaunch{ID: e.id, Container: c.id, Stdin: config.OpenStdin, Detach: config.Detach, Size: config.Size}
+	if e.request != nil {
+		process, err := e.request.process()
+		l.Process, l.Streams, l.Name, l.Namespace = process, &e.request.Streams, e.request.ID, orElse(view.Namespace, spec.DefaultNamespace)
+		return l, err
+	}
+	in := bundle.ExecInput{Container: *view, Image: c.image, Host: s.Host, Rootfs: s.rootDir(c.id), Config: config}
+	if t := c.task.Load(); t != nil {
+		in.Rootfs = t.Root
+	}
+	process, err := bundle.Exec(in)
+	if g := c.given.Load(); g != nil && err == nil {
+		err = asGiven(process, g, config)
+	}
+	l.Process = process
+	return l, err
 }
 
 func (s *Set) session(e *execution, p *Process) *ExecSession {

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -20,7 +19,11 @@ func (s *Set) Changes(ctx context.Context, ref string) ([]spec.Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	changes, err := s.Snapshots.Changes(ctx, snapshot.Key(c.id))
+	key, err := s.rootKey(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("changes of container %s: %w", c.name(), err)
+	}
+	changes, err := s.Snapshots.Changes(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("changes of container %s: %w", c.name(), err)
 	}

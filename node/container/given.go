@@ -121,7 +121,7 @@ func (s *Set) Given(ctx context.Context, namespace, id string) (spec.Given, erro
 	if err != nil {
 		return spec.Given{}, err
 	}
-	return s.asGiven(ctx, c), nil
+	return s.givenOf(ctx, c), nil
 }
 
 // Givens returns the containers of a namespace, or with "" all there are, by
@@ -129,7 +129,7 @@ func (s *Set) Given(ctx context.Context, namespace, id string) (spec.Given, erro
 func (s *Set) Givens(ctx context.Context, namespace string) ([]spec.Given, error) {
 	var list []spec.Given
 	for _, c := range s.in(namespace) {
-		list = append(list, s.asGiven(ctx, c))
+		list = append(list, s.givenOf(ctx, c))
 	}
 	return list, nil
 }
@@ -148,7 +148,7 @@ func (s *Set) in(namespace string) []*container {
 	return list
 }
 
-func (s *Set) asGiven(ctx context.Context, c *container) spec.Given {
+func (s *Set) givenOf(ctx context.Context, c *container) spec.Given {
 	if g := c.given.Load(); g != nil {
 		return *g
 	}
@@ -173,7 +173,7 @@ func (s *Set) UpdateGiven(ctx context.Context, namespace, id string, change func
 	if err != nil {
 		return spec.Given{}, fmt.Errorf("update container %s: %w", id, err)
 	}
-	return s.asGiven(ctx, c), nil
+	return s.givenOf(ctx, c), nil
 }
 
 func (s *Set) updateGiven(ctx context.Context, c *container, change func(*spec.Given) error) error {

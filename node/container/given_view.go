@@ -105,3 +105,33 @@ func givenBinds(oci *specs.Spec) []spec.Mounted {
 	}
 	return binds
 }
+
+// asGiven gives a process the rights that the client gave the container, and
+// not those that the node would.
+func asGiven(p *specs.Process, g *spec.Given, config spec.ExecConfig) error {
+	oci, err := ociSpec(g)
+	if err != nil || oci.Process == nil || config.Privileged {
+		return err
+	}
+	first := oci.Process
+	p.NoNewPrivileges, p.ApparmorProfile, p.SelinuxLabel = first.NoNewPrivileges, first.ApparmorProfile, first.SelinuxLabel
+	p.Rlimits, p.OOMScoreAdj = first.Rlimits, first.OOMScoreAdj
+	if config.User == "" {
+		p.User = first.User
+	}
+	p.Capabilities = rightsFor(p.User, first)
+	return nil
+}
+
+// rightsFor are the capabilities of another user in the same container: root
+// has what there is to have, and nobody else anything.
+func rightsFor(u specs.User, first *specs.Process) *specs.LinuxCapabilities {
+	if first.Capabilities == nil || u.UID == first.User.UID {
+		return first.Capabilities
+	}
+	caps := &specs.LinuxCapabilities{Bounding: first.Capabilities.Bounding}
+	if u.UID == 0 {
+		caps.Effective, caps.Permitted = caps.Bounding, caps.Bounding
+	}
+	return caps
+}

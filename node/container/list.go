@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"berth/base/errs"
-	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -48,12 +47,16 @@ func (s *Set) Sizes(ctx context.Context, ref string) (spec.ContainerSizes, error
 	if err != nil {
 		return spec.ContainerSizes{}, err
 	}
-	own, err := s.Snapshots.Usage(ctx, snapshot.Key(c.id))
+	key, err := s.rootKey(ctx, c)
+	if err != nil {
+		return spec.ContainerSizes{}, fmt.Errorf("sizes of container %s: %w", c.name(), err)
+	}
+	own, err := s.Snapshots.Usage(ctx, key)
 	if err != nil {
 		return spec.ContainerSizes{}, fmt.Errorf("sizes of container %s: %w", c.name(), err)
 	}
 	sizes := spec.ContainerSizes{RW: own.Size, RootFS: own.Size}
-	image, err := s.Images.Get(ctx, c.get().ImageID)
+	image, err := s.Images.Get(ctx, imageOf(c.get()))
 	if err != nil && !errors.Is(err, errs.NotFound) {
 		return spec.ContainerSizes{}, err
 	}

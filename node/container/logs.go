@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 
+	"berth/base/errs"
 	"berth/node/logfile"
 	"berth/spec"
 )
@@ -14,6 +15,9 @@ import (
 func (s *Set) Logs(ctx context.Context, ref string, q logfile.Query, fn func(logfile.Line) error) error {
 	c, err := s.find(ref)
 	if err != nil {
+		return err
+	}
+	if err := c.logged(); err != nil {
 		return err
 	}
 	if q.Follow && q.Ended == nil {
@@ -51,5 +55,24 @@ func (s *Set) LogPosition(_ context.Context, ref string) (logfile.Position, erro
 	if err != nil {
 		return "", err
 	}
+	if err := c.logged(); err != nil {
+		return "", err
+	}
 	return logfile.End(c.get().LogPath)
+}
+
+// logged fails with errs.Unsupported where the output is not the node's, and
+// says where it goes.
+func (c *container) logged() error {
+	if c.given.Load() == nil {
+		return nil
+	}
+	c.mu.Lock()
+	request := c.request
+	c.mu.Unlock()
+	where := ""
+	if request != nil {
+		where = orElse(request.Streams.Stdout, request.Streams.Stderr)
+	}
+	return errs.New(errs.Unsupported, "container %s was made by another client, which has its output: %s", c.name(), orElse(where, "it goes nowhere"))
 }

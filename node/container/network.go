@@ -34,6 +34,9 @@ func (s *Set) rewire(ctx context.Context, ref, what string, change func(context.
 	return s.finish(ctx, func(ctx context.Context) error {
 		defer c.op.unlock()
 		view := c.get()
+		if view.Namespace != "" {
+			return errs.New(errs.Unsupported, "container %s was made by another client, which made its network", view.Name)
+		}
 		if !ownNetwork(view) && view.Config.Network.Mode != network.None {
 			return errs.New(errs.Conflict, "container %s has network %s: it joins no others", view.Name, view.Config.Network.Mode)
 		}

@@ -24,21 +24,31 @@ func (s *Set) Prune(ctx context.Context, filter spec.Filter) (spec.Pruned, error
 	}
 	for _, c := range s.all() {
 		view := c.get()
-		if busy(view.State.Status) || !fits(view) || !until.IsZero() && !view.Created.Before(until) {
+		if busy(view.State.Status) || s.isAnothers(c) || !fits(view) || !until.IsZero() && !view.Created.Before(until) {
 			continue
 		}
-		usage, _ := s.Snapshots.Usage(ctx, snapshot.Key(c.id)) // of one in the middle of its removal there is none
-		err := s.Remove(ctx, c.id, false, false)
+		var usage snapshot.Usage
+		if c.given.Load() == nil { // what another client has made stays
+			usage, _ = s.Snapshots.Usage(ctx, snapshot.Key(c.id)) // of one in the middle of its removal there is none
+		}
+		err := s.finish(ctx, func(ctx context.Context) error { return s.removeFound(ctx, c, false, false) })
 		if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Conflict) {
 			continue // somebody was faster
 		}
 		if err != nil {
 			return pruned, err
 		}
-		pruned.Removed = append(pruned.Removed, c.id)
+		pruned.Removed = append(pruned.Removed, view.ID)
 		pruned.Reclaimed += usage.Size
 	}
 	return pruned, nil
+}
+
+// isAnothers says whether a container is none of the node's business: a client
+// has made it and is about to run it, or it is in that client's own namespace.
+func (s *Set) isAnothers(c *container) bool {
+	view := c.get()
+	return c.given.Load() != nil && (view.State.Status == spec.Created || view.Namespace != spec.DefaultNamespace)
 }
 
 // splitUntil takes the key until, of which the earliest counts, and checks

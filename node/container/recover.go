@@ -47,6 +47,7 @@ func (s *Set) Recover(ctx context.Context, survivors []Survivor) error {
 	for _, v := range byID {
 		s.recoverExec(v)
 	}
+	s.settleExecs()
 	if err := s.sweepVolumes(ctx); err != nil {
 		return fmt.Errorf("volumes of containers that are gone: %w", err)
 	}
@@ -200,6 +201,10 @@ func comesBack(c *spec.Container) bool {
 // health check is ended: there will be others.
 func (s *Set) recoverExec(v Survivor) {
 	id := v.Process.ID
+	if e, err := s.findExec(id); err == nil { // a client's
+		s.adoptExec(e, v)
+		return
+	}
 	if v.Exit != nil {
 		s.forget.later(id) // the owner answers only when all are recovered
 		return

@@ -21,6 +21,9 @@ func (s *Set) Rename(ctx context.Context, ref, name string) error {
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
 		defer c.op.unlock()
+		if c.given.Load() != nil {
+			return errs.New(errs.Unsupported, "container %s was made by another client: rename it by that one", c.name())
+		}
 		return s.rename(ctx, c, name)
 	})
 }

@@ -99,7 +99,10 @@ func (s *Set) restartNow(c *container) {
 	if c.status() != spec.Restarting || c.isGone() {
 		return
 	}
-	c.change(func(c *spec.Container) { c.State.RestartCount++ })
+	c.change(func(c *spec.Container) {
+		c.State.RestartCount++
+		c.State.StoppedBy = "" // a reboot brings back who is to run always
+	})
 	err := s.start(context.WithoutCancel(s.life), c)
 	if err == nil || errors.Is(err, errs.Unavailable) && s.life.Err() != nil {
 		return

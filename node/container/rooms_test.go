@@ -135,7 +135,7 @@ func (s snapshots) Stat(_ context.Context, key snapshot.Key) (snapshot.Info, err
 	if !s.w.snapshots[key] {
 		return snapshot.Info{}, errs.New(errs.NotFound, "no snapshot %s", key)
 	}
-	return snapshot.Info{Key: key}, nil
+	return snapshot.Info{Key: key, Labels: map[string]string{"berth.container": string(key)}}, nil
 }
 
 func (s snapshots) Remove(_ context.Context, key snapshot.Key) error {

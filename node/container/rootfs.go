@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"berth/base/errs"
 	"berth/node/snapshot"
 )
 
@@ -32,7 +33,11 @@ func (s *Set) mountRoot(ctx context.Context, c *container) (dir string, err erro
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return "", fmt.Errorf("make the folder for the root: %w", err)
 		}
-		if err := s.Snapshots.Mount(ctx, snapshot.Key(c.id), dir); err != nil {
+		key, err := s.rootKey(ctx, c)
+		if err != nil {
+			return "", errors.Join(err, s.clearBundle(c.id))
+		}
+		if err := s.Snapshots.Mount(ctx, key, dir); err != nil {
 			return "", errors.Join(fmt.Errorf("mount the root: %w", err), s.clearBundle(c.id))
 		}
 	}
@@ -88,8 +93,34 @@ func clearDir(dir string) error {
 	return nil
 }
 
+// rootKey is the snapshot that is the container's root. errs.Unsupported: only
+// the client knows it that made the container.
+func (s *Set) rootKey(ctx context.Context, c *container) (snapshot.Key, error) {
+	g := c.given.Load()
+	switch {
+	case g == nil:
+		return snapshot.Key(c.id), nil
+	case g.SnapshotKey == "" || s.Layers == nil:
+		return "", errs.New(errs.Unsupported, "container %s was made by another client, which keeps its files", c.name())
+	}
+	return s.Layers(ctx, g.Namespace, g.Snapshotter, g.SnapshotKey)
+}
+
 // withRoot runs fn with the container's root mounted, whether it runs or not.
 func (s *Set) withRoot(ctx context.Context, c *container, fn func(dir string) error) (err error) {
+	if c.given.Load() != nil {
+		if t := c.task.Load(); t.live() {
+			return fn(t.Root)
+		}
+		// A task that is made meanwhile would mount its root above ours.
+		if err := c.op.lock(ctx); err != nil {
+			return fmt.Errorf("container %s is busy: %w", c.name(), err)
+		}
+		defer c.op.unlock()
+		if t := c.task.Load(); t.live() {
+			return fn(t.Root)
+		}
+	}
 	dir, err := s.mountRoot(ctx, c)
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.name(), err)

@@ -239,34 +239,44 @@ func (s *Set) Claims(id string) bool {
 	return s.containers[id] != nil || s.pending[id] != ""
 }
 
-// find looks a container up by name, id, or the beginning of an id.
+// find looks a container up by name, id, or the beginning of an id. Clients
+// choose ids as they like: one may be the name of another container.
 func (s *Set) find(ref string) (*container, error) {
 	ref = strings.TrimPrefix(ref, "/")
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if c := s.containers[ref]; c != nil {
-		return c, nil
-	}
-	if c := s.containers[s.names[ref]]; c != nil {
-		return c, nil
-	}
 	if ref == "" {
 		return nil, errs.New(errs.Invalid, "a container's name or id is needed")
 	}
-	var found *container
-	for id, c := range s.containers {
-		if !strings.HasPrefix(id, ref) {
-			continue
-		}
-		if found != nil {
-			return nil, errs.New(errs.Conflict, "%q is the beginning of several containers' ids", ref)
-		}
-		found = c
+	byID, byName := s.containers[ref], s.containers[s.names[ref]]
+	switch {
+	case byID != nil && byName != nil && byID != byName:
+		return nil, errs.New(errs.Conflict, "%q is the id of one container and the name of another", ref)
+	case byID != nil:
+		return byID, nil
+	case byName != nil:
+		return byName, nil
 	}
-	if found == nil {
-		return nil, errs.New(errs.NotFound, "no such container: %s", ref)
+	var whole, begun []*container
+	for _, c := range s.containers {
+		switch id := c.get().ID; {
+		case id == ref: // in another namespace
+			whole = append(whole, c)
+		case strings.HasPrefix(id, ref):
+			begun = append(begun, c)
+		}
 	}
-	return found, nil
+	switch {
+	case len(whole) == 1:
+		return whole[0], nil
+	case len(whole) > 1:
+		return nil, errs.New(errs.Conflict, "several namespaces have a container %q", ref)
+	case len(begun) == 1:
+		return begun[0], nil
+	case len(begun) > 1:
+		return nil, errs.New(errs.Conflict, "%q is the beginning of several containers' ids", ref)
+	}
+	return nil, errs.New(errs.NotFound, "no such container: %s", ref)
 }
 
 // lock finds a container and takes its op.

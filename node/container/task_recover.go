@@ -22,6 +22,13 @@ func (s *Set) recoverGiven(ctx context.Context, c *container, v Survivor, has bo
 	case record == nil || !record.Made: // deleted, or never made: whoever asked has no answer
 		err = s.discardTask(ctx, c)
 		c.rest(spec.ContainerState{ExitCode: unknownCode, ExitUnknown: true})
+	case record.Exit != nil && alive(c.status()): // what follows of its end was cut off
+		s.restoreTask(c, record)
+		c.mu.Lock()
+		c.run = &run{process: &Process{ID: c.id, Pid: record.Pid}, since: c.view.Load().State.StartedAt}
+		c.mu.Unlock()
+		x := record.Exit
+		s.ended(ctx, c, Exit{ID: c.id, Pid: x.Pid, Code: int(x.Code), Known: x.Code != unknownCode, At: x.At})
 	case record.Exit != nil:
 		s.restoreTask(c, record)
 		s.litterOf(ctx, c)
@@ -134,4 +141,34 @@ func (s *Set) goOnStarting(ctx context.Context, c *container, v Survivor) error 
 	}
 	s.tellStart(c)
 	return nil
+}
+
+// adoptExec takes over a client's exec that runs, or that ended while nobody
+// looked.
+func (s *Set) adoptExec(e *execution, v Survivor) {
+	e.began(v.Process)
+	e.mu.Lock()
+	e.told = true
+	ended := !e.ended.IsZero()
+	e.mu.Unlock()
+	switch {
+	case ended: // that is on record; only the owner was not told to forget it
+		s.forget.later(e.id)
+	case v.Exit != nil:
+		s.background.run(func() { s.execEnded(*v.Exit) })
+	}
+}
+
+// settleExecs ends the execs that were started and are not there any more.
+func (s *Set) settleExecs() {
+	s.execMu.Lock()
+	defer s.execMu.Unlock()
+	for _, e := range s.execs {
+		e.mu.Lock()
+		lost := e.request != nil && e.started && e.process == nil && e.ended.IsZero()
+		e.mu.Unlock()
+		if lost {
+			s.background.run(func() { s.endExec(e, Exit{ID: e.id, At: time.Now()}) })
+		}
+	}
 }

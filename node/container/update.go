@@ -27,6 +27,9 @@ func (s *Set) Update(ctx context.Context, ref string, update spec.ContainerUpdat
 
 func (s *Set) update(ctx context.Context, c *container, update spec.ContainerUpdate) error {
 	view := c.get()
+	if view.Namespace != "" {
+		return errs.New(errs.Unsupported, "it was made by another client: update it by that one")
+	}
 	if view.State.Status == spec.Removing || view.State.Status == spec.Dead {
 		return errs.New(errs.Conflict, "it is being removed")
 	}
