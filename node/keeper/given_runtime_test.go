@@ -63,7 +63,7 @@ func TestGivenTerminal(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, runtime string) {
 		r := start(t)
 		const lines = 20000
-		c := r.container(runtime, "a", true, "sh", "-c", fmt.Sprintf("stty -echo -onlcr; read x; echo got $x; stty size; seq %d; read y; echo no more", lines))
+		c := r.container(runtime, "a", true, "sh", "-c", fmt.Sprintf("stty -echo -onlcr; echo ready; read x; echo got $x; stty size; seq %d; read y; echo no more", lines))
 		l := c.run(true)
 		l.Streams = r.fifos("s")
 		p := r.launch(l)
@@ -71,8 +71,13 @@ func TestGivenTerminal(t *testing.T) {
 			t.Error("no terminal")
 		}
 		in := openFIFO(t, l.Streams.Stdin, unix.O_WRONLY)
+		shown := openFIFO(t, l.Streams.Stdout, unix.O_RDONLY)
+		if _, err := io.ReadFull(shown, make([]byte, len("ready\n"))); err != nil {
+			t.Fatal(err)
+		}
 		_, _ = io.WriteString(in, "it\n")
 		out := follow(t, l.Streams.Stdout)
+		_ = shown.Close()
 		for range 3 {
 			old := r.Pid()
 			if err := unix.Kill(old, unix.SIGKILL); err != nil {

@@ -115,6 +115,7 @@ type Process struct {
 	Stdout  *os.File
 	Stderr  *os.File
 	Console *os.File
+	Given   bool  // it was launched with Streams
 	Exit    *Exit // nil while it runs
 }
 

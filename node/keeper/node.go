@@ -303,7 +303,7 @@ func (k *Keeper) hold(r *record, fds []int) error {
 
 func newHeld(r record, fds map[role]int) *held {
 	r.Exit = nil // until it is noted
-	h := &held{record: r, fds: fds, process: Process{ID: r.ID, Pid: r.Pid}}
+	h := &held{record: r, fds: fds, process: Process{ID: r.ID, Pid: r.Pid, Given: r.Output == Given}}
 	file := func(name role) *os.File {
 		if fd, ok := fds[name]; ok {
 			return os.NewFile(uintptr(fd), r.ID+" "+string(name))

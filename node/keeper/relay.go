@@ -258,14 +258,14 @@ func (r *relay) wait() bool {
 	if r.to.file != nil && !r.to.regular && !ready(r.to.fd, unix.POLLOUT) {
 		return await(r.to.raw.Write, r.to.fd, unix.POLLOUT, func() { _ = r.to.file.SetWriteDeadline(time.Time{}) })
 	}
-	switch r.last.Load() {
-	case emptyIsDry:
-		// What was written to a terminal may still be under way to its other side,
-		// which ends only after it.
-		if r.to.regular && !ready(r.from.fd, unix.POLLIN) {
-			r.isDry()
-		}
-	case emptyIsEnd:
+	last := r.last.Load()
+	if ready(r.from.fd, unix.POLLIN) { // it was the other side that could not, and now can
+		return true
+	}
+	switch {
+	case last == emptyIsDry && r.to.regular: // of a terminal the end is still to come
+		r.isDry()
+	case last == emptyIsEnd:
 		return false
 	}
 	return await(r.from.raw.Read, r.from.fd, unix.POLLIN, func() { _ = r.from.file.SetReadDeadline(time.Time{}) })

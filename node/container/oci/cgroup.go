@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,15 +41,58 @@ func unified() bool {
 	return unix.Statfs(cgroupRoot, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
-// processes lists those in a cgroup of one hierarchy and below it.
-func processes(dir string) ([]int, error) {
+// group is a container's cgroup and what is below it, without the cgroups of
+// other containers: clients may put one into another's.
+type group struct {
+	path   string
+	except []string
+}
+
+// own is the group of a container. Others are looked for only where the path
+// does not tell that it is this container's alone.
+func (r *Runtime) own(id string, b bundle) group {
+	g := group{path: b.cgroup()}
+	_, name, spaced := strings.Cut(id, "+") // without its namespace
+	if base := filepath.Base(g.path); filepath.Dir(g.path) != "/" && (base == id || spaced && base == name) {
+		return g
+	}
+	entries, _ := os.ReadDir(filepath.Join(r.state, ".bundle"))
+	for _, e := range entries {
+		if e.Name() == id {
+			continue
+		}
+		var other bundle
+		data, err := os.ReadFile(filepath.Join(r.record(e.Name()), "config.json"))
+		if err == nil && json.Unmarshal(data, &other) == nil && within(other.cgroup(), g.path) {
+			g.except = append(g.except, other.cgroup())
+		}
+	}
+	return g
+}
+
+// shared: another container is in the very same cgroup.
+func (g group) shared() bool { return slices.Contains(g.except, g.path) }
+
+func (g group) holds(cgroup string) bool {
+	return within(cgroup, g.path) && !slices.ContainsFunc(g.except, func(other string) bool { return within(cgroup, other) })
+}
+
+func within(cgroup, tree string) bool {
+	return cgroup == tree || strings.HasPrefix(cgroup, tree+"/")
+}
+
+// processes lists those of the group in one hierarchy.
+func (g group) processesIn(root string) ([]int, error) {
 	var pids []int
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(root, g.path), func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		if err != nil || !e.IsDir() {
 			return err
+		}
+		if !g.holds(strings.TrimPrefix(path, root)) {
+			return filepath.SkipDir
 		}
 		data, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EOPNOTSUPP) {
@@ -64,12 +108,12 @@ func processes(dir string) ([]int, error) {
 	return pids, err
 }
 
-// allProcesses lists those in a cgroup in any hierarchy: a runtime that was
+// processes lists those of the group in any hierarchy: a runtime that was
 // killed may have moved a process into some of them only.
-func allProcesses(cgroup string) ([]int, error) {
+func (g group) processes() ([]int, error) {
 	var all []int
 	for _, root := range hierarchies() {
-		pids, err := processes(filepath.Join(root, cgroup))
+		pids, err := g.processesIn(root)
 		if err != nil {
 			return nil, err
 		}
@@ -79,11 +123,11 @@ func allProcesses(cgroup string) ([]int, error) {
 	return slices.Compact(all), nil
 }
 
-// signalAll sends sig to every process in the cgroup, and to nobody else:
+// signalAll sends sig to every process of the group, and to nobody else:
 // membership is asked once more after a descriptor holds the process, so that
 // a recycled number hits no stranger.
-func signalAll(cgroup string, sig unix.Signal) (sent int, err error) {
-	pids, err := allProcesses(cgroup)
+func signalAll(g group, sig unix.Signal) (sent int, err error) {
+	pids, err := g.processes()
 	if err != nil {
 		return 0, err
 	}
@@ -92,7 +136,7 @@ func signalAll(cgroup string, sig unix.Signal) (sent int, err error) {
 		if openErr != nil {
 			continue // ended
 		}
-		if belongs(pid, cgroup) {
+		if g.belongs(pid) {
 			if e := unix.PidfdSendSignal(fd, sig, nil, 0); e == nil {
 				sent++
 			} else if !errors.Is(e, unix.ESRCH) {
@@ -104,11 +148,11 @@ func signalAll(cgroup string, sig unix.Signal) (sent int, err error) {
 	return sent, err
 }
 
-func belongs(pid int, cgroup string) bool {
+func (g group) belongs(pid int) bool {
 	data, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	for line := range strings.Lines(string(data)) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(parts) == 3 && (parts[2] == cgroup || strings.HasPrefix(parts[2], cgroup+"/")) {
+		if len(parts) == 3 && g.holds(parts[2]) {
 			return true
 		}
 	}
@@ -185,35 +229,31 @@ func poll(ctx context.Context, ask func() (bool, error)) error {
 	}
 }
 
-// removeCgroup ends every process of a cgroup and removes it, with those
-// below it, from every hierarchy.
-func removeCgroup(ctx context.Context, cgroup string) error {
-	cgroup = filepath.Clean("/" + cgroup)
-	if cgroup == "/" {
-		return nil
-	}
-	if gone(cgroup) {
+// removeCgroup ends every process of a group and removes its cgroups from
+// every hierarchy.
+func removeCgroup(ctx context.Context, g group) error {
+	if g.path == "/" || gone(g) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	err := poll(ctx, func() (bool, error) {
-		killAll(cgroup)
-		return gone(cgroup), nil
+		killAll(g)
+		return gone(g), nil
 	})
 	if err == nil {
 		return nil
 	}
-	pids, _ := allProcesses(cgroup)
-	return errs.New(errs.Timeout, "cgroup %s: processes %v do not end: %w", cgroup, pids, err)
+	pids, _ := g.processes()
+	return errs.New(errs.Timeout, "cgroup %s: processes %v do not end: %w", g.path, pids, err)
 }
 
 // gone removes what can be removed and tells whether that was all. A tree
 // with processes cannot be.
-func gone(cgroup string) bool {
+func gone(g group) bool {
 	all := true
 	for _, root := range hierarchies() {
-		if !removeTree(filepath.Join(root, cgroup)) {
+		if !g.removeTree(root, g.path) {
 			all = false
 		}
 	}
@@ -221,34 +261,49 @@ func gone(cgroup string) bool {
 }
 
 // removeTree removes a cgroup of one hierarchy, children first only where
-// there are any.
-func removeTree(dir string) bool {
+// there are any. What is others' stays, and what is above it.
+func (g group) removeTree(root, cgroup string) bool {
+	if !g.holds(cgroup) {
+		return true
+	}
+	dir := filepath.Join(root, cgroup)
 	err := unix.Rmdir(dir)
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return true
 	}
 	entries, _ := os.ReadDir(dir)
-	children := false
+	children, all := false, true
 	for _, e := range entries {
 		if e.IsDir() {
 			children = true
-			removeTree(filepath.Join(dir, e.Name()))
+			all = g.removeTree(root, filepath.Join(cgroup, e.Name())) && all
 		}
 	}
-	return children && unix.Rmdir(dir) == nil
+	if children && unix.Rmdir(dir) == nil {
+		return true
+	}
+	if len(g.except) == 0 {
+		return false
+	}
+	left, err := group{path: cgroup, except: g.except}.processesIn(root)
+	return all && err == nil && len(left) == 0
 }
 
-// killAll kills what is in the cgroup. What fails shows in what is left.
-func killAll(cgroup string) {
+// killAll kills what is in the group. What fails shows in what is left.
+func killAll(g group) {
+	if len(g.except) > 0 {
+		_, _ = signalAll(g, unix.SIGKILL)
+		return
+	}
 	if unified() {
-		if os.WriteFile(filepath.Join(cgroupRoot, cgroup, "cgroup.kill"), []byte("1"), 0) == nil {
+		if os.WriteFile(filepath.Join(cgroupRoot, g.path, "cgroup.kill"), []byte("1"), 0) == nil {
 			return
 		}
 	}
 	// Version 1 has no single stroke: freeze, so that nothing forks away from
 	// under the list, kill, and thaw, since the frozen do not die.
-	state := filepath.Join(cgroupRoot, "freezer", cgroup, "freezer.state")
+	state := filepath.Join(cgroupRoot, "freezer", g.path, "freezer.state")
 	_ = os.WriteFile(state, []byte("FROZEN"), 0)
-	_, _ = signalAll(cgroup, unix.SIGKILL)
+	_, _ = signalAll(g, unix.SIGKILL)
 	_ = os.WriteFile(state, []byte("THAWED"), 0)
 }

@@ -18,19 +18,19 @@ import (
 
 // Signal sends sig to the container's first process, or to all of them.
 func (r *Runtime) Signal(ctx context.Context, id string, sig syscall.Signal, all bool) error {
-	if r.foreign {
-		args := []string{"kill", id, strconv.Itoa(int(sig))}
-		if all {
-			args = []string{"kill", "--all", id, strconv.Itoa(int(sig))}
-		}
-		return r.run(ctx, nil, args...)
-	}
 	b, err := r.bundle(id)
 	if err != nil {
 		return err
 	}
-	if all {
-		sent, err := signalAll(b.cgroup(), sig)
+	if b.program.foreign {
+		args := []string{"kill", id, strconv.Itoa(int(sig))}
+		if all {
+			args = []string{"kill", "--all", id, strconv.Itoa(int(sig))}
+		}
+		return b.program.run(ctx, nil, args...)
+	}
+	if own := r.own(id, b); all && !own.shared() {
+		sent, err := signalAll(own, sig)
 		if err == nil && sent == 0 {
 			err = errs.New(errs.NotFound, "container %s does not run", id)
 		}
@@ -58,15 +58,15 @@ func (r *Runtime) Pause(ctx context.Context, id string) error { return r.freeze(
 func (r *Runtime) Resume(ctx context.Context, id string) error { return r.freeze(ctx, id, false) }
 
 func (r *Runtime) freeze(ctx context.Context, id string, frozen bool) error {
-	if r.foreign {
-		if frozen {
-			return r.run(ctx, nil, "pause", id)
-		}
-		return r.run(ctx, nil, "resume", id)
-	}
 	b, err := r.bundle(id)
 	if err != nil {
 		return err
+	}
+	if b.program.foreign {
+		if frozen {
+			return b.program.run(ctx, nil, "pause", id)
+		}
+		return b.program.run(ctx, nil, "resume", id)
 	}
 	if err := freeze(ctx, b.cgroup(), frozen); err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
@@ -76,14 +76,15 @@ func (r *Runtime) freeze(ctx context.Context, id string, frozen bool) error {
 
 // Update sets limits of a running container.
 func (r *Runtime) Update(ctx context.Context, id string, limits *specs.LinuxResources) error {
-	if _, err := r.bundle(id); err != nil {
+	b, err := r.bundle(id)
+	if err != nil {
 		return err
 	}
 	data, err := json.Marshal(limits)
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
-	return r.run(ctx, data, "update", "--resources", "-", id)
+	return b.program.run(ctx, data, "update", "--resources", "-", id)
 }
 
 // Pids are the processes of the container, as the host numbers them. Of one
@@ -93,14 +94,26 @@ func (r *Runtime) Pids(ctx context.Context, id string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	pids, err := allProcesses(b.cgroup())
+	if b.choice.Systemd {
+		return b.program.pids(ctx, id)
+	}
+	pids, err := r.own(id, b).processes()
 	if err != nil {
 		return nil, fmt.Errorf("processes of %s: %w", id, err)
 	}
-	if p, found := r.keeper.Process(id); r.foreign && len(pids) == 0 && found {
+	if p, found := r.keeper.Process(id); b.program.foreign && len(pids) == 0 && found {
 		pids = []int{p.Pid}
 	}
 	return pids, nil
+}
+
+// pids asks the program.
+func (p *program) pids(ctx context.Context, id string) (pids []int, err error) {
+	out, err := p.output(ctx, nil, "ps", "--format", "json", id)
+	if err == nil {
+		err = json.Unmarshal(out, &pids)
+	}
+	return pids, err
 }
 
 // Delete ends what still runs, and removes the container's cgroups and the
@@ -121,19 +134,30 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 	if err := r.endLaunch(ctx, id, true); err != nil {
 		return fmt.Errorf("delete %s: %w", id, err)
 	}
-	records := filepath.Join(r.root(), id)
-	if known && r.foreign || (b.Hooks.Poststop != nil || !known) && exists(records) {
-		if err := r.run(ctx, nil, "delete", "--force", id); err != nil && !errors.Is(err, errs.NotFound) && r.foreign {
+	if !known {
+		if b.program, err = r.program(b.choice); err != nil {
+			b.program = r.usual
+		}
+	}
+	records := b.program.records(id)
+	if known && b.program.foreign || (b.Hooks.Poststop != nil || !known) && exists(records) {
+		if err := b.program.run(ctx, nil, "delete", "--force", id); err != nil && !errors.Is(err, errs.NotFound) && b.program.foreign {
 			return err
 		}
 	}
-	if known && b.Linux.CgroupsPath != "" {
-		if err := removeCgroup(ctx, b.cgroup()); err != nil {
+	if !b.choice.Systemd && b.Linux.CgroupsPath != "" {
+		own := r.own(id, b)
+		if own.shared() {
+			_ = r.keeper.Signal(id, syscall.SIGKILL) // it may have ended
+		}
+		if err := removeCgroup(ctx, own); err != nil {
 			return fmt.Errorf("delete %s: %w", id, err)
 		}
 	}
-	if err := os.RemoveAll(records); err != nil {
-		return fmt.Errorf("delete %s: %w", id, err)
+	for _, name := range []string{records, r.choice(id)} {
+		if err := os.RemoveAll(name); err != nil {
+			return fmt.Errorf("delete %s: %w", id, err)
+		}
 	}
 	if err := os.Remove(r.record(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete %s: %w", id, err)
@@ -144,10 +168,15 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// A bundle is what has to be known of a container's config.json.
+// A bundle is what has to be known of a container: of its config.json, and of
+// what its client has chosen.
 type bundle struct {
 	Linux struct{ CgroupsPath string }
-	Hooks struct{ Poststop []json.RawMessage }
+	Hooks struct {
+		Poststart, Poststop []json.RawMessage
+	}
+	choice  choice
+	program *program
 }
 
 func (b bundle) cgroup() string { return filepath.Clean("/" + b.Linux.CgroupsPath) }
@@ -160,19 +189,32 @@ func (r *Runtime) bundle(id string) (bundle, error) {
 	if known {
 		return b, nil
 	}
+	var err error
+	if b.choice, err = readChoice(r.choice(id)); err != nil {
+		return b, fmt.Errorf("runtime %s: %s: %w", r.name, id, err)
+	}
 	data, err := os.ReadFile(filepath.Join(r.record(id), "config.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return bundle{}, errs.New(errs.NotFound, "runtime %s: there is no container %s", r.name, id)
+		return b, errs.New(errs.NotFound, "runtime %s: there is no container %s", r.name, id)
 	}
 	if err != nil {
-		return bundle{}, fmt.Errorf("runtime %s: %w", r.name, err)
+		return b, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
-	if err := json.Unmarshal(data, &b); err != nil {
-		return bundle{}, fmt.Errorf("runtime %s: bundle of %s: %w", r.name, id, err)
+	return r.learn(id, b.choice, data)
+}
+
+// learn keeps what is known of a container.
+func (r *Runtime) learn(id string, c choice, config []byte) (b bundle, err error) {
+	if err := json.Unmarshal(config, &b); err != nil {
+		return b, errs.New(errs.Invalid, "runtime %s: bundle of %s: %w", r.name, id, err)
+	}
+	b.choice = c
+	if b.program, err = r.program(c); err != nil {
+		return b, err
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.bundles[id] = b
-	r.mu.Unlock()
 	return b, nil
 }
 

@@ -15,10 +15,10 @@ import (
 
 // output runs one of the program's commands to its end and gives what it
 // printed. Its complaints become the error.
-func (r *Runtime) output(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, r.path, append(append([]string{}, r.args...), args...)...)
+func (p *program) output(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, p.path, append(append([]string{}, p.args...), args...)...)
 	cmd.Env = environment()
-	cmd.Dir = r.root()
+	cmd.Dir = p.root
 	cmd.Stdin = bytes.NewReader(stdin)
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
@@ -27,11 +27,11 @@ func (r *Runtime) output(ctx context.Context, stdin []byte, args ...string) ([]b
 	case err == nil:
 		return out, nil
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("runtime %s: %s: %w", r.name, args[0], ctx.Err())
+		return nil, fmt.Errorf("runtime %s: %s: %w", p.name, args[0], ctx.Err())
 	case complaints.Len() == 0:
-		return nil, fmt.Errorf("runtime %s: %s: %w", r.name, args[0], err)
+		return nil, fmt.Errorf("runtime %s: %s: %w", p.name, args[0], err)
 	}
-	return nil, failure(r.name, args[0], complaints.String())
+	return nil, failure(p.name, args[0], complaints.String())
 }
 
 // failure makes an error of what a runtime said, in JSON lines or plainly.

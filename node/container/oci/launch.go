@@ -1,7 +1,10 @@
 package oci
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +33,19 @@ func (r *Runtime) make(ctx context.Context, l container.Launch, command ...strin
 	if !validID(l.ID) {
 		return nil, errs.New(errs.Invalid, "container id %q", l.ID)
 	}
+	chosen, err := r.chosen(l)
+	if err != nil {
+		return nil, err
+	}
+	if chosen.restore != "" {
+		if command, err = r.restore(command[0], &chosen); err != nil {
+			return nil, err
+		}
+	}
+	program, err := r.program(chosen)
+	if err != nil {
+		return nil, err
+	}
 	var back undo.Stack
 	defer func() {
 		if err != nil {
@@ -43,36 +59,101 @@ func (r *Runtime) make(ctx context.Context, l container.Launch, command ...strin
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
 	back.Add("delete container", func(ctx context.Context) error { return r.Delete(ctx, l.ID) })
-	command = append(command, "--bundle", l.Bundle)
-	if err := os.Mkdir(r.launching(l.ID), 0o700); err != nil {
+	if err := errors.Join(chosen.write(r.choice(l.ID)), os.Mkdir(r.launching(l.ID), 0o700)); err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
-	config, learn, err := r.filters.apply(l.Bundle, filepath.Join(r.launching(l.ID), "config.json"))
+	config, err := r.adapt(l, chosen, program)
 	if err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
-	if config != "" {
-		command = append(command, "--config", config)
+	command = append(append(command, "--bundle", l.Bundle), chosen.flags()...)
+	p, err = r.bring(ctx, l, chosen, program, config, command)
+	if refusedVersion(err) && !program.refuses.Swap(true) {
+		if err := errors.Join(config.lowerVersion(), config.write()); err != nil {
+			return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+		}
+		p, err = r.bring(ctx, l, chosen, program, config, command)
 	}
-	p, err = r.launch(ctx, keeper.Launch{
-		ID: l.ID, Dir: l.Bundle, Stdin: l.Stdin, Output: keeper.ToLog,
-		Log:  keeper.Log{Path: l.Log.Path, MaxSize: l.Log.MaxSize, MaxFiles: l.Log.MaxFiles},
-		Rows: l.Size.Rows, Cols: l.Size.Cols,
-	}, l.TTY, command, l.ID)
+	if err != nil && chosen.restore != "" {
+		err = r.whyNoCRIU(ctx, err, filepath.Join(cmp.Or(chosen.work, chosen.restore), "restore.log"))
+	}
 	if err != nil {
 		return nil, err
 	}
-	r.filters.learn(learn, filepath.Join(r.root(), l.ID))
 	if err := os.RemoveAll(r.launching(l.ID)); err != nil { // from here on the launch is known to be over
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
+	if chosen.Restored { // until Start, as whatever else is created
+		if err := r.freeze(ctx, l.ID, true); err != nil {
+			return nil, err
+		}
+	}
 	return p, nil
+}
+
+// adapt makes a bundle one that the program takes and that we can find again.
+func (r *Runtime) adapt(l container.Launch, c choice, p *program) (*config, error) {
+	config, err := readConfig(l.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	if !c.Systemd {
+		if err := config.settleCgroup(l.ID); err != nil {
+			return nil, err
+		}
+	}
+	if p.refuses.Load() && config.later() {
+		if err := config.lowerVersion(); err != nil {
+			return nil, err
+		}
+	}
+	if err := config.write(); err != nil {
+		return nil, err
+	}
+	_, err = r.learn(l.ID, c, config.data)
+	return config, err
+}
+
+// bring has the program make the container.
+func (r *Runtime) bring(ctx context.Context, l container.Launch, c choice, program *program, config *config, command []string) (*container.Process, error) {
+	filtered, learn, err := program.filters.apply(config, filepath.Join(r.launching(l.ID), "config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+	}
+	if filtered != "" {
+		command = append(command[:len(command):len(command)], "--config", filtered)
+	}
+	p, err := r.launch(ctx, program, keeper.Launch{
+		ID: l.ID, Dir: l.Bundle, Stdin: l.Stdin, Output: keeper.ToLog,
+		Log:     keeper.Log{Path: l.Log.Path, MaxSize: l.Log.MaxSize, MaxFiles: l.Log.MaxFiles},
+		Streams: streams(l.Streams, c, l.Name, l.Namespace, l.ID),
+		Rows:    l.Size.Rows, Cols: l.Size.Cols,
+	}, l.TTY, command, l.ID)
+	if err == nil {
+		program.filters.learn(learn, program.records(l.ID))
+	}
+	return p, err
+}
+
+// streams are a client's, with what a logger is told.
+func streams(s *container.Streams, c choice, name, namespace, id string) *keeper.Streams {
+	if s == nil {
+		return nil
+	}
+	return &keeper.Streams{
+		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr,
+		Name: cmp.Or(name, id), Namespace: namespace, UID: c.UID, GID: c.GID,
+	}
 }
 
 // Exec runs a further process in a running container.
 func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (p *container.Process, err error) {
 	if !validID(l.ID) || !validID(l.Container) {
 		return nil, errs.New(errs.Invalid, "exec id %q in container %q", l.ID, l.Container)
+	}
+	b, err := r.bundle(l.Container)
+	if err != nil {
+		return nil, err
 	}
 	data, err := json.Marshal(l.Process)
 	if err != nil {
@@ -91,29 +172,31 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (p *containe
 	if l.Detach {
 		output = keeper.Discard
 	}
-	return r.launch(ctx, keeper.Launch{
-		ID: l.ID, Dir: r.root(), Stdin: l.Stdin, Output: output, Rows: l.Size.Rows, Cols: l.Size.Cols,
+	return r.launch(ctx, b.program, keeper.Launch{
+		ID: l.ID, Dir: b.program.root, Stdin: l.Stdin, Output: output, Rows: l.Size.Rows, Cols: l.Size.Cols,
+		Streams: streams(l.Streams, b.choice, l.Name, l.Namespace, l.ID),
 	}, l.Process.Terminal, []string{"exec", "--detach", "--process", file}, l.Container)
 }
 
 // launch has the keeper run a command that leaves a process behind.
-func (r *Runtime) launch(ctx context.Context, l keeper.Launch, tty bool, command []string, id string) (*container.Process, error) {
+func (r *Runtime) launch(ctx context.Context, program *program, l keeper.Launch, tty bool, command []string, id string) (*container.Process, error) {
 	l.PidFile, l.RuntimeLog = filepath.Join(r.launching(l.ID), "pid"), filepath.Join(r.launching(l.ID), "log")
 	command = append(command, "--pid-file", l.PidFile)
 	if tty {
 		// A socket's path is short: 107 bytes at most.
-		l.ConsoleSocket = r.launching(l.ID[:min(16, len(l.ID))]) + ".tty"
+		sum := sha256.Sum256([]byte(l.ID))
+		l.ConsoleSocket = r.launching(hex.EncodeToString(sum[:8])) + ".tty"
 		defer os.Remove(l.ConsoleSocket)
 		command = append(command, "--console-socket", l.ConsoleSocket)
 	}
-	l.Argv = append([]string{r.path}, r.args...)
+	l.Argv = append([]string{program.path}, program.args...)
 	l.Argv = append(l.Argv, "--log", l.RuntimeLog)
 	l.Argv = append(append(l.Argv, command...), id)
 	l.Env = environment()
 	p, err := r.keeper.Launch(ctx, l)
 	if err != nil {
 		if failed, ok := errors.AsType[*keeper.LaunchError](err); ok {
-			return nil, failure(r.name, command[0], failed.Text)
+			return nil, failure(program.name, command[0], failed.Text)
 		}
 		return nil, fmt.Errorf("runtime %s: %s: %w", r.name, command[0], err)
 	}
@@ -134,6 +217,9 @@ func (r *Runtime) process(p *keeper.Process) (*container.Process, error) {
 		}
 		opened = append(opened, dup)
 		return dup
+	}
+	if p.Given {
+		out.CloseStdin = func(ctx context.Context) error { return r.keeper.CloseStdin(ctx, p.ID) }
 	}
 	if p.Stdin != nil {
 		stdin := own(p.Stdin)
@@ -187,7 +273,7 @@ func environment() []string {
 	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 }
 
-// validID: ids become names of files.
+// validID: ids become names of files, which may be 255 bytes long.
 func validID(id string) bool {
-	return id != "" && len(id) <= 128 && id[0] != '.' && id == filepath.Base(id)
+	return id != "" && len(id) <= 240 && id[0] != '.' && id == filepath.Base(id)
 }

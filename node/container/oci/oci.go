@@ -9,8 +9,13 @@
 // program is first run and removed last, so that Delete finds everything that
 // a program killed half way through may have left.
 //
+// A bundle may be anybody's: config.json is read only for what has to be known,
+// and written to only where the program would not take it, or would choose the
+// cgroup by itself.
+//
 //	<state>/<runtime>/<id>/   the program's own records (--root)
 //	<state>/.bundle/<id>      link to the container's bundle
+//	<state>/.choice/<id>      what a client wants otherwise than usual
 //	<state>/.launch/<id>/     files of a command that leaves a process; there
 //	                          as long as it is not known to be over
 package oci
@@ -21,7 +26,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,50 +57,47 @@ type Keeper interface {
 	CloseStdin(ctx context.Context, id string) error
 }
 
-// Runtime is one runtime program.
+// Runtime is one runtime program, and those that clients name in its place.
 type Runtime struct {
-	name    string
-	path    string
-	args    []string // before every subcommand
-	state   string
-	keeper  Keeper
-	foreign bool
-	filters *filters
+	name   string
+	state  string
+	keeper Keeper
+	usual  *program
+	extra  []string // Config.Args
 
 	mu      sync.Mutex
+	others  map[choice]*program
 	bundles map[string]bundle // by container; read when first needed, kept until Delete
 }
 
-var _ container.Runtime = (*Runtime)(nil)
+var (
+	_ container.Runtime      = (*Runtime)(nil)
+	_ container.Checkpointer = (*Runtime)(nil)
+)
 
 // New makes the driver of a runtime program, and its folders. errs.NotFound:
 // the program is not there.
 func New(c Config) (*Runtime, error) {
-	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`).MatchString(c.Name) {
+	if !programName.MatchString(c.Name) {
 		return nil, errs.New(errs.Invalid, "runtime %q: not a name", c.Name)
 	}
 	path := c.Path
 	if path == "" {
 		path = c.Name
 	}
-	path, err := exec.LookPath(path)
+	usual, err := newProgram(c.Name, path, filepath.Join(c.State, c.Name), c.Foreign, c.Args...)
 	if err != nil {
-		return nil, errs.New(errs.NotFound, "runtime %s: %w", c.Name, err)
+		return nil, err
 	}
-	r := &Runtime{
-		name: c.Name, path: path, state: c.State, keeper: c.Keeper,
-		foreign: c.Foreign, filters: newFilters(path), bundles: map[string]bundle{},
-	}
-	r.args = append([]string{"--root", r.root(), "--log-format", "json"}, c.Args...)
-	if filepath.Base(path) == "crun" {
-		r.args = append(r.args, "--cgroup-manager", "cgroupfs")
-	}
-	for _, dir := range []string{r.root(), filepath.Join(c.State, ".bundle"), filepath.Join(c.State, ".launch")} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+	for _, dir := range []string{".bundle", ".launch", ".choice"} {
+		if err := os.MkdirAll(filepath.Join(c.State, dir), 0o711); err != nil {
 			return nil, fmt.Errorf("runtime %s: %w", c.Name, err)
 		}
 	}
-	return r, nil
+	return &Runtime{
+		name: c.Name, state: c.State, keeper: c.Keeper, usual: usual, extra: c.Args,
+		others: map[choice]*program{}, bundles: map[string]bundle{},
+	}, nil
 }
 
 // Name is what --runtime takes.
@@ -104,7 +105,7 @@ func (r *Runtime) Name() string { return r.name }
 
 // Version asks the program for its version.
 func (r *Runtime) Version(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, r.path, "--version").Output()
+	out, err := exec.CommandContext(ctx, r.usual.path, "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("runtime %s: version: %w", r.name, err)
 	}
@@ -115,17 +116,6 @@ func (r *Runtime) Version(ctx context.Context) (string, error) {
 	return line, nil
 }
 
-// Start lets the process of a created container go.
-func (r *Runtime) Start(ctx context.Context, id string) error {
-	return r.run(ctx, nil, "start", id)
-}
-
-// run runs one of the program's commands to its end.
-func (r *Runtime) run(ctx context.Context, stdin []byte, args ...string) error {
-	_, err := r.output(ctx, stdin, args...)
-	return err
-}
-
-func (r *Runtime) root() string               { return filepath.Join(r.state, r.name) }
 func (r *Runtime) record(id string) string    { return filepath.Join(r.state, ".bundle", id) }
+func (r *Runtime) choice(id string) string    { return filepath.Join(r.state, ".choice", id) }
 func (r *Runtime) launching(id string) string { return filepath.Join(r.state, ".launch", id) }

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -39,24 +40,14 @@ func newFilters(program string) *filters {
 	return &filters{compiled: map[profile]string{}}
 }
 
-// apply writes to file a config.json with the compiled profile in place of
-// the bundle's own. It gives "" for file where the bundle's is to be used, and
-// the profile to learn, if there is one.
-func (f *filters) apply(bundle, file string) (use string, learn *profile, err error) {
-	if f == nil {
+// apply writes to file what c says, with the compiled profile in place of its
+// own. It gives "" for file where the bundle's is to be used, and the profile
+// to learn, if there is one.
+func (f *filters) apply(c *config, file string) (use string, learn *profile, err error) {
+	if f == nil || c.linux["seccomp"] == nil {
 		return "", nil, nil
 	}
-	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
-	if err != nil {
-		return "", nil, fmt.Errorf("bundle: %w", err)
-	}
-	var config, linux map[string]json.RawMessage
-	if err := json.Unmarshal(data, &config); err != nil {
-		return "", nil, fmt.Errorf("bundle: %w", err)
-	}
-	if config["linux"] == nil || json.Unmarshal(config["linux"], &linux) != nil || linux["seccomp"] == nil {
-		return "", nil, nil
-	}
+	config, linux := maps.Clone(c.fields), maps.Clone(c.linux)
 	var extra struct {
 		Flags        []string
 		ListenerPath string
@@ -83,7 +74,8 @@ func (f *filters) apply(bundle, file string) (use string, learn *profile, err er
 	if config["annotations"], err = json.Marshal(annotations); err != nil {
 		return "", nil, fmt.Errorf("bundle: %w", err)
 	}
-	if data, err = json.Marshal(config); err != nil {
+	data, err := json.Marshal(config)
+	if err != nil {
 		return "", nil, fmt.Errorf("bundle: %w", err)
 	}
 	if err := os.WriteFile(file, data, 0o600); err != nil {
