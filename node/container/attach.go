@@ -110,7 +110,7 @@ func (w *stdin) await() error {
 }
 
 // Resize sets the size of the container's terminal. errs.Conflict: it has none.
-func (s *Set) Resize(_ context.Context, ref string, size spec.Size) error {
+func (s *Set) Resize(ctx context.Context, ref string, size spec.Size) error {
 	c, err := s.find(ref)
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ func (s *Set) Resize(_ context.Context, ref string, size spec.Size) error {
 	if r == nil {
 		return running(c.get())
 	}
-	if err := resize(r.process.Console, size); err != nil {
+	if err := s.resize(ctx, c, r.process.Console, "", size); err != nil {
 		return err
 	}
 	s.publish(c.get(), "resize")

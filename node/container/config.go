@@ -84,8 +84,8 @@ func (s *Set) check(config spec.ContainerConfig) error {
 	if err := checkWorkDir(config.WorkDir); err != nil {
 		return err
 	}
-	if s.Runtimes[config.Runtime] == nil {
-		return errs.New(errs.Invalid, "there is no runtime named %q; there are %s", config.Runtime, strings.Join(slices.Sorted(maps.Keys(s.Runtimes)), ", "))
+	if _, err := s.runtimeNamed(config.Runtime); err != nil {
+		return errs.New(errs.Invalid, "there is no runtime named %q; there are %s: %w", config.Runtime, strings.Join(slices.Sorted(maps.Keys(s.Runtimes)), ", "), err)
 	}
 	if config.StopSignal != "" {
 		if _, err := parseSignal(config.StopSignal); err != nil {

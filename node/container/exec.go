@@ -208,7 +208,7 @@ func (s *Set) session(e *execution, p *Process) *ExecSession {
 	session := &ExecSession{
 		ID:         e.id,
 		CloseStdin: p.CloseStdin,
-		Resize:     func(size spec.Size) error { return resize(p.Console, size) },
+		Resize:     func(size spec.Size) error { return s.resize(s.life, e.container, p.Console, e.id, size) },
 		Close:      func() error { return s.closeExec(e, p) },
 	}
 	switch {
@@ -253,14 +253,14 @@ func (s *Set) WaitExec(ctx context.Context, id string) (spec.Exec, error) {
 }
 
 // ResizeExec sets the size of an exec's terminal.
-func (s *Set) ResizeExec(_ context.Context, id string, size spec.Size) error {
+func (s *Set) ResizeExec(ctx context.Context, id string, size spec.Size) error {
 	e, err := s.findExec(id)
 	if err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return resize(e.console, size)
+	return s.resize(ctx, e.container, e.console, e.id, size)
 }
 
 // GetExec returns one exec, for some minutes after its end too.

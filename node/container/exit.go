@@ -46,7 +46,7 @@ func (s *Set) exited(e Exit) {
 	}
 	defer c.op.unlock()
 	r := c.current()
-	if r == nil || e.Pid != 0 && r.process.Pid != e.Pid {
+	if r == nil || e.Pid != 0 && r.process.Pid != 0 && r.process.Pid != e.Pid {
 		s.forget.later(e.ID) // the end of a start that failed, or told twice
 		return
 	}
@@ -135,9 +135,7 @@ func (c *container) tellEnd() {
 func (s *Set) putAway(ctx context.Context, c *container, mounted bool) error {
 	view := c.get()
 	if c.given.Load() != nil {
-		err := errors.Join(s.deleteFromRuntime(ctx, view), s.dropTaskRoot(ctx, c.id))
-		c.litter.Store(err != nil)
-		return err
+		return s.putTaskAway(ctx, c, mounted)
 	}
 	var network, runtime error
 	var both sync.WaitGroup

@@ -320,13 +320,11 @@ func (s *Set) bundleDir(id string) string { return filepath.Join(s.State, "conta
 func (s *Set) logDir(id string) string { return filepath.Join(s.Root, "logs", id) }
 
 func (s *Set) runtime(c *spec.Container) (Runtime, error) {
-	if c.Namespace != "" {
-		return s.runtimeNamed(c.Runtime)
+	r, err := s.runtimeNamed(c.Runtime)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", c.Name, err)
 	}
-	if r := s.Runtimes[c.Runtime]; r != nil {
-		return r, nil
-	}
-	return nil, errs.New(errs.Unsupported, "runtime %q of container %s is not configured on this node", c.Runtime, c.Name)
+	return r, nil
 }
 
 // cgroup is where the container's processes are in each hierarchy.

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"os"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -114,17 +115,20 @@ func (s *Set) ResizeTask(ctx context.Context, namespace, id, exec string, size s
 	if err != nil {
 		return err
 	}
-	if p.Console != nil {
-		return resize(p.Console, size)
-	}
+	return s.resize(ctx, c, p.Console, name, size)
+}
+
+// resize sets the size of a terminal that we hold, or else the runtime; exec is
+// "" for the container's first process.
+func (s *Set) resize(ctx context.Context, c *container, console *os.File, exec string, size spec.Size) error {
 	r, err := s.runtime(c.get())
 	if err != nil {
 		return err
 	}
-	if resizer, ok := r.(Resizer); ok {
-		return resizer.Resize(ctx, c.id, name, size)
+	if resizer, ok := r.(Resizer); ok && console == nil {
+		return resizer.Resize(ctx, c.id, exec, size)
 	}
-	return resize(nil, size)
+	return resize(console, size)
 }
 
 // CloseTaskStdin lets go of the node's hold on a stdin: the process sees its

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -143,7 +144,7 @@ func (s *Set) furnishTask(ctx context.Context, runtime Runtime, g *spec.Given, l
 	if err := os.WriteFile(filepath.Join(l.Bundle, "config.json"), g.Spec.Value, 0o600); err != nil {
 		return fmt.Errorf("write the bundle: %w", err)
 	}
-	if m, ok := runtime.(Mounter); ok && m.MountsRootfs() || len(l.Rootfs) == 0 {
+	if mountsItself(runtime) || len(l.Rootfs) == 0 {
 		return nil
 	}
 	_, end := span.Start(ctx, "mount root")
@@ -154,6 +155,11 @@ func (s *Set) furnishTask(ctx context.Context, runtime Runtime, g *spec.Given, l
 		return fmt.Errorf("mount the root file system: %w", err)
 	}
 	return nil
+}
+
+func mountsItself(r Runtime) bool {
+	m, ok := r.(Mounter)
+	return ok && m.MountsRootfs()
 }
 
 // madeTask notes that there is a process that waits for its start.
@@ -237,10 +243,10 @@ func (s *Set) StartTask(ctx context.Context, namespace, id, exec string) (pid in
 		case t.Started:
 			return errs.New(errs.Conflict, "it was started before")
 		}
-		pid = t.Pid
 		if err := s.startTask(ctx, c); err != nil {
 			return err
 		}
+		pid = c.task.Load().Pid
 		s.tellStart(c)
 		return nil
 	})
@@ -266,7 +272,30 @@ func (s *Set) startTask(ctx context.Context, c *container) (err error) {
 	if err := runtime.Start(ctx, c.id); err != nil {
 		return errors.Join(err, s.changeTask(c, func(t *taskRecord) { t.Starting = false }))
 	}
+	if c.task.Load().Pid == 0 { // restored: there was no process before
+		if err := s.learnPid(ctx, c, runtime); err != nil {
+			return err
+		}
+	}
 	return s.startedTask(ctx, c)
+}
+
+// learnPid asks for the process that came to be with the start.
+func (s *Set) learnPid(ctx context.Context, c *container, r Runtime) error {
+	pids, err := r.Pids(ctx, c.id)
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	first := slices.Min(pids)
+	c.mu.Lock()
+	if c.run != nil {
+		process := *c.run.process
+		process.Pid = first
+		c.run = &run{process: &process, since: c.run.since}
+	}
+	c.changeLocked(func(c *spec.Container) { c.State.Pid = first })
+	c.mu.Unlock()
+	return s.changeTask(c, func(t *taskRecord) { t.Pid = first })
 }
 
 func (s *Set) startedTask(ctx context.Context, c *container) error {

@@ -173,6 +173,23 @@ func (s *Set) deleteTask(ctx context.Context, c *container, state TaskState) err
 	return nil
 }
 
+// putTaskAway ends what is left of a task's process and takes down what it
+// needed. A runtime that copies the output itself is still at it when the
+// process has just ended: that one waits until the client deletes the task.
+func (s *Set) putTaskAway(ctx context.Context, c *container, justEnded bool) error {
+	r, err := s.runtime(c.get())
+	if err != nil {
+		return err
+	}
+	if justEnded && mountsItself(r) {
+		c.litter.Store(true)
+		return nil
+	}
+	err = errors.Join(r.Delete(ctx, c.id), s.dropTaskRoot(ctx, c.id))
+	c.litter.Store(err != nil)
+	return err
+}
+
 // endTaskLocked notes the end of the run in the task, and says whether its
 // client is at work on it. mu is held.
 func (c *container) endTaskLocked() (killed bool) {

@@ -79,7 +79,7 @@ func (r *ExecRequest) process() (*specs.Process, error) {
 }
 
 func newTaskExec(c *container, id string, req ExecRequest, process *specs.Process) *execution {
-	e := &execution{id: id, container: c, done: make(chan struct{}), request: &req, closed: true}
+	e := &execution{id: id, container: c, done: make(chan struct{}), request: &req}
 	e.state = spec.Exec{ID: id, Container: c.get().ID, Config: spec.ExecConfig{
 		Command: process.Args, Env: process.Env, WorkDir: process.Cwd, TTY: req.Terminal, Detach: true,
 	}}
@@ -109,8 +109,9 @@ func (s *Set) forgetExec(e *execution) {
 	delete(e.container.execs, e.request.ID)
 	e.container.mu.Unlock()
 	s.execMu.Lock()
-	defer s.execMu.Unlock()
 	delete(s.execs, e.id)
+	s.execMu.Unlock()
+	s.letGo(e)
 }
 
 // forgetExecs drops all that clients added to a task.
