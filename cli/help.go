@@ -55,8 +55,7 @@ func useLine(cmd *cobra.Command) string {
 	if cmd.HasAvailableSubCommands() {
 		return cmd.CommandPath() + " VERB"
 	}
-	parent, _, _ := strings.Cut(cmd.CommandPath(), " "+cmd.Name())
-	return parent + " " + cmd.Use
+	return strings.TrimSuffix(cmd.CommandPath(), cmd.Name()) + cmd.Use
 }
 
 // otherNames are the aliases of a verb in full.

@@ -10,10 +10,10 @@ import (
 
 // image holds the verbs about images, for those who look for them there.
 func (p *program) image() *cobra.Command {
-	return p.management("image", "Work with images: ls pull push rm prune …",
+	return p.management("image", "Work with images: ls build pull push rm prune …",
 		`  berth image ls
   berth image prune -a -f`,
-		as("ls", p.images(), "list"), p.pull(), p.push(), p.tag(), as("rm", p.rmi(), "remove"), p.history(),
+		as("ls", p.images(), "list"), p.build(), p.pull(), p.push(), p.tag(), as("rm", p.rmi(), "remove"), p.history(),
 		p.load(), p.save(), p.inspectOf("image", p.imageNames), p.imagePrune())
 }
 

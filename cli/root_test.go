@@ -71,7 +71,7 @@ func TestVerbsThatArePromised(t *testing.T) {
 diff|commit|pull|push|load|save|images|rmi|tag|history|export|volume|network|system|info|version|up|node|keeper|registry|completion
 container ls|container list|container ps|container prune|container rm|container inspect|container exec|image ls|image list|image prune|image rm|image inspect
 network ls|network create|network connect|network disconnect|network inspect|network rm|network prune
-volume ls|volume create|volume inspect|volume rm|volume prune|system df|system info|system events|system prune|system scrub`, "\n") {
+volume ls|volume create|volume inspect|volume rm|volume prune|system df|system info|system events|system prune|system scrub|build|image build|builder prune|builder du`, "\n") {
 		for path := range strings.SplitSeq(line, "|") {
 			cmd, rest, err := root.Find(strings.Fields(path))
 			if err != nil || len(rest) != 0 || cmd == root {

@@ -48,6 +48,7 @@ type NodeConfig struct {
 	Registry   RegistryDefaults         `toml:"registry"`
 	Network    NetworkDefaults          `toml:"network"`
 	Storage    StorageDefaults          `toml:"storage"`
+	Builder    BuilderDefaults          `toml:"builder"`
 
 	Version spec.Version    `toml:"-"` // of this program
 	Log     io.Writer       `toml:"-"`

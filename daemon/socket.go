@@ -46,10 +46,8 @@ func listen(ctx context.Context, path, group string, log *slog.Logger) (net.List
 		return nil, fmt.Errorf("socket: %w", err)
 	}
 	listener.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:forcetypeassert // what network unix gives
-	gid := 0
-	if g, err := user.LookupGroup(group); err == nil {
-		gid, _ = strconv.Atoi(g.Gid)
-	} else {
+	gid := groupID(group)
+	if gid == 0 && group != "root" {
 		log.InfoContext(ctx, "only root may use the socket: the group does not exist", "group", group)
 	}
 	err = errors.Join(os.Chown(hidden, 0, gid), os.Chmod(hidden, 0o660), os.Rename(hidden, path)) //nolint:gosec // the group's right
@@ -58,4 +56,14 @@ func listen(ctx context.Context, path, group string, log *slog.Logger) (net.List
 		return nil, fmt.Errorf("socket: %w", err)
 	}
 	return listener, nil
+}
+
+// groupID is the number of a group; root's where there is none of that name.
+func groupID(name string) int {
+	group, err := user.LookupGroup(name)
+	if err != nil {
+		return 0
+	}
+	gid, _ := strconv.Atoi(group.Gid)
+	return gid
 }

@@ -476,9 +476,29 @@ func (s system) DiskUsage(context.Context) (spec.DiskUsage, error) {
 	return spec.DiskUsage{}, s.note("df")
 }
 
+type buildkit struct{ *node }
+
+func (b buildkit) Get(context.Context) (spec.Builder, error) {
+	return spec.Builder{Socket: "/s"}, b.note("builder")
+}
+
+func (b buildkit) Start(context.Context) (spec.Builder, error) {
+	return spec.Builder{Running: true}, b.note("start builder")
+}
+
+func (b buildkit) Stop(_ context.Context, force bool) error { return b.note("stop builder %v", force) }
+
+func (b buildkit) Cache(_ context.Context, filters []string) (spec.BuildCache, error) {
+	return spec.BuildCache{Size: 1}, b.note("cache %v", filters)
+}
+
+func (b buildkit) Prune(_ context.Context, req spec.BuildCachePrune) (spec.BuildCache, error) {
+	return spec.BuildCache{Size: 1}, b.note("prune cache %+v", req)
+}
+
 func (n *node) handler(log io.Writer) http.Handler {
 	s := &rest.Server{
-		Containers: containers{n}, Images: images{n}, Networks: networks{n}, Volumes: volumes{n}, Events: bus{n}, System: system{n},
+		Containers: containers{n}, Images: images{n}, Networks: networks{n}, Volumes: volumes{n}, Events: bus{n}, System: system{n}, Builder: buildkit{n},
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "berth_up 1\n") }),
 		Log:     slog.New(slog.NewTextHandler(log, nil)),
 	}

@@ -30,6 +30,7 @@ type Server struct {
 	Volumes    Volumes
 	Events     Events
 	System     System
+	Builder    Builder
 
 	Metrics http.Handler // answers /metrics
 	Tracer  trace.Tracer // makes a span of each request
@@ -50,6 +51,7 @@ func (s *Server) Handler() http.Handler {
 	r.networks()
 	r.volumes()
 	r.system()
+	r.builder()
 	r.description()
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", s.Metrics)
@@ -80,6 +82,7 @@ func tags() []*huma.Tag {
 		{Name: "images", Description: "What containers are made from"},
 		{Name: "networks", Description: "What containers talk over"},
 		{Name: "volumes", Description: "What outlives containers"},
+		{Name: "builder", Description: "What builds images"},
 		{Name: "system", Description: "The node itself"},
 	}
 }

@@ -135,6 +135,23 @@ var calls = []struct {
 	{"VolumeGet", func(c *client.Client) error { _, err := c.VolumeGet(bg, "v"); return err }, "get volume v"},
 	{"VolumeRemove", func(c *client.Client) error { return c.VolumeRemove(bg, "v", true) }, "remove volume v true"},
 	{"VolumePrune", func(c *client.Client) error { _, err := c.VolumePrune(bg, false, nil); return err }, "prune volumes false map[]"},
+	{"BuilderGet", func(c *client.Client) error { _, err := c.BuilderGet(bg); return err }, "builder"},
+	{"BuilderStart", func(c *client.Client) error {
+		b, err := c.BuilderStart(bg)
+		if err == nil && !b.Running {
+			return errors.New("it does not run")
+		}
+		return err
+	}, "start builder"},
+	{"BuilderStop", func(c *client.Client) error { return c.BuilderStop(bg, true) }, "stop builder true"},
+	{"BuildCache", func(c *client.Client) error {
+		_, err := c.BuildCache(bg, []string{"type==regular", "a,b"})
+		return err
+	}, "cache [type==regular a,b]"},
+	{"BuildCachePrune", func(c *client.Client) error {
+		_, err := c.BuildCachePrune(bg, spec.BuildCachePrune{All: true, Keep: 7})
+		return err
+	}, "prune cache {All:true Unused:0 Keep:7 Filter:[]}"},
 	{"Info", func(c *client.Client) error { _, err := c.Info(bg); return err }, "info"},
 	{"DiskUsage", func(c *client.Client) error { _, err := c.DiskUsage(bg); return err }, "df"},
 	{"SystemScrub", func(c *client.Client) error {

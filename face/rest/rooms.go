@@ -125,3 +125,12 @@ type System interface {
 	Version() spec.Version
 	DiskUsage(ctx context.Context) (spec.DiskUsage, error)
 }
+
+// Builder is what the API needs of a node's builder.
+type Builder interface {
+	Get(ctx context.Context) (spec.Builder, error)
+	Start(ctx context.Context) (spec.Builder, error)
+	Stop(ctx context.Context, force bool) error
+	Cache(ctx context.Context, filters []string) (spec.BuildCache, error)
+	Prune(ctx context.Context, request spec.BuildCachePrune) (spec.BuildCache, error)
+}

@@ -24,7 +24,7 @@ func TestEveryRequestIsASpan(t *testing.T) {
 	spans := tracetest.NewSpanRecorder()
 	provider := sdk.NewTracerProvider(sdk.WithSpanProcessor(spans))
 	s := &rest.Server{
-		Containers: containers{n}, Images: images{n}, Networks: networks{n}, Volumes: volumes{n}, Events: bus{n}, System: system{n},
+		Containers: containers{n}, Images: images{n}, Networks: networks{n}, Volumes: volumes{n}, Events: bus{n}, System: system{n}, Builder: buildkit{n},
 		Tracer: provider.Tracer("t"), Log: slog.New(slog.DiscardHandler),
 	}
 	srv := httptest.NewServer(s.Handler())

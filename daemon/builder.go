@@ -1,0 +1,43 @@
+package daemon
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	"berth/node/builder"
+)
+
+// BuilderDefaults say how images are built.
+type BuilderDefaults struct {
+	Buildkitd   string `toml:"buildkitd"`    // the program; beside berth or in PATH when empty
+	Buildctl    string `toml:"buildctl"`     // the program; beside buildkitd or in PATH when empty
+	Config      string `toml:"config"`       // file of further settings, as buildkitd.toml: registries, collection
+	Network     string `toml:"network"`      // of build steps: host, bridge or cni; host when neither this nor Config says
+	IdleSeconds int    `toml:"idle_seconds"` // buildkitd is stopped after so long without a client; 600 when 0, never when less
+	CacheBytes  int64  `toml:"cache_bytes"`  // what the build cache may take; as BuildKit has it when 0
+}
+
+// buildNamespace is where images of people are, for containerd's clients.
+const buildNamespace = "default"
+
+// openBuilder prepares for builds; BuildKit is started when somebody builds.
+func (n *node) openBuilder(ctx context.Context) (err error) {
+	c := n.config.Builder
+	n.builder, err = builder.Open(ctx, builder.Config{
+		Dir: filepath.Join(n.config.Root, "buildkit"), State: n.config.State,
+		Worker: builder.Worker{Socket: n.config.Socket, Namespace: buildNamespace, Snapshotter: n.storage.name, Cgroup: n.buildCgroup()},
+		Server: c.Buildkitd, Client: c.Buildctl, Settings: c.Config, Network: c.Network,
+		Idle: time.Duration(c.IdleSeconds) * time.Second, Limit: c.CacheBytes,
+		Group: groupID(n.config.Group),
+		Log:   n.log.With("room", "builder"),
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose("builder", n.builder.Close)
+	return nil
+}
+
+// buildCgroup is above the cgroups of build steps.
+func (n *node) buildCgroup() string { return filepath.Join(n.cgroup(), "build") }
