@@ -18,19 +18,21 @@ import (
 	"berth/base/errs"
 	"berth/base/group"
 	"berth/base/kv"
+	"berth/face/containerd/tasks"
 	"berth/face/rest"
 	"berth/image/blob"
 	"berth/image/remote"
+	"berth/node/builder"
 	"berth/node/bundle"
 	"berth/node/container"
 	"berth/node/container/oci"
+	"berth/node/container/shim"
 	"berth/node/event"
 	"berth/node/image"
 	"berth/node/keeper"
 	"berth/node/network"
 	"berth/node/profile"
 	"berth/node/snapshot"
-	"berth/node/stats"
 	"berth/node/volume"
 )
 
@@ -75,7 +77,11 @@ type node struct {
 	networks   *network.Set
 	volumes    *volume.Set
 	runtimes   *runtimes
+	shims      *shim.Driver
 	containers *container.Set
+	blobs      *blob.Store
+	engine     engine
+	builder    *builder.Builder
 }
 
 // onClose remembers what to do when the node ends, the newest first.
@@ -123,7 +129,8 @@ func (n *node) run(ctx context.Context) error {
 	n.events = publisher{n.bus, n.metrics.events, n.wakeCollector}
 
 	for _, open := range []func(context.Context) error{
-		n.openKeeper, n.openSnapshots, n.openLazy, n.openImages, n.openNetworks, n.openVolumes, n.openRuntimes, n.openContainers,
+		n.openKeeper, n.openSnapshots, n.openLazy, n.openBlobs, n.openEngine, n.openImages, n.openSnapshotNames,
+		n.openNetworks, n.openVolumes, n.openRuntimes, n.openShims, n.openContainers, n.openBuilder,
 	} {
 		if err := open(ctx); err != nil {
 			return err
@@ -134,13 +141,24 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	told, err := n.openEvents(ctx)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	door := newDoor(listener)
 	g := group.New(ctx)
 	g.Go("keeper", n.keeper.Run)
+	g.Go("shims", n.shims.Run)
+	g.Go("leases", n.engine.leases.Run)
 	g.Go("upgrade", n.upgradeKeeper)
 	g.Go("network", n.networks.Run)
 	g.Go("collect", n.collect)
 	g.Go("scrub", func(ctx context.Context) error { return n.images.ScrubEvery(ctx, n.config.Storage.scrubDays()) })
-	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, listener) })
+	g.Go("builder", n.builder.Run)
+	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, door.http) })
+	g.Go("containerd", func(ctx context.Context) error { return n.serveGRPC(ctx, door.grpc) })
+	g.Go("runtime events", func(ctx context.Context) error { return n.serveEvents(ctx, told) })
+	g.Go("door", door.run)
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
 	if n.config.Ready != nil {
 		ready := Readiness{NodeConfig: n.config, Snapshotter: n.storage.name, KeeperPid: n.keeper.Pid()}
@@ -211,15 +229,19 @@ func (n *node) upgradeKeeper(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (n *node) openImages(ctx context.Context) error {
-	log := n.log.With("room", "image")
-	blobs, err := blob.Open(ctx, filepath.Join(n.config.Root, "blobs"), log)
+func (n *node) openBlobs(ctx context.Context) (err error) {
+	n.blobs, err = blob.Open(ctx, filepath.Join(n.config.Root, "blobs"), n.log.With("room", "image"))
 	if err != nil {
 		return err
 	}
-	n.onClose("blobs", blobs.Close)
+	n.onClose("blobs", n.blobs.Close)
+	return nil
+}
+
+func (n *node) openImages(ctx context.Context) (err error) {
+	log := n.log.With("room", "image")
 	n.images, err = image.Open(ctx, image.Config{
-		DB: n.db, Blobs: blobs, Snapshots: n.snapshots,
+		DB: n.db, Blobs: n.blobs, Snapshots: n.snapshots,
 		Parallel: n.config.Registry.Parallel, MaxLayer: n.config.Registry.MaxLayerBytes, Policy: n.config.Registry.Blobs,
 		Remote: remote.Config{
 			CertDirs: n.config.CertsDirs, Stall: time.Duration(n.config.Registry.StallSeconds) * time.Second,
@@ -229,8 +251,8 @@ func (n *node) openImages(ctx context.Context) error {
 			n.events.Publish("image", action, id, map[string]string{"name": name})
 		},
 		Freed: n.wakeCollector, Scrubbed: n.toldScrub, Damaged: n.toldDamage,
-		Lazy: n.lazily,
-		Log:  log,
+		Lazy: n.lazily, Content: n.engine.contents, Leases: n.engine.leases, Named: n.engine.teller.ImageNamed,
+		Log: log,
 	})
 	if err != nil {
 		return err
@@ -273,25 +295,23 @@ func (n *node) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	meter, err := stats.Open()
-	if err != nil {
-		return err
-	}
 	if n.config.InitPath != "" {
 		n.host.Init = n.config.InitPath
 	}
 	n.containers, err = container.Open(ctx, container.Config{
 		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: boot,
 		Images: n.images, Snapshots: n.snapshots, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events},
-		Events: n.events, Meter: meter, Processes: n.keeper, Files: n.files(),
+		Events: n.events, Meter: n.engine.meter, Processes: processes{n.keeper, n.shims}, Files: n.files(),
 		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host, CgroupParent: n.cgroup(),
 		Idmap: &n.host.Remap, Remap: n.config.RemapUsers,
+		Shims: n.foreign, Layers: n.engine.names.Layer, Snapshotter: n.snapshotterNames()[0],
 		Log: n.log.With("room", "container"),
 	})
 	if err != nil {
 		return err
 	}
 	n.onClose("containers", n.containers.Close)
+	n.own(tasks.Owner{Set: n.containers})
 	n.images.SetUsers(n.containers.Users)
 	if err := n.images.Repair(ctx); err != nil {
 		n.log.WarnContext(ctx, "some images are not whole: pull them again", "err", err)
@@ -303,6 +323,11 @@ func (n *node) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	theirs, err := n.shims.Survivors(ctx)
+	if err != nil {
+		return err
+	}
+	survivors = append(survivors, theirs...)
 	return n.containers.Recover(ctx, survivors)
 }
 
@@ -329,7 +354,7 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	n.metrics.countScrubs(n.images)
 	face := &rest.Server{
 		Containers: n.containers, Images: n.images, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events}, Events: n.bus,
-		System: n, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),
+		System: n, Builder: n.builder, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),
 	}
 	return serveHTTP(ctx, listener, face.Handler())
 }

@@ -14,15 +14,22 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"path"
 	"runtime/debug"
+	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	health_v1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/metadata"
 
 	"berth/base/errs"
 	"berth/face/containerd/wire"
@@ -42,9 +49,8 @@ type Server struct {
 	Namespaces interface {
 		Ensure(ctx context.Context, name string) error
 	}
-	// Stats sees each call, as for traces; nil for nobody.
-	Stats stats.Handler
-	Log   *slog.Logger
+	Tracer trace.Tracer // nil for no spans
+	Log    *slog.Logger
 }
 
 // Serve answers calls of the services on what listener accepts, until ctx is
@@ -54,9 +60,6 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, services ...S
 		grpc.MaxRecvMsgSize(wire.MaxMessage), grpc.MaxSendMsgSize(wire.MaxMessage),
 		grpc.ChainUnaryInterceptor(s.unary(ctx)), grpc.ChainStreamInterceptor(s.stream(ctx)),
 		grpc.ConnectionTimeout(30 * time.Second),
-	}
-	if s.Stats != nil {
-		options = append(options, grpc.StatsHandler(s.Stats))
 	}
 	server := grpc.NewServer(options...)
 	for _, service := range services {
@@ -143,25 +146,64 @@ func (w within) Context() context.Context { return w.ctx }
 // a panic is one too.
 func (s *Server) begin(ctx, life context.Context, method string) (context.Context, func(*error)) {
 	begun := time.Now()
-	release := func() bool { return true }
+	release := func() {}
 	if waits[method] {
 		inner, cancel := context.WithCancelCause(ctx)
-		stop := context.AfterFunc(life, func() { cancel(errs.New(errs.Unavailable, "the node is stopping")) })
-		ctx, release = inner, func() bool { cancel(nil); return stop() }
+		stop := context.AfterFunc(life, func() { cancel(errStopping) })
+		ctx, release = inner, func() { stop(); cancel(nil) }
 	}
+	ctx, span := s.span(ctx, method)
 	return ctx, func(err *error) {
 		if v := recover(); v != nil { //nolint:revive // it is deferred, by whoever called begin
 			s.Log.ErrorContext(ctx, "a handler panicked", "method", method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 			*err = errs.New(errs.Internal, "panic: %v", v)
 		}
-		if *err != nil && errs.KindOf(context.Cause(ctx)) == errs.Unavailable {
-			*err = context.Cause(ctx)
+		if *err != nil && context.Cause(ctx) == errStopping { //nolint:errorlint // it is that very one
+			*err = errStopping
 		}
 		release()
 		*err = wire.Error(*err)
+		if *err != nil {
+			span.SetStatus(codes.Error, (*err).Error())
+		}
+		span.End()
 		s.Log.DebugContext(ctx, "call", "method", path.Base(method), "took", time.Since(begun), "err", *err)
 	}
 }
+
+// errStopping ends the methods that wait.
+var errStopping = errs.New(errs.Unavailable, "the node is stopping")
+
+// span makes a span of a call, a child of the caller's where that sends a
+// traceparent.
+func (s *Server) span(ctx context.Context, method string) (context.Context, trace.Span) {
+	if s.Tracer == nil {
+		return ctx, noop.Span{}
+	}
+	headers, _ := metadata.FromIncomingContext(ctx)
+	ctx = propagation.TraceContext{}.Extract(ctx, carrier(headers))
+	service, name := path.Split(method)
+	return s.Tracer.Start(ctx, method, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+		attribute.String("rpc.system", "grpc"), attribute.String("rpc.service", path.Base(service)), attribute.String("rpc.method", name),
+	))
+}
+
+// carrier reads trace headers out of those of a call.
+type carrier metadata.MD
+
+// Get implements propagation.TextMapCarrier.
+func (c carrier) Get(key string) string {
+	if values := metadata.MD(c).Get(key); len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// Set implements propagation.TextMapCarrier.
+func (c carrier) Set(key, value string) { metadata.MD(c).Set(key, value) }
+
+// Keys implements propagation.TextMapCarrier.
+func (c carrier) Keys() []string { return slices.Collect(maps.Keys(c)) }
 
 // ensure makes the namespace that a method is about to put something into. One
 // that is missing or malformed is the service's to refuse.

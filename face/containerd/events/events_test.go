@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -171,7 +173,7 @@ func TestClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service.RegisterTTRPC(tserver)
+	service.RegisterTTRPC(tserver, func(e *types.Envelope) bool { return e.GetTopic() == "/tasks/exit" })
 	tlistener, err := net.Listen("unix", filepath.Join(dir, "ttrpc.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -213,11 +215,21 @@ func TestClients(t *testing.T) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+	_, err = runtime.Forward(ctx, &ttrpcapi.ForwardRequest{Envelope: &types.Envelope{Timestamp: timestamppb.Now(), Namespace: "other", Topic: "/tasks/exit", Event: packed}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = runtime.Forward(ctx, &ttrpcapi.ForwardRequest{}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("nothing forwarded: %v", err)
+	}
 	_, err = runtime.Forward(ctx, &ttrpcapi.ForwardRequest{Envelope: &types.Envelope{Timestamp: timestamppb.Now(), Namespace: "other", Topic: "/tasks/oom", Event: packed}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for e := range got {
+		if e.Topic == "/tasks/exit" {
+			t.Error("what the node tells by itself came from a runtime too")
+		}
 		if e.Topic == "/tasks/oom" {
 			if m, err := typeurl.UnmarshalAny(e.Event); err != nil || m.(*apievents.TaskOOM).GetContainerID() != "c" {
 				t.Errorf("got %v, %v", m, err)

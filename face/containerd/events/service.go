@@ -26,9 +26,11 @@ func NewService(x *Exchange) *Service { return &Service{exchange: x} }
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { api.RegisterEventsServer(r, s) }
 
-// RegisterTTRPC adds the one method that runtimes call to a ttrpc server.
-func (s *Service) RegisterTTRPC(server *ttrpc.Server) {
-	ttrpcapi.RegisterTTRPCEventsService(server, runtimes{s.exchange})
+// RegisterTTRPC adds the one method that runtimes call to a ttrpc server. Only
+// those of their events are handed on that the node does not tell by itself:
+// told sees each, and says whether it is one of those.
+func (s *Service) RegisterTTRPC(server *ttrpc.Server, told func(*types.Envelope) bool) {
+	ttrpcapi.RegisterTTRPCEventsService(server, runtimes{s.exchange, told})
 }
 
 // Publish tells an event of the client's.
@@ -70,12 +72,21 @@ func (s *Service) Subscribe(r *api.SubscribeRequest, stream api.Events_Subscribe
 }
 
 // runtimes is the service as runtimes see it.
-type runtimes struct{ exchange *Exchange }
+type runtimes struct {
+	exchange *Exchange
+	told     func(*types.Envelope) bool
+}
 
 // Forward hands on what happened in a runtime.
 func (s runtimes) Forward(_ context.Context, r *ttrpcapi.ForwardRequest) (*emptypb.Empty, error) {
-	if err := s.exchange.Forward(r.GetEnvelope()); err != nil {
+	e := r.GetEnvelope()
+	if err := check(e); err != nil {
 		return nil, wire.Error(err)
+	}
+	if !s.told(e) {
+		if err := s.exchange.Forward(e); err != nil {
+			return nil, wire.Error(err)
+		}
 	}
 	return &emptypb.Empty{}, nil
 }

@@ -121,7 +121,7 @@ func (s *Containers) Create(ctx context.Context, r *api.CreateContainerRequest) 
 	if err := check(g); err != nil {
 		return nil, wire.Error(errs.New(errs.Invalid, "create container failed validation: %w", err))
 	}
-	defer s.Leases.Hold(namespace, snapshotOf(g)...)()
+	defer s.Leases.Hold(namespace, references(g)...)()
 	if g, err = s.Set.CreateGiven(ctx, g); err != nil {
 		return nil, wire.Error(err)
 	}
@@ -141,7 +141,7 @@ func (s *Containers) Update(ctx context.Context, r *api.UpdateContainerRequest) 
 	if wanted.ID == "" {
 		return nil, wire.Error(errs.New(errs.Invalid, "Container.ID required"))
 	}
-	defer s.Leases.Hold(namespace, snapshotOf(wanted)...)()
+	defer s.Leases.Hold(namespace, references(wanted)...)()
 	g, err := s.Set.UpdateGiven(ctx, namespace, wanted.ID, func(kept *spec.Given) error {
 		return update(kept, wanted, r.GetUpdateMask().GetPaths())
 	})

@@ -8,9 +8,6 @@ import (
 	"berth/spec"
 )
 
-// resourceKind is what leases call containers.
-const resourceKind = "containers"
-
 // Owner tells the collector what containers refer to. They are roots: only
 // their clients remove them.
 type Owner struct{ Set Givens }
@@ -25,7 +22,7 @@ func (o Owner) Items(ctx context.Context, fn func(lease.Item)) error {
 	}
 	for _, g := range all {
 		fn(lease.Item{
-			Namespace: g.Namespace, Resource: lease.Resource{Kind: resourceKind, ID: g.ID},
+			Namespace: g.Namespace, Resource: lease.Resource{Kind: lease.Containers, ID: g.ID},
 			Labels: g.Labels, Refs: snapshotOf(g), Root: true,
 		})
 	}
@@ -37,10 +34,15 @@ func (o Owner) Remove(_ context.Context, _ string, r lease.Resource) error {
 	return errs.New(errs.Conflict, "container %s is not removed but by its client", r.ID)
 }
 
+// references are all that a container refers to.
+func references(g spec.Given) []lease.Resource {
+	return append(snapshotOf(g), lease.References(g.Labels)...)
+}
+
 // snapshotOf is the snapshot that is a container's root file system.
 func snapshotOf(g spec.Given) []lease.Resource {
 	if g.SnapshotKey == "" {
 		return nil
 	}
-	return []lease.Resource{{Kind: "snapshots/" + g.Snapshotter, ID: g.SnapshotKey}}
+	return []lease.Resource{{Kind: lease.Snapshots(g.Snapshotter), ID: g.SnapshotKey}}
 }

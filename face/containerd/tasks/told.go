@@ -3,6 +3,7 @@ package tasks
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -33,11 +34,12 @@ func (t *Told) Tell(ctx context.Context, e spec.Event) {
 	if id == "" {
 		id = e.ID
 	}
-	if topic, message := translate(e.Action, id, a); message != nil {
+	action, _, _ := strings.Cut(e.Action, ":") // exec_create: the command
+	if topic, message := translate(action, id, a); message != nil {
 		t.Events.PublishAt(ctx, e.Time, namespace, topic, message)
 	}
 	// A container of the node's own is made and let go in one.
-	if e.Action == "start" && a["given"] != "true" {
+	if action == "start" && a["given"] != "true" {
 		t.Events.PublishAt(ctx, e.Time, namespace, "/tasks/start", &events.TaskStart{ContainerID: id, Pid: number(a["pid"])})
 	}
 }

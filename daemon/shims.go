@@ -1,0 +1,53 @@
+package daemon
+
+import (
+	"context"
+	"path/filepath"
+	"syscall"
+
+	"berth/node/container"
+	"berth/node/container/shim"
+	"berth/node/keeper"
+)
+
+// openShims prepares for runtimes that speak containerd's shim protocol. One is
+// started when somebody asks for a container of its.
+func (n *node) openShims(context.Context) (err error) {
+	n.shims, err = shim.New(shim.Config{
+		State: n.config.State, Address: n.config.Socket, Events: n.eventsSocket(), Sockets: filepath.Join(n.config.State, "s"),
+		Exited: func(e container.Exit) { n.containers.Exited(e) },
+		Log:    n.log.With("room", "shim"),
+	})
+	return err
+}
+
+// foreign finds the runtime of a name that no OCI runtime has.
+func (n *node) foreign(_ context.Context, name string) (container.Runtime, error) {
+	r, err := n.shims.Runtime(name)
+	if err != nil {
+		return nil, err // not a nil *shim.Runtime
+	}
+	return r, nil
+}
+
+// processes are those of the keeper, and those of shims.
+type processes struct {
+	keeper *keeper.Keeper
+	shims  *shim.Driver
+}
+
+// Forget implements container.Processes.
+func (p processes) Forget(ctx context.Context, id string) error {
+	if p.shims.Has(id) {
+		return p.shims.Forget(ctx, id)
+	}
+	return p.keeper.Forget(ctx, id)
+}
+
+// Signal implements container.Processes.
+func (p processes) Signal(id string, sig syscall.Signal) error {
+	if p.shims.Has(id) {
+		return p.shims.Signal(id, sig)
+	}
+	return p.keeper.Signal(id, sig)
+}
