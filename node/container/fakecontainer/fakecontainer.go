@@ -50,6 +50,7 @@ type process struct {
 	owner   string // the container it is in; its own id for a container's first
 	script  script
 	launch  container.Launch
+	exec    container.ExecLaunch
 	config  []byte
 	started bool
 	paused  bool
@@ -188,6 +189,18 @@ func (r *Runtime) Bundle(id string) []byte {
 	return nil
 }
 
+// ExecNamed is the id of an exec that a client has called name.
+func (r *Runtime) ExecNamed(of, name string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, p := range r.processes {
+		if p.owner == of && p.exec.Name == name {
+			return id
+		}
+	}
+	return ""
+}
+
 // Launched is what a container was made of.
 func (r *Runtime) Launched(id string) container.Launch {
 	r.mu.Lock()
@@ -212,6 +225,7 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (*container.
 	}
 	r.mu.Lock()
 	p := r.newProcess(l.ID, l.Container, s)
+	p.exec = l
 	if l.Streams != nil { // what it says goes nowhere
 	} else if l.Process.Terminal {
 		if p.Console, err = os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0); err != nil {
