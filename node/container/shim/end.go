@@ -94,17 +94,17 @@ func (t *task) dismiss(ctx context.Context) error {
 	return nil
 }
 
-// kill ends the container, be it frozen, and waits for that. A container that
-// the shim does not know has nothing to end.
+// kill ends the container, be it frozen, and waits for that. One that the shim
+// does not know, each in its own words, has nothing to end.
 func (t *task) kill(ctx context.Context) error {
 	d := t.driver
 	var state taskapi.StateResponse
 	err := t.shim.call(ctx, d.Limits.Call, "State", &taskapi.StateRequest{ID: t.Name}, &state)
-	if errors.Is(err, errs.NotFound) {
-		return nil
-	}
-	if unreliable(err) || state.GetStatus() == types.Status_STOPPED {
+	if unreliable(err) {
 		return err
+	}
+	if err != nil || state.GetStatus() == types.Status_STOPPED {
+		return nil
 	}
 	if err := t.init.kill(ctx, syscall.SIGKILL, true); err != nil && !errors.Is(err, errs.NotFound) {
 		// Some cannot signal all processes of a container.
@@ -164,7 +164,7 @@ func (d *Driver) leave(ctx context.Context, t *task, trouble error) error {
 		s.leaving = true
 	}
 	d.mu.Unlock()
-	hung := !s.dead() && (unreliable(trouble) || last && trouble != nil)
+	hung := !s.dead() && unreliable(trouble)
 	if hung {
 		d.Log.WarnContext(ctx, "a shim is killed", "container", t.ID, "error", trouble)
 	}
