@@ -63,9 +63,9 @@ func (c *config) settleCgroup(id string) error {
 	return c.set(c.linux, "cgroupsPath", path)
 }
 
-// lowerVersion names an older specification. Programs read the fields they
-// know, whatever the version says, and crun until 1.15 takes none but 1.0 and
-// 1.1: fields that came later it would not know under their own version either.
+// lowerVersion names an older specification. crun until 1.15 takes none but
+// 1.0 and 1.1, and no crun looks at the version for anything else: it reads the
+// fields it knows, whatever the version says.
 func (c *config) lowerVersion() error {
 	return c.set(c.fields, "ociVersion", oldVersion)
 }

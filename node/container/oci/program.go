@@ -24,8 +24,8 @@ type program struct {
 	args    []string // before every subcommand
 	foreign bool
 	filters *filters
-	// refuses is set once it has refused a bundle for the version that it was
-	// written to.
+	// refuses says that it takes no bundle for a later version than it knows. Of
+	// programs other than crun that is learnt by trying.
 	refuses atomic.Bool
 }
 
@@ -42,6 +42,7 @@ func newProgram(name, path, root string, foreign bool, args ...string) (*program
 	p.args = append([]string{"--root", root, "--log-format", "json"}, args...)
 	if filepath.Base(path) == "crun" && !foreign {
 		p.args = append(p.args, "--cgroup-manager", "cgroupfs")
+		p.refuses.Store(true)
 	}
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", name, err)
