@@ -5,7 +5,7 @@ TOOLS := $(CURDIR)/.cache/bin
 export PATH := $(TOOLS):$(CURDIR)/bin:/usr/sbin:/sbin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down test vet lint unit script vm fuzz bench clean
+.PHONY: help setup build up buildkit down test vet lint unit script vm fuzz bench clean
 
 help:    ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | column -t -s$$'\t'
@@ -15,6 +15,8 @@ build: setup ## build bin/berth
 	@test/build.sh
 up:      ## start Berth with embedded defaults and run a first container
 	@test/setup.sh run && test/build.sh && test/up.sh
+buildkit: ## build BuildKit beside berth, for berth build
+	@test/buildkit.sh
 down:    ## stop what `make up` started
 	@test/down.sh
 test: build vet lint unit script vm ## everything that CI checks

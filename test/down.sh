@@ -6,7 +6,7 @@ state=${BERTH_STATE:-/run/berth}
 export BERTH_SOCKET=${BERTH_SOCKET:-$state/berth.sock}
 running=$(bin/berth ps -q 2>/dev/null || true)
 [ -z "$running" ] || bin/berth stop $running
-for part in node keeper lazy registry; do
+for part in builder node keeper lazy registry; do
 	pid=$(cat "$state/$part.pid" 2>/dev/null || true)
 	[ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || continue
 	kill "$pid"

@@ -52,5 +52,6 @@ Berth is up. Try next (bin/berth, or put it in your PATH):
   bin/berth ps; bin/berth logs web; bin/berth stats --no-stream
   bin/berth exec -it web sh
   bin/berth rm -f web
+  make buildkit; bin/berth build -t app .           an image of your own, from a Dockerfile
   make down                                         stop Berth; containers are stopped too
 TXT
