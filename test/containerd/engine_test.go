@@ -163,6 +163,27 @@ func (e *engine) clear(t testing.TB) {
 				t.Error(err)
 			}
 		}
+		if peer {
+			continue
+		}
+		// What is still mounted for a snapshot ends with it.
+		for range 100 {
+			list, err := in("snapshots", "ls")
+			if err != nil {
+				t.Error(err)
+			}
+			gone := 0
+			for line := range strings.Lines(list) {
+				if fields := strings.Fields(line); len(fields) > 1 && fields[0] != "KEY" {
+					if _, err := in("snapshots", "rm", fields[0]); err == nil {
+						gone++
+					}
+				}
+			}
+			if gone == 0 {
+				break
+			}
+		}
 	}
 }
 
