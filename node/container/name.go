@@ -56,7 +56,7 @@ func (s *Set) reserve(id, image, name string) (string, error) {
 
 func (s *Set) takeLocked(name, id string) error {
 	if holder, taken := s.names[name]; taken && holder != id {
-		return errs.New(errs.Exists, "the name %q is in use by container %s: remove or rename that one, or choose another name", name, holder[:12])
+		return errs.New(errs.Exists, "the name %q is in use by container %s: remove or rename that one, or choose another name", name, holder[:min(12, len(holder))])
 	}
 	s.names[name] = id
 	return nil

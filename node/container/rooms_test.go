@@ -75,6 +75,18 @@ func (s snapshots) Mount(_ context.Context, key snapshot.Key, target string) err
 	return os.CopyFS(target, os.DirFS(s.w.content(key)))
 }
 
+// layer is the snapshot that a client has made under a name of its own.
+func (w *world) layer(_ context.Context, namespace, snapshotter, name string) (snapshot.Key, error) {
+	if namespace == "" || snapshotter != "fakefs" {
+		return "", errs.New(errs.NotFound, "no snapshot %s", name)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key := snapshot.Key("client/" + name)
+	w.snapshots[key] = true
+	return key, nil
+}
+
 type taskRoots struct{ w *world }
 
 func (r taskRoots) Mount(_ context.Context, mounts []snapshot.Mount, target string) error {
@@ -156,7 +168,7 @@ func (s snapshots) Walk(_ context.Context, fn func(snapshot.Info) error) error {
 	defer s.w.mu.Unlock()
 	for key := range s.w.snapshots {
 		info := snapshot.Info{Key: key}
-		if key != "sha256:chain" {
+		if key != "sha256:chain" && !strings.HasPrefix(string(key), "client/") {
 			info.Labels = map[string]string{"berth.container": string(key)}
 		}
 		if err := fn(info); err != nil {

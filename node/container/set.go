@@ -189,9 +189,9 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 			s.names[c.name()] = c.id
 		}
 	}
-	for _, c := range s.containers { // they take the names that are left
-		if c.given.Load() != nil {
-			s.nameLocked(c)
+	for _, key := range slices.Sorted(maps.Keys(s.containers)) {
+		if c := s.containers[key]; c.given.Load() != nil {
+			s.nameLocked(c) // where it is left
 		}
 	}
 	return s, nil
@@ -240,7 +240,8 @@ func (s *Set) Claims(id string) bool {
 }
 
 // find looks a container up by name, id, or the beginning of an id. Clients
-// choose ids as they like: one may be the name of another container.
+// choose ids as they like: one may be the name of a container of ours. What they
+// call a container in addition to its id counts less than an id.
 func (s *Set) find(ref string) (*container, error) {
 	ref = strings.TrimPrefix(ref, "/")
 	s.mu.RLock()
@@ -250,7 +251,7 @@ func (s *Set) find(ref string) (*container, error) {
 	}
 	byID, byName := s.containers[ref], s.containers[s.names[ref]]
 	switch {
-	case byID != nil && byName != nil && byID != byName:
+	case byID != nil && byName != nil && byID != byName && byName.given.Load() == nil:
 		return nil, errs.New(errs.Conflict, "%q is the id of one container and the name of another", ref)
 	case byID != nil:
 		return byID, nil

@@ -34,7 +34,7 @@ func (s *Set) CreateTask(ctx context.Context, namespace, id string, req TaskRequ
 			return err
 		}
 		c.callOff()
-		if err := s.makeTask(ctx, c, req); err != nil {
+		if err := s.makeTask(ctx, c, req, false); err != nil {
 			return err
 		}
 		state, _ = s.taskOf(c)
@@ -61,9 +61,9 @@ func (s *Set) mayCreateTask(c *container) error {
 	return nil
 }
 
-// makeTask makes the task of a container that has none. On failure nothing of
-// it is left. op is held.
-func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest) (err error) {
+// makeTask makes the task of a container that has none; again says that it is
+// not its client who wants that. On failure nothing of it is left. op is held.
+func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again bool) (err error) {
 	ctx, end := span.Start(ctx, "create task", "container", c.id)
 	defer func() { end(err) }()
 	g := c.given.Load()
@@ -90,8 +90,11 @@ func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest) (err 
 	}
 	u.Add("unmount the root", func(ctx context.Context) error { return s.dropTaskRoot(ctx, c.id) })
 	launch := s.taskLaunch(c, g, req)
-	if err := s.furnishTask(ctx, runtime, g, &launch); err != nil {
+	if err := s.writeTaskBundle(g, launch.Bundle); err != nil {
 		return err
+	}
+	if err := s.mountTaskRoot(ctx, c, runtime, &launch, again); err != nil {
+		return fmt.Errorf("mount the root file system: %w", err)
 	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
 	creating, created := span.Start(ctx, "create", "runtime", runtime.Name())
@@ -134,27 +137,40 @@ func (s *Set) taskLaunch(c *container, g *spec.Given, req TaskRequest) Launch {
 	}
 }
 
-// furnishTask makes the bundle: the client's spec, byte for byte, and the root
-// file system of the client's mounts.
-func (s *Set) furnishTask(ctx context.Context, runtime Runtime, g *spec.Given, l *Launch) error {
-	root := s.rootDir(l.ID)
-	if err := os.MkdirAll(root, 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
+// writeTaskBundle makes the bundle: the client's spec, byte for byte, and the
+// folder for the root.
+func (s *Set) writeTaskBundle(g *spec.Given, dir string) error {
+	if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
 		return fmt.Errorf("make the bundle: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(l.Bundle, "config.json"), g.Spec.Value, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), g.Spec.Value, 0o600); err != nil {
 		return fmt.Errorf("write the bundle: %w", err)
+	}
+	return nil
+}
+
+// mountTaskRoot mounts what the client has said. That may be long ago when the
+// task is made again: what it named may be gone, but not the snapshot it meant.
+func (s *Set) mountTaskRoot(ctx context.Context, c *container, runtime Runtime, l *Launch, again bool) (err error) {
+	ctx, end := span.Start(ctx, "mount root")
+	defer func() { end(err) }()
+	root := s.rootDir(c.id)
+	if again && c.task.Load().Root == root {
+		key, err := s.rootKey(ctx, c)
+		if err == nil {
+			l.Rootfs = nil
+			return s.Snapshots.Mount(ctx, key, root)
+		}
+		if len(l.Rootfs) == 0 {
+			return err
+		}
 	}
 	if mountsItself(runtime) || len(l.Rootfs) == 0 {
 		return nil
 	}
-	_, end := span.Start(ctx, "mount root")
-	err := s.Roots.Mount(ctx, l.Rootfs, root)
-	end(err)
+	mounts := l.Rootfs
 	l.Rootfs = nil
-	if err != nil {
-		return fmt.Errorf("mount the root file system: %w", err)
-	}
-	return nil
+	return s.Roots.Mount(ctx, mounts, root)
 }
 
 func mountsItself(r Runtime) bool {

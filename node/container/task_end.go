@@ -234,7 +234,7 @@ func (s *Set) launchAgain(ctx context.Context, c *container) error {
 			return fmt.Errorf("delete its last task: %w", err)
 		}
 	}
-	if err := s.makeTask(ctx, c, c.again()); err != nil {
+	if err := s.makeTask(ctx, c, c.again(), true); err != nil {
 		return err
 	}
 	err := s.startTask(ctx, c)

@@ -112,7 +112,7 @@ func (w *world) open() *node {
 		Images: images{w}, Snapshots: snapshots{w}, Networks: networks{w}, Volumes: volumes{w},
 		Events: events{w}, Meter: meter{w}, Processes: w.runtime.Owner(),
 		Runtimes: map[string]container.Runtime{"fake": w.runtime}, Runtime: "fake",
-		Host: host, CgroupParent: "/berth-test", Roots: taskRoots{w}, Snapshotter: "fakefs",
+		Host: host, CgroupParent: "/berth-test", Roots: taskRoots{w}, Layers: w.layer, Snapshotter: "fakefs",
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	w.ok(err)
@@ -258,7 +258,7 @@ func (w *world) left() []string {
 	defer w.mu.Unlock()
 	left := w.runtime.Left()
 	for key := range w.snapshots {
-		if key != "sha256:chain" {
+		if key != "sha256:chain" && !strings.HasPrefix(string(key), "client/") {
 			left = append(left, fmt.Sprintf("snapshot %.12s", key))
 		}
 	}
