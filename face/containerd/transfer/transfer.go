@@ -110,6 +110,9 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 	if err != nil {
 		return err
 	}
+	if to, ok := destination.(*exporting); ok {
+		defer to.out.drop()
+	}
 	ctx, end, err := s.lease(ctx)
 	if err != nil {
 		return err
@@ -134,6 +137,13 @@ func (s *Service) move(ctx context.Context, source, destination any, say transfe
 	var opts []transfer.Opt
 	if say != nil {
 		opts = append(opts, transfer.WithProgress(say))
+	}
+	if to, ok := destination.(*exporting); ok {
+		err := s.library.Transfer(ctx, source, to.ImageExportStream, opts...)
+		if err == nil {
+			err = to.out.Close()
+		}
+		return err
 	}
 	return s.library.Transfer(ctx, source, destination, opts...)
 }
@@ -168,6 +178,9 @@ func (s *Service) progress(ctx context.Context, id string) (say transfer.Progres
 func (s *Service) resolve(ctx context.Context, message *anypb.Any) (any, error) {
 	if message == nil {
 		return nil, errs.New(errs.Invalid, "a transfer needs a source and a destination")
+	}
+	if typeurl.Is(message, &transfertypes.ImageExportStream{}) {
+		return s.exported(ctx, message)
 	}
 	party, err := plugins.ResolveType(message)
 	if errdefs.IsNotFound(err) {
