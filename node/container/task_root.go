@@ -261,7 +261,7 @@ func configure(fd int, option string) error {
 	case name != "lowerdir":
 		return unix.FsconfigSetString(fd, name, value)
 	}
-	for _, layer := range strings.Split(value, ":") {
+	for layer := range strings.SplitSeq(value, ":") {
 		if err := unix.FsconfigSetString(fd, "lowerdir+", layer); err != nil {
 			return err
 		}
