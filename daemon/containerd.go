@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel"
 
+	"berth/base/clock"
 	"berth/base/errs"
 	"berth/face/containerd"
 	bits "berth/face/containerd/content"
@@ -27,6 +28,7 @@ import (
 	"berth/node/content"
 	"berth/node/lease"
 	"berth/node/namespace"
+	"berth/node/sandbox"
 	"berth/node/snapshot/rootfs"
 	"berth/node/stats"
 	"berth/spec"
@@ -42,6 +44,7 @@ type engine struct {
 	names      *snapshots.Service
 	mounts     *mounts.Service
 	teller     bits.Teller
+	sandboxes  *sandbox.Set
 	meter      *stats.Reader
 	owners     []lease.Owner
 }
@@ -74,6 +77,14 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 		return err
 	}
 	n.own(n.engine.contents)
+	boot, err := clock.Boot()
+	if err != nil {
+		return err
+	}
+	if n.engine.sandboxes, err = sandbox.Open(n.db, boot); err != nil {
+		return err
+	}
+	n.own(tasks.SandboxOwner{Set: n.engine.sandboxes})
 	return nil
 }
 
@@ -157,6 +168,7 @@ func (n *node) services() []containerd.Service {
 			HostDirs: n.certDirs(), Log: log,
 		}),
 		&tasks.Containers{Set: n.containers, Events: e.exchange, Leases: e.leases},
+		&tasks.Sandboxes{Set: e.sandboxes, Events: e.exchange, Leases: e.leases, Plain: n.plain},
 		&tasks.Tasks{
 			Givens: n.containers, Running: n.containers, Controls: n.containers, Meter: e.meter,
 			Contents: checkpoints{e.contents}, Restores: filepath.Join(n.config.Root, "restore"), Log: log,
@@ -188,6 +200,13 @@ func (n *node) runtimeVersion(ctx context.Context, name string) (string, error) 
 	}
 	_, err := shim.Find(name)
 	return "", err
+}
+
+// plain says whether containers of a runtime are processes of this machine that
+// the node starts by itself.
+func (n *node) plain(name string) bool {
+	_, here := n.runtimes.byName[name]
+	return here || name == container.RuntimeV2 || name == ""
 }
 
 // serveGRPC answers clients of containerd.
