@@ -5,6 +5,7 @@ package wire
 
 import (
 	"context"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -65,7 +66,31 @@ func Error(err error) error {
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // the outermost
 		return err
 	}
-	return status.Error(code(err), err.Error())
+	c, text := code(err), err.Error()
+	if word := wordOf(c); !strings.Contains(text, word) {
+		text += ": " + word
+	}
+	return status.Error(c, text)
+}
+
+// wordOf is what containerd's messages of the code end with, "" where nobody
+// looks for it.
+func wordOf(c codes.Code) string {
+	switch c { //nolint:exhaustive // see above
+	case codes.InvalidArgument:
+		return errdefs.ErrInvalidArgument.Error()
+	case codes.NotFound:
+		return errdefs.ErrNotFound.Error()
+	case codes.AlreadyExists:
+		return errdefs.ErrAlreadyExists.Error()
+	case codes.FailedPrecondition:
+		return errdefs.ErrFailedPrecondition.Error()
+	case codes.Unavailable:
+		return errdefs.ErrUnavailable.Error()
+	case codes.Unimplemented:
+		return errdefs.ErrNotImplemented.Error()
+	}
+	return ""
 }
 
 func code(err error) codes.Code {
