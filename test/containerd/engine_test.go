@@ -166,6 +166,15 @@ func (e *engine) clear(t testing.TB) {
 		if peer {
 			continue
 		}
+		leases, err := in("leases", "ls", "-q")
+		if err != nil {
+			t.Error(err)
+		}
+		for id := range strings.FieldsSeq(leases) {
+			if _, err := in("leases", "rm", "--sync", id); err != nil {
+				t.Error(err)
+			}
+		}
 		// What is still mounted for a snapshot ends with it.
 		for range 100 {
 			list, err := in("snapshots", "ls")

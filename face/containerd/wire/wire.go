@@ -58,7 +58,8 @@ func Identifier(id string) error {
 
 // Error makes err an answer with the code that containerd gives its kind. The
 // client is root's, or root's other daemon, whose log is where an operator
-// looks: it gets the text of every error. What is a status already stays.
+// looks: it gets the text of every error, with the words at its end that
+// containerd's have and some clients look for. What is a status already stays.
 func Error(err error) error {
 	if err == nil {
 		return nil
