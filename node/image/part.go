@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -88,10 +89,11 @@ func (s *Set) addParts(ctx context.Context, parts map[digest.Digest]content.Info
 		}
 		for _, p := range s.placesOf(desc.Digest) {
 			domain, path, _ := strings.Cut(p.Repository, "/")
-			if was := labels[labelSource+domain]; was != "" {
+			host := (&url.URL{Host: domain}).Hostname() // without the port
+			if was := labels[labelSource+host]; was != "" {
 				path = was + "," + path
 			}
-			labels[labelSource+domain] = path
+			labels[labelSource+host] = path
 		}
 		parts[desc.Digest] = content.Info{Digest: desc.Digest, Size: desc.Size, Labels: labels, Created: rec.Image.Pulled, Updated: rec.Image.Pulled}
 	}

@@ -46,11 +46,18 @@ const (
 )
 
 // Collect removes what can be reached from no root, and returns when that has
-// gone. What was made or referred to after the call may stay.
+// gone, and its disk with it. What was made or referred to after the call may
+// stay.
 func (s *Set) Collect(ctx context.Context) error {
 	s.mu.Lock()
 	want := s.begun + 1 // the first pass that has yet to look
+	s.awaited = true
 	s.mu.Unlock()
+	return s.collectFrom(ctx, want)
+}
+
+// collectFrom returns when a pass of at least that number has ended.
+func (s *Set) collectFrom(ctx context.Context, want uint64) error {
 	select {
 	case s.one <- struct{}{}:
 	case <-ctx.Done():
@@ -77,6 +84,8 @@ func (s *Set) collect(ctx context.Context) (err error) {
 	s.mu.Lock()
 	s.begun++
 	s.pass = p
+	awaited := s.awaited
+	s.awaited = false
 	for n := range s.holds {
 		p.touched[n] = true
 	}
@@ -100,7 +109,7 @@ func (s *Set) collect(ctx context.Context) (err error) {
 	s.next = sooner(next, s.firstExpiry(p.began))
 	s.mu.Unlock()
 	err = s.sweep(ctx, p, unused)
-	if p.removed > 0 && s.Freed != nil {
+	if (p.removed > 0 || awaited) && s.Freed != nil {
 		err = errors.Join(err, s.Freed(ctx))
 	}
 	if err != nil {

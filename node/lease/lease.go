@@ -53,8 +53,8 @@ type Lease struct {
 // Config says what a Set works with.
 type Config struct {
 	DB *kv.DB
-	// Freed hears that a collection has removed something. A collection that
-	// somebody waits for waits for it. May be nil.
+	// Freed hears that a collection has removed something, or that somebody
+	// waits for one, who then also waits for it. May be nil.
 	Freed func(ctx context.Context) error
 	Log   *slog.Logger
 }
@@ -63,18 +63,19 @@ type Config struct {
 // use.
 type Set struct {
 	Config
-	owners []Owner
-	wake   chan struct{}      // holds a token when something may have lost its last reference
-	rearm  chan struct{}      // holds a token when something expires sooner than known
-	one    chan struct{}      // holds a token while a collection runs
-	mu     sync.Mutex         // guards what follows
-	leases map[leaseKey]*held // what is in it does not change, but for resources
-	holds  map[node]int
-	pass   *pass     // the collection that runs, nil for none
-	ended  sync.Cond // a removal has ended
-	begun  uint64    // passes
-	last   error     // how the latest pass ended
-	next   time.Time // when something that was seen last expires; zero: nothing does
+	owners  []Owner
+	wake    chan struct{}      // holds a token when something may have lost its last reference
+	rearm   chan struct{}      // holds a token when something expires sooner than known
+	one     chan struct{}      // holds a token while a collection runs
+	mu      sync.Mutex         // guards what follows
+	leases  map[leaseKey]*held // what is in it does not change, but for resources
+	holds   map[node]int
+	pass    *pass     // the collection that runs, nil for none
+	ended   sync.Cond // a removal has ended
+	begun   uint64    // passes
+	awaited bool      // somebody waits for the next pass, and for the disk
+	last    error     // how the latest pass ended
+	next    time.Time // when something that was seen last expires; zero: nothing does
 }
 
 type leaseKey struct{ namespace, id string }

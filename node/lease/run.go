@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"math"
 	"time"
 )
 
@@ -37,7 +38,7 @@ func (s *Set) Run(ctx context.Context) error {
 		}
 		drain(s.wake)
 		began := time.Now()
-		if err := s.Collect(ctx); err != nil && ctx.Err() == nil && s.Log != nil {
+		if err := s.collectFrom(ctx, math.MaxUint64); err != nil && ctx.Err() == nil && s.Log != nil {
 			s.Log.WarnContext(ctx, "not all that nothing refers to was collected", "err", err)
 		}
 		if err := pause(ctx, share*time.Since(began)); err != nil {
