@@ -56,7 +56,7 @@ func TestGiven(t *testing.T) {
 	if text, _ := os.ReadFile(out); string(text) != "hello\n" {
 		t.Errorf("output %q", text)
 	}
-	for _, topic := range []string{"create", "start", "exit", "delete"} {
+	for _, topic := range []string{"create", "start", "delete"} {
 		if b.sent("team /tasks/"+topic) != 1 {
 			t.Errorf("the shim sent no event of %s: %v", topic, b.topics)
 		}
@@ -102,8 +102,9 @@ func TestSurvivors(t *testing.T) {
 	e, err := r.Exec(t.Context(), container.ExecLaunch{ID: "exec", Container: "stays", Process: process(false, "/bin/sleep", "1000"), Detach: true})
 	b.ok(err, "exec")
 	b.stop()
+	before := b.sent("/tasks/exit")
 	b.let("ends", "/tmp/go")
-	await(t, "the container to end", func() bool { return b.sent("/tasks/exit") == 2 })
+	await(t, "the container to end", func() bool { return b.sent("/tasks/exit") > before })
 
 	found := map[string]container.Survivor{}
 	for _, v := range b.open() {

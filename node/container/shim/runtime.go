@@ -77,6 +77,15 @@ func (r *Runtime) Signal(ctx context.Context, id string, sig syscall.Signal, all
 	return t.init.kill(ctx, sig, all)
 }
 
+// SignalExec sends sig to the process of an exec, by the id of its launch.
+func (r *Runtime) SignalExec(ctx context.Context, id, exec string, sig syscall.Signal) error {
+	p := r.driver.process(exec)
+	if p == nil || p.task.ID != id {
+		return errs.New(errs.NotFound, "there is no exec %s in container %s", exec, id)
+	}
+	return p.kill(ctx, sig, false)
+}
+
 // Pause freezes every process of the container.
 func (r *Runtime) Pause(ctx context.Context, id string) error {
 	return r.driver.ask(ctx, id, "Pause", func(name string) proto.Message { return &taskapi.PauseRequest{ID: name} })
