@@ -55,41 +55,65 @@ func (s *Set) exited(e Exit) {
 
 // ended puts away what the process needed, notes how it ended, and does what
 // policy wants. op is held.
+//
+// The client of a task is told before that is put away: it then deletes the
+// task, which waits for op.
 func (s *Set) ended(ctx context.Context, c *container, e Exit) {
 	c.quiet()
 	r := c.current()
 	r.over.Store(true)
 	oom := s.oomKilled(c)
+	given := c.given.Load() != nil
+	if !given {
+		s.cleanUp(ctx, c)
+	}
+	again, wait := s.noteEnd(c, e, oom)
+	s.keepEnd(ctx, c, r)
+	s.tellDeath(c, r, oom)
+	c.tellEnd()
+	if given {
+		s.cleanUp(ctx, c)
+	}
+	switch {
+	case again:
+		s.restartIn(c, wait)
+	case c.get().Config.AutoRemove && !c.kept():
+		if err := s.remove(ctx, c, true); err != nil {
+			s.Log.ErrorContext(ctx, "cannot remove a container that ended", "container", c.id, "error", err)
+		}
+	}
+}
+
+// cleanUp puts away what a run needed; what stays is litter.
+func (s *Set) cleanUp(ctx context.Context, c *container) {
 	if err := s.putAway(ctx, c, true); err != nil {
 		s.Log.WarnContext(ctx, "cannot clean up after a container", "container", c.id, "error", err)
 	}
-	again, wait := s.noteEnd(c, e, oom)
-	if err := s.keepEnd(c); err != nil {
-		s.Log.ErrorContext(ctx, "cannot record the end of a task", "container", c.id, "error", err)
+}
+
+// keepEnd makes the end outlive the node.
+func (s *Set) keepEnd(ctx context.Context, c *container, r *run) {
+	var task error
+	if c.given.Load() != nil {
+		task = s.writeTask(c)
+	}
+	if err := errors.Join(task, s.save(ctx, c)); err != nil {
+		s.Log.ErrorContext(ctx, "cannot record the end of a container", "container", c.id, "error", err)
 	}
 	if err := r.process.Close(); err != nil {
 		s.Log.WarnContext(ctx, "cannot close the streams of a container", "container", c.id, "error", err)
 	}
-	if err := s.save(ctx, c); err != nil {
-		s.Log.ErrorContext(ctx, "cannot record the end of a container", "container", c.id, "error", err)
-	}
 	s.forget.later(c.id)
+}
 
+// tellDeath publishes that the process has ended.
+func (s *Set) tellDeath(c *container, r *run, oom bool) {
 	view := c.get()
 	if oom {
 		s.publish(view, "oom")
 	}
 	s.publish(view, "die", "exitCode", strconv.Itoa(view.State.ExitCode),
 		"pid", strconv.Itoa(r.process.Pid), "exitedAt", view.State.FinishedAt.Format(time.RFC3339Nano))
-	c.tellEnd()
-	switch {
-	case again:
-		s.restartIn(c, wait)
-	case view.Config.AutoRemove && !c.kept():
-		if err := s.remove(ctx, c, true); err != nil {
-			s.Log.ErrorContext(ctx, "cannot remove a container that ended", "container", c.id, "error", err)
-		}
-	}
 }
 
 // noteEnd changes the state to that after the end, and says whether and when

@@ -204,14 +204,6 @@ func (c *container) endTaskLocked() (killed bool) {
 	return t.Killed
 }
 
-// keepEnd makes the end of a task outlive the node.
-func (s *Set) keepEnd(c *container) error {
-	if c.given.Load() == nil {
-		return nil
-	}
-	return s.writeTask(c)
-}
-
 // unmakeGiven takes away what there is of a given container: its ended task
 // and, at last, its record.
 func (s *Set) unmakeGiven(ctx context.Context, c *container) error {
