@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"strconv"
@@ -11,9 +12,9 @@ import (
 
 	"berth/base/errs"
 	"berth/base/kv"
+	"berth/image/blob"
 	"berth/image/catalog"
 	"berth/image/manifest"
-	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -53,6 +54,9 @@ func (s *Set) given(ctx context.Context, target ocispec.Descriptor) (found, erro
 	}
 	if known := s.image(rec.Image.ID); known != nil {
 		return found{image: known}, nil
+	}
+	for _, l := range rec.Layers {
+		rec.About += s.unpacksTo(l)
 	}
 	return found{image: rec}, nil
 }
@@ -211,24 +215,37 @@ func (s *Set) dropIfNameless(ctx context.Context, id string) error {
 	return err
 }
 
-// sizeOf is what an image's layers unpack to; that of a client's image is
-// known when all of them are unpacked.
-func (s *Set) sizeOf(rec *record) int64 {
+// sizeOf is what an image's layers unpack to. Of a client's image that is not
+// known until all of them are unpacked.
+func (s *Set) sizeOf(ctx context.Context, rec *record) int64 {
 	if !rec.Given || rec.Image.Size > 0 {
 		return rec.Image.Size
 	}
 	var size int64
 	for _, key := range chain(rec.Layers) {
-		info, err := s.Snapshots.Stat(context.WithoutCancel(s.noting.life), key)
+		info, err := s.Snapshots.Stat(ctx, key)
 		if err != nil {
-			return 0
+			return rec.About
 		}
-		size += labelledSize(info)
+		n, _ := strconv.ParseInt(info.Labels[layerLabel], 10, 64)
+		size += n
 	}
 	return size
 }
 
-func labelledSize(info snapshot.Info) int64 {
-	n, _ := strconv.ParseInt(info.Labels[layerLabel], 10, 64)
-	return n
+// unpacksTo is about what a layer unpacks to: gzip says so at its end, modulo
+// 4 GiB, and of the last of several members only.
+func (s *Set) unpacksTo(l layer) int64 {
+	f, err := s.Blobs.Reader(s.noting.life, l.Digest)
+	if err != nil {
+		return l.Size
+	}
+	defer f.Close()
+	var magic, last [4]byte
+	_, err1 := f.ReadAt(magic[:], 0)
+	_, err2 := f.ReadAt(last[:], l.Size-int64(len(last)))
+	if err1 != nil || err2 != nil || blob.Detect(magic[:]) != blob.Gzip {
+		return l.Size
+	}
+	return max(l.Size, int64(binary.LittleEndian.Uint32(last[:])))
 }

@@ -67,11 +67,12 @@ func (s *Set) remove(ctx context.Context, ref string, force bool) ([]spec.Remove
 		return nil, err
 	}
 	names := s.namesOf(rec.Image.ID)
+	known := shown(slices.Clone(names))
 	switch {
 	case name != "" && len(names) > 1:
 		return s.drop(ctx, rec, []string{name}, false)
-	case name == "" && len(names) > 1 && !force:
-		return nil, errs.New(errs.Conflict, "it has %d names: %s; remove them, or force", len(names), strings.Join(names, ", "))
+	case name == "" && len(known) > 1 && !force:
+		return nil, errs.New(errs.Conflict, "it has %d names: %s; remove them, or force", len(known), strings.Join(known, ", "))
 	}
 	users := s.usersOf(rec.Image.ID)
 	switch {
@@ -112,9 +113,11 @@ func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool)
 	s.mu.Unlock()
 	var removed []spec.RemovedImage
 	for _, name := range names {
-		if n, err := reference.Parse(name); err == nil {
-			name = n.Familiar()
+		n, err := reference.Parse(name)
+		if err != nil {
+			continue // nobody calls it that
 		}
+		name = n.Familiar()
 		removed = append(removed, spec.RemovedImage{Untagged: name})
 		s.Notify("untag", id, name)
 	}
@@ -167,5 +170,5 @@ func (s *Set) pruneOne(ctx context.Context, id string, all bool, fits func(spec.
 	if image.Containers > 0 || len(image.Names) > 0 && !all || !fits(image) {
 		return nil, nil
 	}
-	return s.drop(ctx, rec, image.Names, true)
+	return s.drop(ctx, rec, s.namesOf(id), true)
 }

@@ -130,6 +130,8 @@ type record struct {
 	Early []snapshot.Key `json:"early,omitempty"`
 	// Given says that a client brought it: see CreateName.
 	Given bool `json:"given,omitempty"`
+	// About is what a given image's layers may unpack to.
+	About int64 `json:"about,omitempty"`
 
 	platform ocispec.Platform
 }
@@ -261,14 +263,23 @@ func (s *Set) keep(ctx context.Context, rec *record, names []string, at *place) 
 // show makes what callers see of a record.
 func (s *Set) show(rec *record) spec.Image {
 	image := rec.Image
-	image.Names = s.namesOf(image.ID)
+	image.Names = shown(s.namesOf(image.ID))
 	image.Containers = len(s.usersOf(image.ID))
 	image.Sources = s.sourcesOf(rec)
-	image.Size = s.sizeOf(rec)
+	image.Size = s.sizeOf(s.noting.life, rec)
 	image.Layers = slices.Clone(image.Layers)
 	image.Labels = maps.Clone(image.Labels)
 	image.Config = cloneConfig(image.Config)
 	return image
+}
+
+// shown are the names that people can call an image by. Clients also give
+// others, such as <none>@sha256:….
+func shown(names []string) []string {
+	return slices.DeleteFunc(names, func(name string) bool {
+		_, err := reference.Parse(name)
+		return err != nil
+	})
 }
 
 func (s *Set) namesOf(id string) []string {
@@ -292,7 +303,7 @@ func (s *Set) all() []*record {
 
 // call is what people call an image.
 func (s *Set) call(rec *record) string {
-	if names := s.namesOf(rec.Image.ID); len(names) > 0 {
+	if names := shown(s.namesOf(rec.Image.ID)); len(names) > 0 {
 		if name, err := reference.Parse(names[0]); err == nil {
 			return name.Familiar()
 		}

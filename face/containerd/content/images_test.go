@@ -216,7 +216,7 @@ func TestClientsImage(t *testing.T) {
 		w.must(w.leases.Collect(t.Context()))
 		got, err := w.images.Get(t.Context(), "mine:1")
 		w.must(err)
-		if got.ID != image.ConfigAt.Digest.String() || len(got.Layers) != 2 || got.Names[0] != "docker.io/library/mine:1" || got.Size != 0 {
+		if got.ID != image.ConfigAt.Digest.String() || len(got.Layers) != 2 || got.Names[0] != "docker.io/library/mine:1" || got.Size < 2<<10 {
 			t.Error(got)
 		}
 		w.restart()
@@ -274,29 +274,58 @@ func TestNotAnImage(t *testing.T) {
 		t.Error(got)
 	}
 	late := someImage(t, "late")
+	late1 := func(d ocispec.Descriptor) string { return "docker.io/library/late:" + d.Digest.Encoded()[:8] }
 	index, body := registrytest.Index(t, someImage(t, "x", registrytest.Platform("linux", "s390x", "")), late)
 	for _, d := range []ocispec.Descriptor{late.Manifest, index} {
-		_, err := w.names.Create(in("default"), &imagesapi.CreateImageRequest{Image: &imagesapi.Image{Name: "late " + d.MediaType, Target: target(d)}})
+		_, err := w.names.Create(in("default"), &imagesapi.CreateImageRequest{Image: &imagesapi.Image{Name: late1(d), Target: target(d)}})
 		w.must(err)
 	}
 	w.restart()
 	w.bring("default", late, "")
-	if got := list(); !slices.Equal(got, []string{"late " + ocispec.MediaTypeImageManifest}) {
+	if got := list(); !slices.Equal(got, []string{late1(late.Manifest)}) {
 		t.Error(got)
 	}
 	w.write(in("default"), index.Digest, body, map[string]string{"containerd.io/gc.ref.content.m.1": late.Manifest.Digest.String()})
 	if got := list(); len(got) != 2 {
 		t.Error(got)
 	}
-	if image, err := w.images.Get(t.Context(), "late "+ocispec.MediaTypeImageIndex); err != nil || image.ID != late.ConfigAt.Digest.String() {
+	if image, err := w.images.Get(t.Context(), late1(index)); err != nil || image.ID != late.ConfigAt.Digest.String() {
 		t.Error(image, err)
 	}
-	for _, name := range []string{"late " + ocispec.MediaTypeImageIndex, "junk", "docker.io/library/foreign:1", "late " + ocispec.MediaTypeImageManifest} {
+	for _, name := range []string{late1(index), "junk", "docker.io/library/foreign:1", late1(late.Manifest)} {
 		w.remove("default", name)
 	}
 	w.remove("other", "docker.io/library/other:1")
 	if n := w.blobCount(); n != 0 {
 		t.Error(n, "blobs left")
+	}
+}
+
+// Builds without a name get one that nobody says.
+func TestNameless(t *testing.T) {
+	w := newWorld(t)
+	image := someImage(t, "built")
+	w.bring("default", image, "<none>@"+image.Manifest.Digest.String())
+	all, err := w.images.List(t.Context(), spec.Filter{"dangling": {"true"}})
+	if err != nil || len(all) != 1 || len(all[0].Names) != 0 {
+		t.Error(all, err)
+	}
+	pruned, err := w.images.Prune(t.Context(), false, nil)
+	if err != nil || len(pruned.Removed) != 1 {
+		t.Error(pruned, err)
+	}
+	w.must(w.leases.Collect(t.Context()))
+	if r, err := w.names.List(in("default"), &imagesapi.ListImagesRequest{}); err != nil || len(r.Images) != 0 || w.blobCount() != 0 {
+		t.Error(r, err, w.blobCount(), "blobs")
+	}
+	w.bring("default", image, "<none>@"+image.Manifest.Digest.String())
+	w.bring("default", image, "docker.io/library/built:1")
+	removed, err := w.images.Remove(t.Context(), image.ConfigAt.Digest.String(), false)
+	if err != nil || len(removed) != 2 {
+		t.Error(removed, err)
+	}
+	if r, err := w.names.List(in("default"), &imagesapi.ListImagesRequest{}); err != nil || len(r.Images) != 0 {
+		t.Error(r, err)
 	}
 }
 
