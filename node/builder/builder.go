@@ -7,8 +7,8 @@
 // inherits the socket; it is stopped when nobody has been connected for a
 // while. What it knows stays in Dir.
 //
-// It goes on when the node ends without a word, and the next node finds it by
-// the file of its pid. Who connects while it is being stopped or is dead waits
+// It goes on when the node dies, or ends while somebody builds, and the next
+// node finds it by the file of its pid. Who connects while it is being stopped or is dead waits
 // for the next one, unless the node is away too.
 package builder
 

@@ -17,7 +17,8 @@ import (
 const maxSocketPath = 103
 
 // Run starts buildkitd when somebody connects, and stops it when nobody has
-// been connected for a while, until ctx is done.
+// been connected for a while, until ctx is done. Then it stops buildkitd too,
+// unless somebody builds.
 func (b *Builder) Run(ctx context.Context) error {
 	if b.running() == nil {
 		b.tidy(ctx) // the last one may have been killed with its node
@@ -34,6 +35,9 @@ func (b *Builder) Run(ctx context.Context) error {
 		default:
 			b.watch(ctx, p)
 		}
+	}
+	if err := b.Stop(context.WithoutCancel(ctx), false); err != nil && !errors.Is(err, errs.Conflict) {
+		b.Log.WarnContext(ctx, "buildkitd is left", "error", err)
 	}
 	return ctx.Err()
 }
