@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -211,9 +212,7 @@ func (l *labels) Update(d digest.Digest, update map[string]string) (map[string]s
 	defer l.mu.Unlock()
 	changed := map[string]string{}
 	for _, from := range []map[string]string{l.all[d], update} {
-		for name, value := range from {
-			changed[name] = value
-		}
+		maps.Copy(changed, from)
 	}
 	if l.all == nil {
 		l.all = map[digest.Digest]map[string]string{}

@@ -97,6 +97,7 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 	if _, err := wire.Namespace(ctx); err != nil {
 		return err
 	}
+	ctx = s.quietly(ctx)
 	say, done, err := s.progress(ctx, r.GetOptions().GetProgressStream())
 	if err != nil {
 		return err
