@@ -127,7 +127,7 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 		return errs.New(errs.Invalid, "container id %q", id)
 	}
 	b, err := r.bundle(id)
-	if err != nil && !errors.Is(err, errs.NotFound) {
+	if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid) {
 		return err
 	}
 	known := err == nil

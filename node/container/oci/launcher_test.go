@@ -35,9 +35,10 @@ type launcher struct {
 
 type child struct {
 	keeper.Process
-	output *bytes.Buffer // of a container: what would go to its log
-	ended  chan struct{}
-	read   chan struct{} // closed when nobody can write to output any more
+	streams *keeper.Streams
+	output  *bytes.Buffer // of a container: what would go to its log
+	ended   chan struct{}
+	read    chan struct{} // closed when nobody can write to output any more
 }
 
 func newLauncher(t testing.TB) *launcher {
@@ -51,7 +52,7 @@ func newLauncher(t testing.TB) *launcher {
 }
 
 func (l *launcher) Launch(ctx context.Context, launch keeper.Launch) (*keeper.Process, error) {
-	c := &child{Process: keeper.Process{ID: launch.ID}, output: &bytes.Buffer{}, ended: make(chan struct{})}
+	c := &child{Process: keeper.Process{ID: launch.ID, Given: launch.Streams != nil}, streams: launch.Streams, output: &bytes.Buffer{}, ended: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, launch.Argv[0], launch.Argv[1:]...)
 	cmd.Env, cmd.Dir = launch.Env, launch.Dir
 	var theirs []*os.File
@@ -74,6 +75,7 @@ func (l *launcher) Launch(ctx context.Context, launch keeper.Launch) (*keeper.Pr
 	switch {
 	case launch.ConsoleSocket != "":
 		console = l.listen(launch.ConsoleSocket)
+	case launch.Streams != nil: // only kept
 	case launch.Output == keeper.Hold:
 		c.Stdout, c.Stderr = pipe(true), pipe(true)
 		cmd.Stdout, cmd.Stderr = theirs[len(theirs)-2], theirs[len(theirs)-1]

@@ -268,9 +268,10 @@ func readCgroup(id, controller, file string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// state asks the program itself.
-func (b *bench) state(id string) string {
-	out, err := exec.Command(b.runtime.Name(), "--root", filepath.Join(b.dir, "runtime", b.runtime.Name()), "state", id).CombinedOutput()
+// state asks the program itself, or another.
+func (b *bench) state(id string, other ...string) string {
+	program := append(other, b.runtime.Name())[0]
+	out, err := exec.Command(program, "--root", filepath.Join(b.dir, "runtime", filepath.Base(program)), "state", id).CombinedOutput()
 	if err != nil {
 		return string(out)
 	}
