@@ -3,6 +3,7 @@ package containerd
 import (
 	"archive/tar"
 	"encoding/json"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,4 +94,22 @@ func archive(t testing.TB, dir, name string) (path string) {
 	path = filepath.Join(dir, "busybox.tar")
 	must(t, os.WriteFile(path, registrytest.Tar(t, files...), 0o600))
 	return path
+}
+
+// haltBlobs has the registry wait with each blob until release is called, or
+// its client goes; halted says that one is asked for.
+func (e *engine) haltBlobs() (halted chan struct{}, release func()) {
+	halted, open := make(chan struct{}, 100), make(chan struct{})
+	e.registry.Break(registrytest.Fault{
+		Match: registrytest.Blobs(),
+		Handler: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			halted <- struct{}{}
+			select {
+			case <-open:
+			case <-r.Context().Done():
+			}
+			next.ServeHTTP(w, r)
+		},
+	})
+	return halted, sync.OnceFunc(func() { close(open) })
 }
