@@ -210,8 +210,8 @@ func TestStartDirectly(t *testing.T) {
 		hook := filepath.Join(b.dir, "hook")
 		l = b.make(command("sleep", "1000"), func(s *specs.Spec) {
 			s.Hooks = &specs.Hooks{
-				Poststart: []specs.Hook{{Path: "/bin/touch", Args: []string{"touch", hook + "-poststart"}}},
-				Poststop:  []specs.Hook{{Path: "/bin/touch", Args: []string{"touch", hook + "-poststop"}}},
+				Poststart: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >" + hook + "-poststart"}}},
+				Poststop:  []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >" + hook + "-poststop"}}},
 			}
 		})
 		if _, err := b.runtime.Create(t.Context(), l); err != nil {
