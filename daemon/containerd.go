@@ -106,10 +106,11 @@ func (n *node) openSnapshotNames(ctx context.Context) error {
 	n.engine.contents.Natives = n.images
 	n.own(n.images.Owner())
 	n.own(snapshots.Collected{Service: n.engine.names})
-	n.engine.mounts, err = mounts.Open(ctx, filepath.Join(n.config.State, "mounts"))
+	n.engine.mounts, err = mounts.Open(ctx, filepath.Join(n.config.State, "mounts"), n.engine.leases)
 	if err != nil {
 		return err
 	}
+	n.own(n.engine.mounts)
 	n.onClose("mounts of clients", n.engine.mounts.Close)
 	return nil
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -16,7 +17,6 @@ import (
 
 	"berth/base/group"
 	"berth/face/containerd"
-	"log/slog"
 )
 
 // Two protocols through one door, and clients that speak none.
