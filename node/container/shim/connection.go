@@ -213,16 +213,27 @@ func dial(ctx context.Context, address string, limit time.Duration) (net.Conn, e
 	return conn, nil
 }
 
-// removeSocket removes a socket that a shim left, unless somebody listens.
+// removeSocket removes a socket that a shim left, unless somebody listens, who
+// may only just be ending.
 func removeSocket(ctx context.Context, address string) {
 	path, ok := strings.CutPrefix(address, "unix://")
 	info, err := os.Lstat(path)
 	if !ok || err != nil || info.Mode().Type() != os.ModeSocket {
 		return
 	}
-	if conn, err := dial(ctx, address, time.Second); err == nil {
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
+	for range 10 {
+		conn, err := dial(ctx, address, time.Second)
+		if err != nil {
+			_ = os.Remove(path)
+			return
+		}
 		_ = conn.Close()
-		return
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
 	}
-	_ = os.Remove(path)
 }
