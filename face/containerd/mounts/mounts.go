@@ -5,19 +5,22 @@
 // all snapshots here, are left to it: Activate is then Unimplemented.
 //
 // What is mounted lies below one folder with its records; both are of no use
-// after a reboot, so the folder belongs where a reboot empties it.
+// after a reboot, so the folder belongs where a reboot empties it. It belongs to
+// the lease of the request that asked for it, and goes with it; or else with
+// what its labels say that it is for.
 package mounts
 
 import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	api "github.com/containerd/containerd/api/services/mounts/v1"
-	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/mount/manager"
 	"github.com/containerd/containerd/v2/core/mount/proxy"
@@ -26,17 +29,35 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"berth/face/containerd/wire"
+	"berth/node/lease"
 )
 
-// Service is the mounts service.
+// Leases says which leases there are.
+type Leases interface {
+	Get(namespace, id string) (lease.Lease, error)
+	Hold(namespace string, resources ...lease.Resource) (release func())
+}
+
+// Service is the mounts service. It is the collector's owner of mounts, too.
 type Service struct {
 	api.UnimplementedMountsServer
 	mounts mount.Manager
+	leases Leases
+
+	mu     sync.Mutex
+	active map[name]map[string]string // their labels, with leaseLabel
 }
+
+// name is what a client calls what it has activated.
+type name struct{ namespace, name string }
+
+// leaseLabel of what is active holds the lease that it belongs to. Clients are
+// not shown it.
+const leaseLabel = "berth.lease"
 
 // Open finds again what an earlier process of this boot has mounted below dir,
 // and takes down what it left half made.
-func Open(ctx context.Context, dir string) (*Service, error) {
+func Open(ctx context.Context, dir string, leases Leases) (*Service, error) {
 	targets := filepath.Join(dir, "t")
 	if err := os.MkdirAll(targets, 0o700); err != nil {
 		return nil, fmt.Errorf("open mounts of clients: %w", err)
@@ -50,11 +71,8 @@ func Open(ctx context.Context, dir string) (*Service, error) {
 		_ = db.Close()
 		return nil, fmt.Errorf("open mounts of clients: %w", err)
 	}
-	s := &Service{mounts: mounts}
-	if found, ok := mounts.(manager.BoltManager); ok {
-		err = db.Update(func(tx *bbolt.Tx) error { return found.Sync(boltutil.WithTransaction(ctx, tx)) })
-	}
-	if err != nil {
+	s := &Service{mounts: mounts, leases: leases, active: map[name]map[string]string{}}
+	if err := s.load(ctx); err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("open mounts of clients: %w", err)
 	}
@@ -74,23 +92,40 @@ func (s *Service) Register(server grpc.ServiceRegistrar) { api.RegisterMountsSer
 
 // Activate makes mounts. Unimplemented: the client can do so by itself.
 func (s *Service) Activate(ctx context.Context, r *api.ActivateRequest) (*api.ActivateResponse, error) {
-	var opts []mount.ActivateOpt
+	namespace, err := wire.Namespace(ctx)
+	if err != nil {
+		return nil, wire.Error(err)
+	}
+	defer s.leases.Hold(namespace, resource(r.Name))()
+	labels := maps.Clone(r.Labels)
+	delete(labels, leaseLabel)
+	if id := wire.Lease(ctx); id != "" {
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[leaseLabel] = id
+	}
+	opts := []mount.ActivateOpt{mount.WithLabels(labels)}
 	if r.Temporary {
 		opts = append(opts, mount.WithTemporary)
-	}
-	if r.Labels != nil {
-		opts = append(opts, mount.WithLabels(r.Labels))
 	}
 	info, err := s.mounts.Activate(ctx, r.Name, mount.FromProto(r.Mounts), opts...)
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("activate mounts: %w", err))
 	}
-	return &api.ActivateResponse{Info: proxy.ActivationInfoToProto(info)}, nil
+	s.mu.Lock()
+	s.active[name{namespace, r.Name}] = labels
+	s.mu.Unlock()
+	return &api.ActivateResponse{Info: described(info)}, nil
 }
 
 // Deactivate takes mounts down.
 func (s *Service) Deactivate(ctx context.Context, r *api.DeactivateRequest) (*emptypb.Empty, error) {
-	if err := s.mounts.Deactivate(ctx, r.Name); err != nil {
+	namespace, err := wire.Namespace(ctx)
+	if err == nil {
+		err = s.deactivate(ctx, name{namespace, r.Name})
+	}
+	if err != nil {
 		return nil, wire.Error(fmt.Errorf("deactivate mounts: %w", err))
 	}
 	return &emptypb.Empty{}, nil
@@ -102,7 +137,7 @@ func (s *Service) Info(ctx context.Context, r *api.InfoRequest) (*api.InfoRespon
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("mounts: %w", err))
 	}
-	return &api.InfoResponse{Info: proxy.ActivationInfoToProto(info)}, nil
+	return &api.InfoResponse{Info: described(info)}, nil
 }
 
 // Update changes labels.
@@ -111,7 +146,7 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateRequest) (*api.Update
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("update mounts: %w", err))
 	}
-	return &api.UpdateResponse{Info: proxy.ActivationInfoToProto(info)}, nil
+	return &api.UpdateResponse{Info: described(info)}, nil
 }
 
 // List sends what is active and passes one of the filters.
@@ -121,7 +156,7 @@ func (s *Service) List(r *api.ListRequest, stream api.Mounts_ListServer) error {
 		return wire.Error(fmt.Errorf("list mounts: %w", err))
 	}
 	for _, info := range all {
-		if err := stream.Send(&api.ListMessage{Info: proxy.ActivationInfoToProto(info)}); err != nil {
+		if err := stream.Send(&api.ListMessage{Info: described(info)}); err != nil {
 			return err
 		}
 	}

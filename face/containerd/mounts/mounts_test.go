@@ -2,6 +2,8 @@ package mounts_test
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 	"testing"
 
 	api "github.com/containerd/containerd/api/services/mounts/v1"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/mount/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -17,13 +20,20 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 
+	"berth/base/kv"
 	"berth/face/containerd/mounts"
+	"berth/node/lease"
 )
 
-func open(t *testing.T, dir string) (client mount.Manager, end func()) {
+func open(t *testing.T, dir string) (client mount.Manager, leases *lease.Set, end func()) {
 	t.Helper()
-	service, err := mounts.Open(t.Context(), dir)
+	db, err := kv.Open(filepath.Join(dir, "db"))
 	must(t, err)
+	leases, err = lease.Open(lease.Config{DB: db, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	service, err := mounts.Open(t.Context(), dir, leases)
+	must(t, err)
+	leases.Own(service)
 	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		return handle(namespaces.WithNamespace(ctx, "default"), r)
 	}), grpc.StreamInterceptor(func(s any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
@@ -40,10 +50,10 @@ func open(t *testing.T, dir string) (client mount.Manager, end func()) {
 		_ = conn.Close()
 		server.Stop()
 		serving.Wait()
-		must(t, service.Close())
+		must(t, errors.Join(service.Close(), db.Close()))
 	})
 	t.Cleanup(end)
-	return proxy.NewMountManager(api.NewMountsClient(conn)), end
+	return proxy.NewMountManager(api.NewMountsClient(conn)), leases, end
 }
 
 type spaced struct{ grpc.ServerStream }
@@ -61,7 +71,7 @@ func must(t *testing.T, err error) {
 
 // What a client can mount by itself it is to mount by itself.
 func TestLeftToTheClient(t *testing.T) {
-	client, _ := open(t, t.TempDir())
+	client, _, _ := open(t, t.TempDir())
 	_, err := client.Activate(t.Context(), "plain", []mount.Mount{{Type: "bind", Source: t.TempDir(), Options: []string{"rbind"}}})
 	if !errdefs.IsNotImplemented(err) {
 		t.Errorf("activated a bind mount: %v", err)
@@ -78,7 +88,7 @@ func TestTemporary(t *testing.T) {
 	}
 	dir, tree := t.TempDir(), t.TempDir()
 	must(t, os.WriteFile(filepath.Join(tree, "file"), []byte("body"), 0o600))
-	client, end := open(t, dir)
+	client, _, end := open(t, dir)
 	info, err := client.Activate(t.Context(), "temp", []mount.Mount{{Type: "bind", Source: tree, Options: []string{"rbind", "ro"}}}, mount.WithTemporary)
 	must(t, err)
 	if len(info.System) != 1 || len(info.Active) == 0 {
@@ -92,7 +102,7 @@ func TestTemporary(t *testing.T) {
 		t.Errorf("activated twice: %v", err)
 	}
 	end()
-	client, _ = open(t, dir)
+	client, _, _ = open(t, dir)
 	all, err := client.List(t.Context())
 	if err != nil || len(all) != 1 || all[0].Name != "temp" {
 		t.Errorf("after a restart: %v, %v", all, err)
@@ -100,5 +110,35 @@ func TestTemporary(t *testing.T) {
 	must(t, client.Deactivate(t.Context(), "temp"))
 	if _, err := os.Stat(filepath.Join(target, "file")); err == nil {
 		t.Error("it is still mounted")
+	}
+}
+
+// What is active goes with its lease, also if another process has made it.
+func TestLeased(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir, tree := t.TempDir(), t.TempDir()
+	client, all, end := open(t, dir)
+	_, err := all.Create(t.Context(), "default", "l", nil)
+	must(t, err)
+	bind := []mount.Mount{{Type: "bind", Source: tree, Options: []string{"rbind"}}}
+	ctx := leases.WithLease(t.Context(), "l")
+	info, err := client.Activate(ctx, "leased", bind, mount.WithTemporary, mount.WithLabels(map[string]string{"mine": "1"}))
+	must(t, err)
+	if len(info.Labels) != 1 {
+		t.Errorf("labels %v", info.Labels)
+	}
+	must(t, all.Collect(t.Context()))
+	end()
+	client, all, _ = open(t, dir)
+	must(t, all.Collect(t.Context()))
+	if _, err := client.Info(t.Context(), "leased"); err != nil {
+		t.Errorf("gone before its lease: %v", err)
+	}
+	must(t, all.Delete(t.Context(), "default", "l"))
+	must(t, all.Collect(t.Context()))
+	if _, err := client.Info(t.Context(), "leased"); !errdefs.IsNotFound(err) {
+		t.Errorf("it stays when its lease has gone: %v", err)
 	}
 }
