@@ -181,9 +181,9 @@ func (g *given) show(p place) (err error) {
 	if p.scheme == nowhere {
 		return nil
 	}
-	w := -1
 	if p.logger() {
 		g.logger = &p
+		var w int
 		if g.listens[0], w, err = blockingPipe(); err != nil {
 			return err
 		}
@@ -199,7 +199,8 @@ func (g *given) show(p place) (err error) {
 	case f.is(unix.S_IFIFO):
 		return g.hold(roleOut, f, unix.O_RDWR)
 	case f.is(unix.S_IFREG):
-		if w, err = g.toFile(1, f); w >= 0 {
+		w, err := g.toFile(1, f)
+		if w >= 0 {
 			g.ours[roleOut] = w
 			err = errors.Join(err, unix.SetNonblock(w, true))
 		}

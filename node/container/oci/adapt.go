@@ -109,9 +109,3 @@ func (c *config) write() error {
 	}
 	return nil
 }
-
-// refusedVersion: the program does not take the bundle for the version of the
-// specification in it.
-func refusedVersion(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "unknown version specified")
-}

@@ -46,7 +46,7 @@ func (r *Runtime) Checkpoint(ctx context.Context, id string, c container.Checkpo
 	for _, kind := range c.EmptyNamespaces {
 		args = append(args, "--empty-ns", kind)
 	}
-	if err := b.program.run(ctx, nil, append(args, id)...); err != nil {
+	if err := b.program.run(ctx, nil, append(args, b.id(id))...); err != nil {
 		return r.whyNoCRIU(ctx, err, filepath.Join(work, "dump.log"))
 	}
 	return nil

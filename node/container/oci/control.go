@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,9 +24,9 @@ func (r *Runtime) Signal(ctx context.Context, id string, sig syscall.Signal, all
 		return err
 	}
 	if b.program.foreign {
-		args := []string{"kill", id, strconv.Itoa(int(sig))}
+		args := []string{"kill", b.id(id), strconv.Itoa(int(sig))}
 		if all {
-			args = []string{"kill", "--all", id, strconv.Itoa(int(sig))}
+			args = []string{"kill", "--all", b.id(id), strconv.Itoa(int(sig))}
 		}
 		return b.program.run(ctx, nil, args...)
 	}
@@ -64,9 +65,9 @@ func (r *Runtime) freeze(ctx context.Context, id string, frozen bool) error {
 	}
 	if b.program.foreign {
 		if frozen {
-			return b.program.run(ctx, nil, "pause", id)
+			return b.program.run(ctx, nil, "pause", b.id(id))
 		}
-		return b.program.run(ctx, nil, "resume", id)
+		return b.program.run(ctx, nil, "resume", b.id(id))
 	}
 	if err := freeze(ctx, b.cgroup(), frozen); err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
@@ -84,7 +85,7 @@ func (r *Runtime) Update(ctx context.Context, id string, limits *specs.LinuxReso
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
-	return b.program.run(ctx, data, "update", "--resources", "-", id)
+	return b.program.run(ctx, data, "update", "--resources", "-", b.id(id))
 }
 
 // Pids are the processes of the container, as the host numbers them. Of one
@@ -95,7 +96,7 @@ func (r *Runtime) Pids(ctx context.Context, id string) ([]int, error) {
 		return nil, err
 	}
 	if b.choice.Systemd {
-		return b.program.pids(ctx, id)
+		return b.program.pids(ctx, b.id(id))
 	}
 	pids, err := r.own(id, b).processes()
 	if err != nil {
@@ -139,9 +140,9 @@ func (r *Runtime) Delete(ctx context.Context, id string) error {
 			b.program = r.usual
 		}
 	}
-	records := b.program.records(id)
+	records := b.program.records(b.id(id))
 	if known && b.program.foreign || (b.Hooks.Poststop != nil || !known) && exists(records) {
-		if err := b.program.run(ctx, nil, "delete", "--force", id); err != nil && !errors.Is(err, errs.NotFound) && b.program.foreign {
+		if err := b.program.run(ctx, nil, "delete", "--force", b.id(id)); err != nil && !errors.Is(err, errs.NotFound) && b.program.foreign {
 			return err
 		}
 	}
@@ -178,6 +179,9 @@ type bundle struct {
 	choice  choice
 	program *program
 }
+
+// id is the container's name for the program.
+func (b bundle) id(id string) string { return cmp.Or(b.choice.ID, id) }
 
 func (b bundle) cgroup() string { return filepath.Clean("/" + b.Linux.CgroupsPath) }
 

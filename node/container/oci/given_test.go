@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"berth/base/errs"
+	"berth/node/bundle"
 	"berth/node/container"
 	"berth/node/container/oci"
 	"berth/spec"
@@ -337,6 +338,67 @@ func TestStreams(t *testing.T) {
 		}
 		if got := *b.keeper.processes[id].streams; got.Stdout != "o" || got.Name != id || got.UID != 7 {
 			t.Errorf("streams of an exec %+v", got)
+		}
+	})
+}
+
+// A program knows a container by its client's id, in records of its namespace:
+// so do the hooks that it runs.
+func TestNamespace(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, b *bench) {
+		told := filepath.Join(b.dir, "told")
+		var all []container.Launch
+		for _, space := range []string{"one", "two"} {
+			l := b.make(command("sleep", "1000"), func(s *specs.Spec) {
+				s.Linux.CgroupsPath = "/" + space + strconv.Itoa(os.Getpid()) + "/web"
+				s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >>" + told}}}}
+			})
+			l.ID, l.Name, l.Namespace = space+"+web", "web", space
+			if _, err := b.runtime.Create(t.Context(), l); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, l)
+		}
+		if said, _ := os.ReadFile(told); strings.Count(strings.ReplaceAll(string(said), " ", ""), `"id":"web"`) != 2 {
+			t.Errorf("hooks were told %s", said)
+		}
+		for _, l := range all {
+			if !exists(filepath.Join(b.dir, "runtime", b.runtime.Name()+"+"+l.Namespace, "web")) {
+				t.Errorf("no records of %s", l.ID)
+			}
+			if err := b.runtime.Start(t.Context(), l.ID); err != nil {
+				t.Error(err)
+			}
+			id := newID()
+			p, err := b.runtime.Exec(t.Context(), container.ExecLaunch{ID: id, Container: l.ID, Process: process("echo", "inside")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if out, _ := io.ReadAll(p.Stdout); string(out) != "inside\n" {
+				t.Errorf("%q", out)
+			}
+			limits, err := bundle.Resources(spec.Resources{Pids: 50}, b.host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.runtime.Update(t.Context(), l.ID, limits); err != nil {
+				t.Error(err)
+			}
+			if err := b.runtime.Delete(t.Context(), l.ID); err != nil {
+				t.Error(err)
+			}
+			b.keeper.exit(l.ID)
+			if exists(filepath.Join(b.dir, "runtime", b.runtime.Name()+"+"+l.Namespace, "web")) || exists(filepath.Join(b.dir, "runtime", ".choice", l.ID)) {
+				t.Errorf("something of %s is left", l.ID)
+			}
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+			for _, space := range []string{"one", "two"} {
+				left, _ := filepath.Glob(pattern + space + strconv.Itoa(os.Getpid()))
+				for _, dir := range left {
+					_ = os.Remove(dir)
+				}
+			}
 		}
 	})
 }

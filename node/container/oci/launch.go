@@ -30,7 +30,7 @@ func (r *Runtime) Create(ctx context.Context, l container.Launch) (*container.Pr
 }
 
 func (r *Runtime) make(ctx context.Context, l container.Launch, command ...string) (p *container.Process, err error) {
-	if !validID(l.ID) {
+	if !validID(l.ID) || l.Name != "" && !validID(l.Name) {
 		return nil, errs.New(errs.Invalid, "container id %q", l.ID)
 	}
 	chosen, err := r.chosen(l)
@@ -62,33 +62,14 @@ func (r *Runtime) make(ctx context.Context, l container.Launch, command ...strin
 	if err := errors.Join(chosen.write(r.choice(l.ID)), os.Mkdir(r.launching(l.ID), 0o700)); err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
-	config, err := r.adapt(l, chosen, program)
-	if err != nil {
-		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
-	}
-	command = append(append(command, "--bundle", l.Bundle), chosen.flags()...)
-	p, err = r.bring(ctx, l, chosen, program, config, command)
-	if refusedVersion(err) && !program.refuses.Swap(true) {
-		if err := errors.Join(config.lowerVersion(), config.write()); err != nil {
-			return nil, fmt.Errorf("runtime %s: %w", r.name, err)
-		}
-		p, err = r.bring(ctx, l, chosen, program, config, command)
-	}
+	p, err = r.bring(ctx, l, chosen, program, command)
 	if err != nil && chosen.restore != "" {
 		err = r.whyNoCRIU(ctx, err, filepath.Join(cmp.Or(chosen.work, chosen.restore), "restore.log"))
 	}
-	if err != nil {
-		return nil, err
+	if err == nil && chosen.Restored { // until Start, as whatever else is created
+		err = r.freeze(ctx, l.ID, true)
 	}
-	if err := os.RemoveAll(r.launching(l.ID)); err != nil { // from here on the launch is known to be over
-		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
-	}
-	if chosen.Restored { // until Start, as whatever else is created
-		if err := r.freeze(ctx, l.ID, true); err != nil {
-			return nil, err
-		}
-	}
-	return p, nil
+	return p, err
 }
 
 // adapt makes a bundle one that the program takes and that we can find again.
@@ -102,7 +83,7 @@ func (r *Runtime) adapt(l container.Launch, c choice, p *program) (*config, erro
 			return nil, err
 		}
 	}
-	if p.refuses.Load() && config.later() {
+	if p.refuses && config.later() {
 		if err := config.lowerVersion(); err != nil {
 			return nil, err
 		}
@@ -114,25 +95,35 @@ func (r *Runtime) adapt(l container.Launch, c choice, p *program) (*config, erro
 	return config, err
 }
 
-// bring has the program make the container.
-func (r *Runtime) bring(ctx context.Context, l container.Launch, c choice, program *program, config *config, command []string) (*container.Process, error) {
+// bring has the program make the container, by command.
+func (r *Runtime) bring(ctx context.Context, l container.Launch, c choice, program *program, command []string) (*container.Process, error) {
+	config, err := r.adapt(l, c, program)
+	if err != nil {
+		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+	}
+	command = append(append(command, "--bundle", l.Bundle), c.flags()...)
 	filtered, learn, err := program.filters.apply(config, filepath.Join(r.launching(l.ID), "config.json"))
 	if err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
 	if filtered != "" {
-		command = append(command[:len(command):len(command)], "--config", filtered)
+		command = append(command, "--config", filtered)
 	}
+	id := cmp.Or(c.ID, l.ID)
 	p, err := r.launch(ctx, program, keeper.Launch{
 		ID: l.ID, Dir: l.Bundle, Stdin: l.Stdin, Output: keeper.ToLog,
 		Log:     keeper.Log{Path: l.Log.Path, MaxSize: l.Log.MaxSize, MaxFiles: l.Log.MaxFiles},
 		Streams: streams(l.Streams, c, l.Name, l.Namespace, l.ID),
 		Rows:    l.Size.Rows, Cols: l.Size.Cols,
-	}, l.TTY, command, l.ID)
-	if err == nil {
-		program.filters.learn(learn, program.records(l.ID))
+	}, l.TTY, command, id)
+	if err != nil {
+		return nil, err
 	}
-	return p, err
+	program.filters.learn(learn, program.records(id))
+	if err := os.RemoveAll(r.launching(l.ID)); err != nil { // from here on the launch is known to be over
+		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
+	}
+	return p, nil
 }
 
 // streams are a client's, with what a logger is told.
@@ -175,7 +166,7 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (p *containe
 	return r.launch(ctx, b.program, keeper.Launch{
 		ID: l.ID, Dir: b.program.root, Stdin: l.Stdin, Output: output, Rows: l.Size.Rows, Cols: l.Size.Cols,
 		Streams: streams(l.Streams, b.choice, l.Name, l.Namespace, l.ID),
-	}, l.Process.Terminal, []string{"exec", "--detach", "--process", file}, l.Container)
+	}, l.Process.Terminal, []string{"exec", "--detach", "--process", file}, b.id(l.Container))
 }
 
 // launch has the keeper run a command that leaves a process behind.

@@ -13,7 +13,8 @@
 // and written to only where the program would not take it, or would choose the
 // cgroup by itself.
 //
-//	<state>/<runtime>/<id>/   the program's own records (--root)
+//	<state>/<runtime>/<id>/   the program's own records (--root); of containers
+//	                          in a client's namespace <runtime>+<namespace>
 //	<state>/.bundle/<id>      link to the container's bundle
 //	<state>/.choice/<id>      what a client wants otherwise than usual
 //	<state>/.launch/<id>/     files of a command that leaves a process; there

@@ -19,6 +19,11 @@ const optionsType = "containerd.runc.v1.Options"
 // refused: a container without what was asked for may be less confined.
 func (r *Runtime) chosen(l container.Launch) (c choice, err error) {
 	c.restore = l.Restore
+	// Hooks look a container up by the id that the program tells them, which is
+	// unique within its namespace only.
+	if l.Namespace != "" && l.ID == l.Namespace+"+"+l.Name {
+		c.ID, c.Space = l.Name, l.Namespace
+	}
 	if l.Options == nil || l.Options.Type == "" && len(l.Options.Value) == 0 {
 		return c, nil
 	}
@@ -36,7 +41,7 @@ func (r *Runtime) chosen(l container.Launch) (c choice, err error) {
 	case o.GetShimCgroup() != "":
 		return c, errs.New(errs.Unsupported, "runtime %s: there is no shim to be put into cgroup %s", r.name, o.GetShimCgroup())
 	case o.GetTaskApiAddress() != "": //nolint:staticcheck // clients may still send it
-		return c, errs.New(errs.Unsupported, "runtime %s: it has no task service of its own to be reached at %s", r.name, o.GetTaskApiAddress()) //nolint:staticcheck
+		return c, errs.New(errs.Unsupported, "runtime %s: it has no task service of its own", r.name)
 	case o.GetSystemdCgroup() && !systemdRuns():
 		return c, errs.New(errs.Unsupported, "runtime %s: systemd, which shall make the cgroup, does not run here", r.name)
 	case o.GetRoot() != "" && !filepath.IsAbs(o.GetRoot()):

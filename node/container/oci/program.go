@@ -10,8 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
-	"sync/atomic"
 
 	"berth/base/errs"
 )
@@ -24,12 +24,10 @@ type program struct {
 	args    []string // before every subcommand
 	foreign bool
 	filters *filters
-	// refuses says that it takes no bundle for a later version than it knows. Of
-	// programs other than crun that is learnt by trying.
-	refuses atomic.Bool
+	refuses bool // bundles of a later version than it knows
 }
 
-var programName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*$`)
+var programName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // newProgram finds a program, and makes the folder of its records.
 // errs.NotFound: it is not there.
@@ -42,7 +40,7 @@ func newProgram(name, path, root string, foreign bool, args ...string) (*program
 	p.args = append([]string{"--root", root, "--log-format", "json"}, args...)
 	if filepath.Base(path) == "crun" && !foreign {
 		p.args = append(p.args, "--cgroup-manager", "cgroupfs")
-		p.refuses.Store(true)
+		p.refuses = true
 	}
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", name, err)
@@ -63,6 +61,8 @@ func (p *program) run(ctx context.Context, stdin []byte, args ...string) error {
 type choice struct {
 	Program  string `json:"program,omitempty"` // path; "": the usual one
 	Root     string `json:"root,omitempty"`    // of its records
+	Space    string `json:"space,omitempty"`   // namespace with records of its own
+	ID       string `json:"id,omitempty"`      // by which the program knows it
 	Systemd  bool   `json:"systemd,omitempty"` // has systemd make the cgroup
 	UID      int    `json:"uid,omitempty"`     // owner of streams
 	GID      int    `json:"gid,omitempty"`
@@ -98,10 +98,10 @@ func readChoice(path string) (c choice, err error) {
 
 // program is what c asks for: the usual one, or one that is made once.
 func (r *Runtime) program(c choice) (*program, error) {
-	if c.Program == "" && c.Root == "" && !c.Systemd {
+	key := choice{Program: c.Program, Root: c.Root, Space: c.Space, Systemd: c.Systemd}
+	if key == (choice{}) {
 		return r.usual, nil
 	}
-	key := choice{Program: c.Program, Root: c.Root, Systemd: c.Systemd}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := r.others[key]; p != nil {
@@ -117,12 +117,15 @@ func (r *Runtime) program(c choice) (*program, error) {
 	if !programName.MatchString(name) {
 		return nil, errs.New(errs.Invalid, "runtime %q: not a name", name)
 	}
-	root := c.Root
-	if root == "" {
-		root = filepath.Join(r.state, name)
+	root := filepath.Join(r.state, name)
+	switch {
+	case c.Root != "":
+		root = c.Root
+	case c.Space != "":
+		root += "+" + c.Space
 	}
 	if c.Systemd {
-		foreign, args = true, append(args[:len(args):len(args)], "--systemd-cgroup")
+		foreign, args = true, append(slices.Clip(args), "--systemd-cgroup")
 	}
 	p, err := newProgram(name, path, root, foreign, args...)
 	if err != nil {

@@ -27,11 +27,11 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 		return r.freeze(ctx, id, false)
 	}
 	if !b.program.foreign && b.Hooks.Poststart == nil {
-		if done, err := r.startDirectly(ctx, id, b.program.records(id)); done || err != nil {
+		if done, err := r.startDirectly(ctx, id, b.program.records(b.id(id))); done || err != nil {
 			return err
 		}
 	}
-	return b.program.run(ctx, nil, "start", id)
+	return b.program.run(ctx, nil, "start", b.id(id))
 }
 
 // startDirectly does what the program's start would do, if the records are
