@@ -114,7 +114,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	w.hash.Write(p[:n])
 	w.offset += int64(n)
 	if err != nil {
-		w.resumable = false // give the space back
+		w.resumable = false                               // give the space back
+		err = errors.Join(err, w.file.Truncate(w.offset)) // some more may have been written than n says
 		return n, fmt.Errorf("write blob: %w", writeError(err))
 	}
 	return n, nil
