@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,4 +98,77 @@ func BenchmarkList(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// TestClientsAtOnce is the same with clients that write their specs, and people
+// who do not know of them.
+func TestClientsAtOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, n *node) {
+		names := []string{"a", "b", "c"}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		zero := 0
+		verbs := []func(id string) error{
+			func(id string) error {
+				g := written("moby", id, "/bin/sleep", "1000")
+				if rand.N(2) == 0 {
+					g.Labels = map[string]string{statusLabel: "running", policyLabel: "always"}
+				}
+				_, err := n.CreateGiven(ctx, g)
+				return err
+			},
+			func(id string) error { _, err := n.CreateTask(ctx, "moby", id, request); return err },
+			func(id string) error { _, err := n.StartTask(ctx, "moby", id, ""); return err },
+			func(id string) error { return n.KillTask(ctx, "moby", id, "", syscall.SIGKILL, true) },
+			func(id string) error { _, err := n.DeleteTask(ctx, "moby", id); return err },
+			func(id string) error { return n.RemoveGiven(ctx, "moby", id) },
+			func(id string) error { return n.PauseTask(ctx, "moby", id) },
+			func(id string) error { return n.ResumeTask(ctx, "moby", id) },
+			func(id string) error {
+				return n.AddExec(ctx, "moby", id, container.ExecRequest{ID: "e", Process: process("/bin/sleep", "0.01")})
+			},
+			func(id string) error { _, err := n.StartTask(ctx, "moby", id, "e"); return err },
+			func(id string) error { _, err := n.DeleteExec(ctx, "moby", id, "e"); return err },
+			func(id string) error { return n.KillTask(ctx, "moby", id, "e", syscall.SIGKILL, false) },
+			func(id string) error {
+				ctx, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+				defer cancel()
+				_, err := n.WaitTask(ctx, "moby", id, []string{"", "e"}[rand.N(2)])
+				return err
+			},
+			func(id string) error {
+				_, err := n.UpdateGiven(ctx, "moby", id, func(g *spec.Given) error {
+					g.Labels[stoppedLabel] = []string{"true", "false"}[rand.N(2)]
+					return nil
+				})
+				return err
+			},
+			func(string) error { _, err := n.Tasks(ctx, ""); return err },
+			func(id string) error { return n.Stop(ctx, id, &zero, "") },
+			func(id string) error { return n.Start(ctx, id) },
+			func(id string) error { return n.Remove(ctx, id, true, true) },
+			func(id string) error { w.runtime.End("moby+"+id, 3); return nil },
+		}
+		var people sync.WaitGroup
+		for range 8 {
+			people.Go(func() {
+				for range 100 {
+					err := verbs[rand.N(len(verbs))](names[rand.N(len(names))])
+					switch errs.KindOf(err) {
+					case "", errs.NotFound, errs.Conflict, errs.Exists, errs.Timeout:
+					default:
+						t.Errorf("%v", err)
+					}
+					time.Sleep(time.Duration(rand.N(3)) * time.Millisecond)
+				}
+			})
+		}
+		people.Wait()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			t.Error("somebody waited for ever")
+		}
+		time.Sleep(time.Second)
+		w.tidy()
+		w.wantNothing()
+	})
 }

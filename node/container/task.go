@@ -93,8 +93,8 @@ func (s *Set) changeTask(c *container, fn func(*taskRecord)) error {
 func (s *Set) dropTask(c *container) error {
 	c.mu.Lock()
 	c.task.Store(nil)
-	clear(c.execs)
 	c.mu.Unlock()
+	s.forgetExecs(c)
 	return s.writeTask(c)
 }
 

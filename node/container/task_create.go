@@ -108,6 +108,7 @@ func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again
 
 // beginTask puts on record that the task is being made.
 func (s *Set) beginTask(c *container, req TaskRequest, oci *specs.Spec) error {
+	s.forgetExecs(c) // added when the last task was just going
 	made := &task{taskRecord: taskRecord{Request: req, Root: s.rootDir(c.id)}}
 	if oci.Linux != nil && filepath.IsAbs(oci.Linux.CgroupsPath) {
 		made.Cgroup = filepath.Clean(oci.Linux.CgroupsPath)

@@ -159,8 +159,8 @@ func (s *Set) deleteTask(ctx context.Context, c *container, state TaskState) err
 			return err
 		}
 	}
-	s.forgetExecs(c)
 	if c.given.Load() == nil {
+		s.forgetExecs(c)
 		c.mu.Lock()
 		c.dismissed = true
 		c.mu.Unlock()
