@@ -88,7 +88,11 @@ func (c *containerd) close(ctx context.Context) {
 func (c *containerd) shims() []int { return processes(shim, c.socket) }
 
 func (c *containerd) ctr(ctx context.Context, args ...string) error {
-	_, err := output(ctx, nil, append([]string{filepath.Join(c.tools, "ctr"), "--address", c.socket, "--namespace", "bench"}, args...)...)
+	return c.ctrIn(ctx, "bench", args...)
+}
+
+func (c *containerd) ctrIn(ctx context.Context, namespace string, args ...string) error {
+	_, err := output(ctx, nil, append([]string{filepath.Join(c.tools, "ctr"), "--address", c.socket, "--namespace", namespace}, args...)...)
 	return err
 }
 

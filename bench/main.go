@@ -25,7 +25,8 @@ type settings struct {
 	sides                   *regexp.Regexp
 	once, bursts, restarts  int
 	containers, atOnce      int
-	lists, pulls            int
+	lists, pulls, builds    int
+	clients                 string // folder of nerdctl and BuildKit
 	keepLogs                string
 	shelf, driver, profile  string // of the storage rows
 }
@@ -48,7 +49,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.StringVar(&s.runtime, "runtime", "crun", "OCI runtime of both")
 	flags.StringVar(&s.first, "first", ".cache/bench/busybox.tar", "small image; made by test/first-image.sh where missing")
 	flags.StringVar(&s.big, "big", ".cache/bench/big.tar", "image to pull; made where missing")
-	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, storage")
+	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, door, storage")
 	sides := flags.String("sides", "", "only the sides that match: containerd, berth")
 	flags.IntVar(&s.once, "n", 40, "containers from create to removed, on each side")
 	flags.IntVar(&s.bursts, "bursts", 5, "bursts on each side")
@@ -57,6 +58,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.IntVar(&s.lists, "lists", 20, "lists and statistics in each burst")
 	flags.IntVar(&s.restarts, "restarts", 2, "kills of the daemon in each burst")
 	flags.IntVar(&s.pulls, "pulls", 5, "pulls of each kind")
+	flags.IntVar(&s.builds, "builds", 5, "builds by nerdctl")
+	flags.StringVar(&s.clients, "clients", ".cache/clients/bin", "folder of nerdctl, buildkitd and buildctl")
 	flags.StringVar(&s.keepLogs, "logs", "", "folder that the daemons' logs are kept in")
 	flags.StringVar(&s.shelf, "shelf", shelfDir(), "folder of images of many layers; made where missing")
 	flags.StringVar(&s.driver, "driver", "lcfs", "snapshot driver that the storage rows drive in process")
@@ -81,7 +84,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "%s\n\n%s%s", before, b.results.table(b.results.lines(s.pulls)), b.results.table(b.results.storageLines(s.pulls)))
+	fmt.Fprintf(out, "%s\n\n%s%s%s", before, b.results.table(b.results.lines(s.pulls)),
+		b.results.table(b.results.doorLines(s.builds)), b.results.table(b.results.storageLines(s.pulls)))
 	if *asJSON == "" {
 		return nil
 	}

@@ -54,7 +54,7 @@ func prepare(ctx context.Context, s settings, log *slog.Logger) (b *bench, err e
 			b.close(ctx, &err)
 		}
 	}()
-	if s.once < 1 || s.bursts < 1 || s.containers < 1 || s.pulls < 1 {
+	if s.once < 1 || s.bursts < 1 || s.containers < 1 || s.pulls < 1 || s.builds < 1 {
 		return b, errors.New("counts start at 1")
 	}
 	if err := b.images(ctx); err != nil {
@@ -178,6 +178,9 @@ func (b *bench) measure(ctx context.Context) error {
 		if err := b.measurePulls(ctx); err != nil {
 			return err
 		}
+	}
+	if err := b.measureDoor(ctx); err != nil {
+		return err
 	}
 	return b.measureStorage(ctx)
 }

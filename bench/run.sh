@@ -16,6 +16,7 @@ for program in containerd ctr containerd-shim-runc-v2; do
 	build "$program" "github.com/containerd/containerd/v2/cmd/$program"
 done
 build peer .
+test/containerd/clients/build.sh
 go build -o .cache/peer/bench ./bench
 go build -o .cache/peer/store ./bench/store
 exec .cache/peer/bench -peer "$peer" -berth "$PWD/bin/berth" "$@"

@@ -79,6 +79,7 @@ func (b *bench) fillShelf(ctx context.Context) error {
 	for _, tag := range pulledTags() {
 		needed[tag] = needed[tag] || b.wants("storage-pull", "storage-remove")
 	}
+	needed["first"] = needed["first"] || b.wants("door-namespaces")
 	var images []layered
 	for i, l := range variants() {
 		if needed[l.tag] || b.wants("storage-disk") && (i == 0 || l.tag[0] == 'v') {
