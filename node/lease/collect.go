@@ -290,7 +290,7 @@ func (g graph) unreached() []node {
 
 func (g graph) below(n node) []node {
 	v := g[n]
-	return append(v.refs[:len(v.refs):len(v.refs)], v.ties...)
+	return slices.Concat(v.refs, v.ties)
 }
 
 func (g graph) nextExpiry() time.Time {

@@ -150,7 +150,8 @@ func TestReferences(t *testing.T) {
 			[]string{"n images i", "n content a", "n content b", "n content c", "n " + lcfs + " s", "n images j"},
 		},
 		{
-			"roots by label", []lease.Item{thing("content", "a", label+"root", "yes", label+"ref.content.0", "b"), thing("content", "b"), thing(lcfs, "s", label+"root.x", "1"), thing("content", "c", "x"+label+"root", "1")},
+			"roots by label",
+			[]lease.Item{thing("content", "a", label+"root", "yes", label+"ref.content.0", "b"), thing("content", "b"), thing(lcfs, "s", label+"root.x", "1"), thing("content", "c", "x"+label+"root", "1")},
 			[]string{"n content a", "n content b", "n " + lcfs + " s"},
 		},
 		{

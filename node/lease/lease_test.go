@@ -70,7 +70,9 @@ func TestLeases(t *testing.T) {
 
 	hostile := strings.Repeat("../\x00/:", 800)
 	for _, r := range []lease.Resource{
-		{Kind: lease.Content, ID: blobID}, {Kind: lease.Ingests, ID: hostile}, {Kind: lease.Images, ID: "docker.io/x:1"},
+		{Kind: lease.Content, ID: blobID},
+		{Kind: lease.Ingests, ID: hostile},
+		{Kind: lease.Images, ID: "docker.io/x:1"},
 		{Kind: lease.Snapshots("overlayfs"), ID: "k/1"},
 	} {
 		for _, namespace := range []string{"a", "b"} {

@@ -2,6 +2,7 @@ package content
 
 import (
 	"context"
+	"maps"
 	"strings"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
@@ -79,9 +80,7 @@ func changeLabels(labels, given map[string]string, fields []string) (map[string]
 
 func copied(m map[string]string) map[string]string {
 	c := make(map[string]string, len(m))
-	for name, value := range m {
-		c[name] = value
-	}
+	maps.Copy(c, m)
 	return c
 }
 

@@ -62,7 +62,8 @@ func TestImages(t *testing.T) {
 	_, err = create(ctx, &imagesapi.Image{Name: "a b/c:d@e", Target: anything("2")})
 	w.code(err, codes.AlreadyExists)
 	for _, bad := range []*imagesapi.Image{
-		nil, {Name: "x"},
+		nil,
+		{Name: "x"},
 		{Target: anything("1")},
 		{Name: "x", Target: &types.Descriptor{MediaType: "a", Digest: "sha256:short", Size: 1}},
 		{Name: "x", Target: &types.Descriptor{MediaType: "a", Digest: digest.FromString("").String()}},

@@ -93,7 +93,7 @@ func (w *writing) handle(ctx context.Context, req *api.WriteContentRequest) (*ap
 		}
 	}
 	if len(req.GetData()) > 0 {
-		if _, err := w.Writer.Write(ctx, req.GetData()); err != nil {
+		if _, err := w.Write(ctx, req.GetData()); err != nil {
 			return nil, err
 		}
 	}
