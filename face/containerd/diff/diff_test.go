@@ -18,6 +18,7 @@ import (
 	corediff "github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/proxy"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	coresnapshots "github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
@@ -336,4 +337,47 @@ func TestForeignMounts(t *testing.T) {
 	desc, err := w.applier().Compare(ctx, bind(dirs[0]), bind(dirs[1]))
 	w.must(err)
 	w.readDiff(ctx, desc, time.Now())
+}
+
+// The collector takes what nothing refers to, but not a view that a client just
+// looks at; what a lease holds goes with the lease.
+func TestCollected(t *testing.T) {
+	w := newWorld(t)
+	ctx := w.in("one")
+	s := w.snapshotter("overlayfs")
+	_, err := w.leases.Create(t.Context(), "one", "l", nil)
+	w.must(err)
+	leased := leases.WithLease(ctx, "l")
+	_, err = s.Prepare(leased, "work", "")
+	w.must(err)
+	w.must(s.Commit(leased, "layer", "work"))
+	_, err = s.View(leased, "leased view", "layer")
+	w.must(err)
+	_, err = s.Prepare(leased, "active", "layer")
+	w.must(err)
+	_, err = s.View(ctx, "view", "")
+	w.must(err)
+	_, err = s.Prepare(ctx, "nobody's", "")
+	w.must(err)
+	_, err = s.Prepare(ctx, "root", "layer", coresnapshots.WithLabels(map[string]string{"containerd.io/gc.root": "now"}))
+	w.must(err)
+	names := func() (all []string) {
+		w.must(s.Walk(ctx, func(_ context.Context, info coresnapshots.Info) error {
+			all = append(all, info.Name)
+			return nil
+		}))
+		return all
+	}
+	w.must(w.leases.Collect(t.Context()))
+	if got, want := names(), []string{"active", "layer", "leased view", "root", "view"}; !slices.Equal(got, want) {
+		t.Errorf("there are %q, want %q", got, want)
+	}
+	w.must(w.leases.Delete(t.Context(), "one", "l"))
+	w.must(w.leases.Collect(t.Context()))
+	if got, want := names(), []string{"layer", "root", "view"}; !slices.Equal(got, want) {
+		t.Errorf("behind the lease there are %q, want %q", got, want)
+	}
+	if _, err := s.Prepare(leases.WithLease(ctx, "none"), "new", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("under a lease that there is not: %v", err)
+	}
 }

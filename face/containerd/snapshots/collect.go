@@ -3,10 +3,15 @@ package snapshots
 import (
 	"context"
 	"strings"
+	"time"
 
 	"berth/base/errs"
 	"berth/node/lease"
 )
+
+// attention is how long a view stays that a client looks at without saying so
+// by a lease, as Docker does to see what a container has changed.
+const attention = time.Minute
 
 // Items tells the collector of the names of all namespaces.
 func (s *Service) Items(ctx context.Context, fn func(lease.Item)) error {
@@ -25,6 +30,9 @@ func (s *Service) Items(ctx context.Context, fn func(lease.Item)) error {
 		}
 		namespace, r := rec.name().resource()
 		item := lease.Item{Namespace: namespace, Resource: r, Labels: rec.Labels}
+		if rec.Loose {
+			item.Until = rec.Created.Add(attention)
+		}
 		if rec.Parent != "" {
 			_, parent := rec.parent().resource()
 			item.Refs = append(item.Refs, parent)

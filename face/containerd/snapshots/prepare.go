@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"berth/base/errs"
+	"berth/face/containerd/wire"
 	"berth/node/snapshot"
 )
 
@@ -81,7 +82,7 @@ func (s *Service) View(ctx context.Context, r *api.ViewSnapshotRequest) (*api.Vi
 		return nil, failed("view snapshot", err)
 	}
 	mounts, err := s.create(ctx, &record{
-		Space: space, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView,
+		Space: space, Name: r.Key, Parent: r.Parent, Labels: r.Labels, Kind: snapshot.KindView, Loose: wire.Lease(ctx) == "",
 	})
 	return &api.ViewSnapshotResponse{Mounts: mounts}, failed("view snapshot", err)
 }

@@ -151,6 +151,9 @@ type record struct {
 	// Applied says that a layer was unpacked which waits for the commit. It is
 	// lost with the process, and the snapshot with it.
 	Applied bool `json:"applied,omitempty"`
+	// Loose says that a view was made under no lease: nothing but a client's
+	// attention holds it.
+	Loose bool `json:"loose,omitempty"`
 
 	// making marks a name that is taken, but that only its maker sees yet.
 	making bool
