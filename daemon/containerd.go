@@ -106,7 +106,7 @@ func (n *node) openSnapshotNames(ctx context.Context) error {
 	n.engine.contents.Natives = n.images
 	n.own(n.images.Owner())
 	n.own(snapshots.Collected{Service: n.engine.names})
-	n.engine.mounts, err = mounts.Open(ctx, filepath.Join(n.config.State, "mounts"), n.engine.leases)
+	n.engine.mounts, err = mounts.Open(ctx, filepath.Join(n.config.State, "mounts"), n.engine.leases, n.log.With("room", "mounts"))
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"berth/face/containerd/quiet"
 	"berth/face/containerd/wire"
 	"berth/node/lease"
 )
@@ -57,7 +59,7 @@ const leaseLabel = "berth.lease"
 
 // Open finds again what an earlier process of this boot has mounted below dir,
 // and takes down what it left half made.
-func Open(ctx context.Context, dir string, leases Leases) (*Service, error) {
+func Open(ctx context.Context, dir string, leases Leases, log *slog.Logger) (*Service, error) {
 	targets := filepath.Join(dir, "t")
 	if err := os.MkdirAll(targets, 0o700); err != nil {
 		return nil, fmt.Errorf("open mounts of clients: %w", err)
@@ -72,7 +74,7 @@ func Open(ctx context.Context, dir string, leases Leases) (*Service, error) {
 		return nil, fmt.Errorf("open mounts of clients: %w", err)
 	}
 	s := &Service{mounts: mounts, leases: leases, active: map[name]map[string]string{}}
-	if err := s.load(ctx); err != nil {
+	if err := s.load(quiet.Context(ctx, log)); err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("open mounts of clients: %w", err)
 	}

@@ -31,7 +31,7 @@ func open(t *testing.T, dir string) (client mount.Manager, leases *lease.Set, en
 	must(t, err)
 	leases, err = lease.Open(lease.Config{DB: db, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
-	service, err := mounts.Open(t.Context(), dir, leases)
+	service, err := mounts.Open(t.Context(), dir, leases, slog.New(slog.DiscardHandler))
 	must(t, err)
 	leases.Own(service)
 	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {

@@ -35,6 +35,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"berth/base/errs"
+	"berth/face/containerd/quiet"
 	"berth/face/containerd/wire"
 	nodeimage "berth/node/image"
 	"berth/node/snapshot"
@@ -97,7 +98,7 @@ func (s *Service) transfer(ctx context.Context, r *api.TransferRequest) error {
 	if _, err := wire.Namespace(ctx); err != nil {
 		return err
 	}
-	ctx = s.quietly(ctx)
+	ctx = quiet.Context(ctx, s.Log)
 	say, done, err := s.progress(ctx, r.GetOptions().GetProgressStream())
 	if err != nil {
 		return err

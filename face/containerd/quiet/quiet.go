@@ -1,4 +1,5 @@
-package transfer
+// Package quiet has containerd's library speak into the node's own log.
+package quiet
 
 import (
 	"context"
@@ -9,12 +10,12 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// quietly lets what the library has to say, most of it about retries, be heard
-// by who looks for it, in the node's own log.
-func (s *Service) quietly(ctx context.Context) context.Context {
+// Context is ctx for calls of the library: what it has to say, most of it about
+// retries, is heard by who looks for it.
+func Context(ctx context.Context, to *slog.Logger) context.Context {
 	logger := logrus.New()
 	logger.SetOutput(io.Discard)
-	logger.AddHook(heard{ctx, s.Log})
+	logger.AddHook(heard{ctx, to})
 	return log.WithLogger(ctx, logrus.NewEntry(logger))
 }
 
@@ -31,6 +32,6 @@ func (h heard) Fire(e *logrus.Entry) error {
 	for name, value := range e.Data {
 		fields = append(fields, name, value)
 	}
-	h.log.DebugContext(h.ctx, "a transfer goes on", fields...)
+	h.log.DebugContext(h.ctx, "containerd's library", fields...)
 	return nil
 }
