@@ -68,7 +68,7 @@ func (s *Service) Subscribe(r *api.SubscribeRequest, stream api.Events_Subscribe
 			return wire.Error(err)
 		}
 	}
-	return nil
+	return wire.Error(context.Cause(stream.Context())) // of the client's going, or of the server's stopping
 }
 
 // runtimes is the service as runtimes see it.
