@@ -140,7 +140,7 @@ func TestTaskEventsSayAll(t *testing.T) {
 			pid := fmt.Sprint(state.Pid)
 			switch e.Action {
 			case "task_create":
-				if attrs["pid"] != pid || attrs["bundle"] != state.Bundle || attrs["terminal"] != "false" || attrs["stdout"] != "/out" || !strings.Contains(attrs["rootfs"], "rbind") {
+				if attrs["pid"] != pid || attrs["bundle"] != state.Bundle || attrs["terminal"] != "false" || attrs["stdout"] != "/out" || has(attrs, "stderr") {
 					t.Errorf("%s: %v", e.Action, attrs)
 				}
 			case "start":
@@ -154,4 +154,9 @@ func TestTaskEventsSayAll(t *testing.T) {
 			}
 		}
 	})
+}
+
+func has(attrs map[string]string, name string) bool {
+	_, there := attrs[name]
+	return there
 }

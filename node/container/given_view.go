@@ -26,7 +26,7 @@ func viewOf(g *spec.Given) *spec.Container {
 	}
 	c := &spec.Container{
 		ID:        g.ID,
-		Name:      orElse(g.Labels[nameLabel], g.ID),
+		Name:      orElse(g.Labels[nameLabel], shortName(g.ID)),
 		Namespace: g.Namespace,
 		Created:   g.Created,
 		Image:     g.Image,
@@ -61,6 +61,14 @@ func viewOf(g *spec.Given) *spec.Container {
 	}
 	c.State.RestartCount, _ = strconv.Atoi(g.Labels[restartCount])
 	return c
+}
+
+// shortName is what people call a container whose client made up an id.
+func shortName(id string) string {
+	if len(id) == 64 {
+		return id[:12]
+	}
+	return id
 }
 
 // stopSignalLabel is where clients keep what the image says.

@@ -32,7 +32,7 @@ func (s *Set) nativeGiven(_ context.Context, c *container) spec.Given {
 		Labels:      labels,
 		Image:       fullName(view.Image),
 		Runtime:     RuntimeV2,
-		Spec:        &spec.Opaque{Type: specType, Value: s.nativeSpec(view)},
+		Spec:        &spec.Opaque{Type: specType, Value: s.nativeSpec(c)},
 		Snapshotter: s.Snapshotter,
 		SnapshotKey: view.Snapshot,
 		Created:     view.Created,
@@ -48,26 +48,54 @@ func fullName(image string) string {
 	return name.String()
 }
 
+// shownSpec is the spec of a container of the node's own as it was made up for
+// one view of it.
+type shownSpec struct {
+	of   *spec.Container
+	data []byte
+}
+
 // nativeSpec is what the container runs by, or the beginnings of what it would.
-func (s *Set) nativeSpec(c *spec.Container) []byte {
+func (s *Set) nativeSpec(c *container) []byte {
+	view := c.get()
+	if shown := c.shown.Load(); shown != nil && shown.of == view {
+		return shown.data
+	}
+	oci := s.writtenSpec(view)
+	// nerdctl refuses a container that does not say which networks of nerdctl's
+	// it is on.
+	oci.Annotations = maps.Clone(oci.Annotations)
+	if oci.Annotations == nil {
+		oci.Annotations = map[string]string{}
+	}
+	oci.Annotations[networksLabel] = `["none"]`
+	data, err := json.Marshal(oci)
+	if err != nil {
+		return []byte("{}")
+	}
+	c.shown.Store(&shownSpec{view, data})
+	return data
+}
+
+// networksLabel is where nerdctl says which of its networks a container is on.
+const networksLabel = "nerdctl/networks"
+
+func (s *Set) writtenSpec(c *spec.Container) *specs.Spec {
 	if alive(c.State.Status) {
-		if data, err := os.ReadFile(filepath.Join(s.bundleDir(c.ID), "config.json")); err == nil {
-			return data
+		oci := &specs.Spec{}
+		data, err := os.ReadFile(filepath.Join(s.bundleDir(c.ID), "config.json"))
+		if err == nil && json.Unmarshal(data, oci) == nil {
+			return oci
 		} // it ends right now
 	}
-	cwd := orElse(c.Config.WorkDir, "/")
-	data, err := json.Marshal(specs.Spec{
+	return &specs.Spec{
 		Version:     "1.0.2",
 		Hostname:    c.Config.Hostname,
 		Annotations: c.Config.Annotations,
 		Root:        &specs.Root{Path: "rootfs", Readonly: c.Config.Security.ReadOnlyRoot},
-		Process:     &specs.Process{Terminal: c.Config.TTY, Args: c.Args, Env: c.Config.Env, Cwd: cwd},
+		Process:     &specs.Process{Terminal: c.Config.TTY, Args: c.Args, Env: c.Config.Env, Cwd: orElse(c.Config.WorkDir, "/")},
 		Linux:       &specs.Linux{},
-	})
-	if err != nil {
-		return []byte("{}")
 	}
-	return data
 }
 
 // updateNative changes the labels of a container of the node's own, and its

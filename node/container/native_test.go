@@ -32,7 +32,7 @@ func TestNativesAsTasks(t *testing.T) {
 		}
 		var oci specs.Spec
 		w.ok(json.Unmarshal(g.Spec.Value, &oci))
-		if !slices.Equal(oci.Process.Args, []string{"/bin/sleep", "1000"}) || len(oci.Mounts) == 0 {
+		if !slices.Equal(oci.Process.Args, []string{"/bin/sleep", "1000"}) || len(oci.Mounts) == 0 || oci.Annotations["nerdctl/networks"] != `["none"]` {
 			t.Errorf("spec %s", g.Spec.Value)
 		}
 		for _, ref := range []string{"web", c.ID[:12]} { // clients know ids

@@ -341,13 +341,14 @@ func (c *container) cgroup() string {
 func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
 	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+5)
 	maps.Copy(all, c.Config.Labels)
-	all["name"], all["image"] = c.Name, c.Image
-	all["namespace"], all["container"] = orElse(c.Namespace, spec.DefaultNamespace), c.ID
+	attrs = append(attrs, "name", c.Name, "image", c.Image, "namespace", orElse(c.Namespace, spec.DefaultNamespace), "container", c.ID)
 	if c.Namespace != "" {
-		all["given"] = "true"
+		attrs = append(attrs, "given", "true")
 	}
 	for i := 0; i+1 < len(attrs); i += 2 {
-		all[attrs[i]] = attrs[i+1]
+		if attrs[i+1] != "" {
+			all[attrs[i]] = attrs[i+1]
+		}
 	}
 	s.Events.Publish("container", action, c.ID, all)
 }

@@ -21,6 +21,7 @@ type container struct {
 	given atomic.Pointer[spec.Given]     // what its client wrote, where one did; what it points to is never changed
 	task  atomic.Pointer[task]           // of a given one, from CreateTask to DeleteTask; likewise
 	files sync.Mutex                     // writing the task's file
+	shown atomic.Pointer[shownSpec]      // of one of the node's own, to clients
 
 	gone atomic.Bool // removed: no record must be written any more
 	// removed is set when all is over, and nobody finds it any more.

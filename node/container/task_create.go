@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -207,15 +206,11 @@ func (s *Set) madeTask(ctx context.Context, c *container, p *Process) error {
 // taskAttrs tell of a task in an event.
 func (s *Set) taskAttrs(c *container) []string {
 	t := c.task.Load()
-	attrs := []string{
+	return []string{
 		"pid", strconv.Itoa(t.Pid), "bundle", s.bundleDir(c.id), "terminal", strconv.FormatBool(t.Request.Terminal),
 		"stdin", t.Request.Streams.Stdin, "stdout", t.Request.Streams.Stdout, "stderr", t.Request.Streams.Stderr,
 		"checkpoint", t.Request.Restore,
 	}
-	if rootfs, err := json.Marshal(t.Request.Rootfs); err == nil {
-		attrs = append(attrs, "rootfs", string(rootfs))
-	}
-	return attrs
 }
 
 // cgroupOfProcess asks the kernel where a process is that its client gave no
