@@ -196,7 +196,9 @@ func nodeProcess(dir string) {
 	r := &rig{dir: dir}
 	b := r.script("b", "read x; echo $x; exit 4")
 	b.Stdin = true
-	for _, l := range []keeper.Launch{r.script("a", numbers(30000)), b, r.script("c", "exit 3")} {
+	given := r.script("given", numbers(30000))
+	given.Streams = &keeper.Streams{Stdin: dir + "/given-stdin", Stdout: dir + "/given-stdout", Stderr: dir + "/given-stderr"}
+	for _, l := range []keeper.Launch{r.script("a", numbers(30000)), b, r.script("c", "exit 3"), given} {
 		if _, err := k.Launch(context.Background(), l); err != nil {
 			fmt.Println("launch:", err)
 			os.Exit(1)
@@ -213,6 +215,7 @@ func TestNodeKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	(&rig{t: t, dir: dir}).fifos("given")
 	out, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -232,10 +235,18 @@ func TestNodeKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = node.Wait()
+	client := follow(t, dir+"/given-stdout")
 	r := open(t, dir)
 	t.Cleanup(func() { shutdown(t, dir) })
-	if n := len(r.Processes()); n != 3 {
+	if n := len(r.Processes()); n != 4 {
 		t.Fatalf("%d processes", n)
+	}
+	checkNumbers(t, receive(t, client), 30000)
+	if p, _ := r.Process("given"); !p.Given || p.Stdin != nil {
+		t.Errorf("process %+v", p)
+	}
+	if err := r.CloseStdin(t.Context(), "given"); err != nil {
+		t.Error(err)
 	}
 	if e := r.wait("c"); e.Code != 3 || !e.Known {
 		t.Errorf("exit %+v", e)

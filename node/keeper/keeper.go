@@ -14,6 +14,12 @@
 //     it when init has reaped them; before that, /proc tells until init has)
 //     and is otherwise reported as not known.
 //
+// What a client named for a process's streams (Streams) does not pass through
+// here but for terminals and files, and those by splice, which leaves every
+// byte either where it was or where it goes; FIFOs that the keeper keeps open
+// for clients are among the descriptors that node has twice, and closes when
+// the keeper says that it has.
+//
 // Node must therefore not be a subreaper. Where it is pid 1 it reaps what
 // falls to it, by pidfd and only the keeper's former children.
 //
