@@ -60,7 +60,7 @@ func newBench(t testing.TB, change ...func(*shim.Config)) *bench {
 	}
 	b.config = shim.Config{
 		State: filepath.Join(dir, "state"), Address: filepath.Join(dir, "b.sock"), Events: filepath.Join(dir, "b.sock.ttrpc"),
-		Sockets: filepath.Join(dir, "s"), Exited: b.told, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level()})),
+		Sockets: filepath.Join(dir, "s"), Exited: b.told, Env: []string{"GORACE=atexit_sleep_ms=0"}, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level()})),
 	}
 	for _, c := range change {
 		c(&b.config)
@@ -161,6 +161,14 @@ func (b *bench) exitsOf(id string) int {
 // install puts a program into PATH as the shim of io.containerd.NAME.v1.
 func (b *bench) install(name, program string) string {
 	b.t.Helper()
+	b.put(name, program)
+	b.t.(*testing.T).Setenv("PATH", filepath.Join(b.dir, "bin")+":"+os.Getenv("PATH"))
+	return "io.containerd." + name + ".v1"
+}
+
+// put makes a program the shim of io.containerd.NAME.v1, and gives its path.
+func (b *bench) put(name, program string) string {
+	b.t.Helper()
 	bin := filepath.Join(b.dir, "bin")
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		b.t.Fatal(err)
@@ -171,10 +179,7 @@ func (b *bench) install(name, program string) string {
 			b.t.Fatal(err)
 		}
 	}
-	if path := os.Getenv("PATH"); !strings.HasPrefix(path, bin+":") {
-		b.t.(*testing.T).Setenv("PATH", bin+":"+path)
-	}
-	return "io.containerd." + name + ".v1"
+	return to
 }
 
 func (b *bench) runtime(name string) *shim.Runtime {

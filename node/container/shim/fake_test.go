@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,14 +63,7 @@ type fakeContainer struct {
 	at    time.Time
 }
 
-func (f *fake) is(manners ...string) bool {
-	for _, m := range manners {
-		if f.manners == m {
-			return true
-		}
-	}
-	return false
-}
+func (f *fake) is(manners ...string) bool { return slices.Contains(manners, f.manners) }
 
 func (f *fake) main() error {
 	switch os.Args[len(os.Args)-1] {

@@ -19,14 +19,14 @@ func (b *bench) fake(manners string) *shim.Runtime {
 	b.t.Helper()
 	self, err := os.Executable()
 	b.ok(err, "own program")
-	return b.runtime(b.install(manners, self))
+	return b.runtime(b.put(manners, self))
 }
 
 // short are limits for shims that do not answer.
 func short(c *shim.Config) {
 	c.Limits = shim.Limits{
-		Start: time.Second, Create: time.Second, Call: time.Second,
-		Kill: time.Second, Shutdown: 500 * time.Millisecond, Cleanup: time.Second,
+		Start: 2 * time.Second, Create: time.Second, Call: time.Second,
+		Kill: time.Second, Shutdown: time.Second, Cleanup: 2 * time.Second,
 	}
 }
 
@@ -34,6 +34,7 @@ func short(c *shim.Config) {
 func TestAnswers(t *testing.T) {
 	for _, manners := range []string{"plain", "json", "good", "downgrades", "holds", "stays", "lies"} {
 		t.Run(manners, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, short)
 			r := b.fake(manners)
 			if version, err := r.Version(t.Context()); err != nil || version != "v1.2.3" {
@@ -86,6 +87,7 @@ func TestRefusals(t *testing.T) {
 		"connect-fails": {"", ""}, // it only does not say who it is
 	} {
 		t.Run(manners, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, short)
 			r := b.fake(manners)
 			l := b.launch(r, "a", command("sleep", "1000"))
@@ -101,7 +103,7 @@ func TestRefusals(t *testing.T) {
 			if start, ok := errors.AsType[*container.StartError](err); want.kind == errs.Internal && (!ok || start.Code != 128) {
 				t.Errorf("%v, want a StartError", err)
 			}
-			if took := time.Since(begin); took > 12*time.Second {
+			if took := time.Since(begin); took > 15*time.Second {
 				t.Errorf("it took %s", took)
 			}
 			if b.driver.Has("a") || b.exitsOf("a") != 0 {
@@ -136,6 +138,7 @@ func (b *bench) nobody(id string) {
 func TestHangs(t *testing.T) {
 	for _, manners := range []string{"kill-hangs", "delete-hangs", "state-hangs", "shutdown-hangs", "wait-hangs", "delete-fails", "unclean"} {
 		t.Run(manners, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, short)
 			r := b.fake(manners)
 			b.run(r, b.launch(r, "a", command("sleep", "1000")))
@@ -186,6 +189,7 @@ func TestKilled(t *testing.T) {
 		"unclean": {Code: 255},
 	} {
 		t.Run(manners, func(t *testing.T) {
+			t.Parallel()
 			b := newBench(t, short)
 			r := b.fake(manners)
 			b.run(r, b.launch(r, "a", command("sleep", "1000")))
@@ -259,9 +263,9 @@ func TestHalfMade(t *testing.T) {
 
 func TestFind(t *testing.T) {
 	b := newBench(t)
-	b.fake("good")
 	self, err := os.Executable()
 	b.ok(err, "own program")
+	b.install("good", self)
 	for name, want := range map[string]struct {
 		path string
 		kind errs.Kind

@@ -56,7 +56,7 @@ func TestGiven(t *testing.T) {
 	if text, _ := os.ReadFile(out); string(text) != "hello\n" {
 		t.Errorf("output %q", text)
 	}
-	for _, topic := range []string{"create", "start", "delete"} {
+	for _, topic := range []string{"create", "start"} {
 		if b.sent("team /tasks/"+topic) != 1 {
 			t.Errorf("the shim sent no event of %s: %v", topic, b.topics)
 		}
