@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"os"
 	"path/filepath"
 
 	"berth/node/collect"
@@ -27,6 +28,10 @@ func (n *node) collect(ctx context.Context) error {
 			Discard: n.discardNetworking,
 		},
 		collect.Mounts(filepath.Join(n.config.State, "containers")),
+		collect.Room{
+			Name: "checkpoint", Found: collect.Names(n.checkpointsUsed()),
+			Discard: func(_ context.Context, id string) error { return os.RemoveAll(filepath.Join(n.checkpointsUsed(), id)) },
+		},
 		collect.Cgroups(n.cgroup()),
 	)
 	_, err := collect.Sweep(ctx, n.containers.Claims, n.log.With("room", "collect"), rooms...)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -56,6 +57,9 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	n.bus.Tap(func(e spec.Event) { told.Tell(ctx, e) })
 	if n.engine.meter, err = stats.Open(); err != nil {
 		return err
+	}
+	if err := os.RemoveAll(n.checkpointsMade()); err != nil {
+		return fmt.Errorf("checkpoints of an earlier node: %w", err)
 	}
 	if n.engine.namespaces, err = namespace.Open(ctx, n.db, n.holdings); err != nil {
 		return err
@@ -172,7 +176,7 @@ func (n *node) services() []containerd.Service {
 		&tasks.Sandboxes{Set: e.sandboxes, Events: e.exchange, Leases: e.leases, Plain: n.plain},
 		&tasks.Tasks{
 			Givens: n.containers, Running: n.containers, Controls: n.containers, Meter: e.meter,
-			Contents: checkpoints{e.contents}, Restores: filepath.Join(n.config.Root, "restore"), Log: log,
+			Contents: checkpoints{e.contents}, Making: n.checkpointsMade(), Restored: n.checkpointsUsed(), Log: log,
 		},
 	}
 }
@@ -218,6 +222,12 @@ func (n *node) serveGRPC(ctx context.Context, listener net.Listener) error {
 	}
 	return server.Serve(ctx, listener, n.services()...)
 }
+
+// checkpointsMade is where checkpoints lie until they are blobs.
+func (n *node) checkpointsMade() string { return filepath.Join(n.config.Root, "checkpoint", "new") }
+
+// checkpointsUsed is where those lie that tasks have gone on from.
+func (n *node) checkpointsUsed() string { return filepath.Join(n.config.Root, "checkpoint", "used") }
 
 // checkpoints are blobs that tasks are written to.
 type checkpoints struct{ contents *content.Set }

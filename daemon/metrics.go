@@ -118,6 +118,12 @@ func (t timed) Delete(ctx context.Context, id string) (err error) {
 	return t.Runtime.Delete(ctx, id)
 }
 
+// checkpointer is a timed runtime that can write containers to disk.
+type checkpointer struct {
+	timed
+	container.Checkpointer
+}
+
 // census counts a node's containers and reads what they use, when asked.
 type census struct {
 	containers *container.Set

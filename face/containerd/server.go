@@ -154,7 +154,7 @@ func (s *Server) begin(ctx, life context.Context, method string) (context.Contex
 	}
 	ctx, span := s.span(ctx, method)
 	return ctx, func(err *error) {
-		if v := recover(); v != nil { //nolint:revive // it is deferred, by whoever called begin
+		if v := recover(); v != nil {
 			s.Log.ErrorContext(ctx, "a handler panicked", "method", method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 			*err = errs.New(errs.Internal, "panic: %v", v)
 		}

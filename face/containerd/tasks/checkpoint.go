@@ -19,6 +19,7 @@ import (
 	"berth/face/containerd/wire"
 	"berth/node/container"
 	"berth/node/folder"
+	"berth/spec"
 )
 
 // maxCheckpoint bounds what a checkpoint unpacks to.
@@ -60,10 +61,10 @@ func (s *Tasks) checkpoint(ctx context.Context, namespace, id string, wanted con
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(s.Restores, 0o700); err != nil {
+	if err := os.MkdirAll(s.Making, 0o700); err != nil {
 		return nil, fmt.Errorf("checkpoint: %w", err)
 	}
-	wanted.Image, err = os.MkdirTemp(s.Restores, "checkpoint-")
+	wanted.Image, err = os.MkdirTemp(s.Making, "checkpoint-")
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint: %w", err)
 	}
@@ -83,7 +84,7 @@ func (s *Tasks) checkpoint(ctx context.Context, namespace, id string, wanted con
 	if err != nil {
 		return nil, err
 	}
-	spec, err := s.add(ctx, namespace, name+"-spec", images.MediaTypeContainerd1CheckpointConfig, func(w io.Writer) error {
+	config, err := s.add(ctx, namespace, name+"-spec", images.MediaTypeContainerd1CheckpointConfig, func(w io.Writer) error {
 		data, err := proto.Marshal(wire.Any(g.Spec))
 		if err != nil {
 			return errs.New(errs.Internal, "encode spec: %w", err)
@@ -94,7 +95,7 @@ func (s *Tasks) checkpoint(ctx context.Context, namespace, id string, wanted con
 	if err != nil {
 		return nil, err
 	}
-	return &api.CheckpointTaskResponse{Descriptors: []*types.Descriptor{image, spec}}, nil
+	return &api.CheckpointTaskResponse{Descriptors: []*types.Descriptor{image, config}}, nil
 }
 
 // add makes a blob of what write writes.
@@ -151,7 +152,10 @@ func (s *Tasks) restore(ctx context.Context, namespace string, r *api.CreateTask
 
 // restored is the folder of the checkpoint that a task went on from.
 func (s *Tasks) restored(namespace, id string) string {
-	return filepath.Join(s.Restores, namespace+"+"+id)
+	if namespace != spec.DefaultNamespace {
+		id = namespace + "+" + id
+	}
+	return filepath.Join(s.Restored, id)
 }
 
 func (s *Tasks) extract(ctx context.Context, blob io.Reader, path string) error {

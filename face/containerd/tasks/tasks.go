@@ -33,8 +33,11 @@ type Tasks struct {
 	Controls Controls
 	Meter    Meter
 	Contents Contents
-	Restores string // folder for checkpoints that tasks go on from, until they are deleted
-	Log      *slog.Logger
+	// Making is a folder for checkpoints on their way to blobs, which is emptied
+	// before anything is served, Restored one for those that tasks go on from:
+	// a folder each, by the id that the node has for the container.
+	Making, Restored string
+	Log              *slog.Logger
 }
 
 // Register adds the service to a server.

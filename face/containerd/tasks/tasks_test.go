@@ -68,7 +68,7 @@ func open(t *testing.T, unified bool) *world {
 	server := grpc.NewServer()
 	(&tasks.Containers{Set: w.set, Events: w.exchange, Leases: w.leases}).Register(server)
 	(&tasks.Tasks{
-		Givens: w.set, Running: w.set, Controls: w.set, Meter: meter{unified}, Contents: w.blobs, Restores: w.restores, Log: quiet,
+		Givens: w.set, Running: w.set, Controls: w.set, Meter: meter{unified}, Contents: w.blobs, Making: filepath.Join(w.restores, "new"), Restored: filepath.Join(w.restores, "restored"), Log: quiet,
 	}).Register(server)
 	(&tasks.Sandboxes{
 		Set: sandboxes, Events: w.exchange, Leases: w.leases, Plain: func(name string) bool { return name == container.RuntimeV2 },
@@ -84,8 +84,17 @@ func open(t *testing.T, unified bool) *world {
 	if w.Client, err = client.New(socket, client.WithDefaultRuntime(container.RuntimeV2)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = w.Client.Close() })
+	t.Cleanup(func() { _ = w.Close() })
 	return w
+}
+
+// nothingLeft: no checkpoint is on disk.
+func (w *world) nothingLeft(t *testing.T) {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(w.restores, "*", "*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 func in(t *testing.T, namespace string) context.Context {
@@ -423,9 +432,7 @@ func TestCheckpoint(t *testing.T) {
 	if err := proto.Unmarshal(w.blobs.data[got.GetDescriptors()[1].GetDigest()], kept); err != nil || string(kept.GetValue()) != `{"ociVersion":"1.2.0"}` {
 		t.Errorf("the spec: %v, %v", kept, err)
 	}
-	if left, err := os.ReadDir(w.restores); err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
+	w.nothingLeft(t)
 
 	// A task goes on from it, in a folder that stays until it is deleted.
 	w.set.end("ns", "c", "", 0)
@@ -443,9 +450,7 @@ func TestCheckpoint(t *testing.T) {
 	if _, err := service.Delete(ctx, &api.DeleteTaskRequest{ContainerID: "c"}); err != nil {
 		t.Fatal(err)
 	}
-	if left, err := os.ReadDir(w.restores); err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
+	w.nothingLeft(t)
 
 	// What is none.
 	for name, from := range map[string]*types.Descriptor{
@@ -459,9 +464,7 @@ func TestCheckpoint(t *testing.T) {
 	if _, err := service.Checkpoint(ctx, &api.CheckpointTaskRequest{ContainerID: "c", Options: &anypb.Any{TypeUrl: "other.Options"}}); !errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
 		t.Errorf("options of another runtime: %v", err)
 	}
-	if left, err := os.ReadDir(w.restores); err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
+	w.nothingLeft(t)
 }
 
 func TestSandboxes(t *testing.T) {

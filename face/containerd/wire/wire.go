@@ -64,7 +64,7 @@ func Error(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // the outermost
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { // the outermost is one
 		return err
 	}
 	c, text := code(err), err.Error()
