@@ -21,7 +21,7 @@ type place struct {
 
 const nowhere = "nowhere"
 
-func (p place) logger() bool { return strings.HasPrefix(p.scheme, "binary") }
+func (p place) logger() bool { return p.scheme == "binary" || p.scheme == "binary-v2" }
 
 func parsePlace(text string) (place, error) {
 	if text == "" {
@@ -37,7 +37,7 @@ func parsePlace(text string) (place, error) {
 	p := place{scheme: u.Scheme, path: filepath.Clean(u.Path)}
 	switch {
 	case p.scheme == "fifo", p.scheme == "file":
-	case p.logger() && (p.scheme == "binary" || p.scheme == "binary-v2"):
+	case p.logger():
 		if p.args, err = loggerArgs(u.RawQuery); err != nil {
 			return place{}, errs.New(errs.Invalid, "stream %q: %w", text, err)
 		}

@@ -29,9 +29,15 @@ func TestParsePlace(t *testing.T) {
 // A file or a logger takes both streams, unless the other has its own place.
 func TestPlaces(t *testing.T) {
 	for _, tt := range []struct{ out, err, want string }{
-		{"file:///a", "", "/a"}, {"file:///a", "file:///b", "/b"}, {"file:///a", "/fifo", "/fifo"},
-		{"binary:///l", "", "/l"}, {"binary:///l", "binary:///m", "/l"}, {"binary:///l", "/fifo", "/fifo"},
-		{"/fifo", "", ""}, {"", "/fifo", "/fifo"}, {"", "binary:///l", "/l"},
+		{"file:///a", "", "/a"},
+		{"file:///a", "file:///b", "/b"},
+		{"file:///a", "/fifo", "/fifo"},
+		{"binary:///l", "", "/l"},
+		{"binary:///l", "binary:///m", "/l"},
+		{"binary:///l", "/fifo", "/fifo"},
+		{"/fifo", "", ""},
+		{"", "/fifo", "/fifo"},
+		{"", "binary:///l", "/l"},
 	} {
 		_, _, complaints, err := (&Streams{Stdout: tt.out, Stderr: tt.err}).places()
 		if err != nil || complaints.path != tt.want {
