@@ -125,7 +125,7 @@ func (w *Writer) publish(ctx context.Context, d digest.Digest) (size int64, err 
 // end forgets an ingest whose content is here already.
 func (w *Writer) end(ctx context.Context) error {
 	err := w.Close()
-	if abortErr := w.set.abort(ctx, w.namespace, w.in.Ref); !errors.Is(abortErr, errs.NotFound) {
+	if abortErr := w.set.abort(w.namespace, w.in.Ref); !errors.Is(abortErr, errs.NotFound) {
 		err = errors.Join(err, abortErr)
 	}
 	w.set.letGo(ctx, w.namespace, w.lease, w.in.Ref)

@@ -72,8 +72,8 @@ type Config struct {
 	// Namespace is the one in which Natives are seen.
 	Namespace string
 	Natives   Natives // nil: none
-	// Created and Deleted hear of blobs of namespaces. They must not wait. May
-	// be nil.
+	// Created and Deleted hear of what clients commit and delete; of what is
+	// collected they do not. They must not wait. May be nil.
 	Created func(ctx context.Context, namespace string, info Info)
 	Deleted func(ctx context.Context, namespace string, d digest.Digest)
 	Log     *slog.Logger

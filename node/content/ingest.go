@@ -131,14 +131,14 @@ func (in *ingest) status() Status {
 // Abort forgets an ingest and what was written. Who writes it can no longer
 // commit. NotFound: there is none.
 func (s *Set) Abort(ctx context.Context, namespace, leased, ref string) error {
-	if err := s.abort(ctx, namespace, ref); err != nil {
+	if err := s.abort(namespace, ref); err != nil {
 		return err
 	}
 	s.letGo(ctx, namespace, leased, ref)
 	return nil
 }
 
-func (s *Set) abort(_ context.Context, namespace, ref string) error {
+func (s *Set) abort(namespace, ref string) error {
 	s.mu.Lock()
 	key := ingestKey{namespace, ref}
 	in := s.ingests[key]

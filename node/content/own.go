@@ -57,9 +57,9 @@ func (s *Set) Items(ctx context.Context, fn func(lease.Item)) error {
 }
 
 // Remove implements lease.Owner.
-func (s *Set) Remove(ctx context.Context, namespace string, r lease.Resource) error {
+func (s *Set) Remove(_ context.Context, namespace string, r lease.Resource) error {
 	if r.Kind == lease.Ingests {
-		return s.abort(ctx, namespace, r.ID)
+		return s.abort(namespace, r.ID)
 	}
 	d := digest.Digest(r.ID)
 	defer s.locks.lock(resource{namespace, r})()
@@ -70,7 +70,6 @@ func (s *Set) Remove(ctx context.Context, namespace string, r lease.Resource) er
 	s.mu.Lock()
 	s.take(namespace, d)
 	s.mu.Unlock()
-	s.Deleted(ctx, namespace, d)
 	return nil
 }
 

@@ -64,7 +64,7 @@ func (s *Set) Writer(ctx context.Context, namespace string, req WriteRequest) (_
 		if err != nil {
 			err = errors.Join(err, w.Close())
 			if isNew {
-				err = errors.Join(err, s.abort(ctx, namespace, req.Ref))
+				err = errors.Join(err, s.abort(namespace, req.Ref))
 			}
 		}
 	}()
