@@ -294,7 +294,7 @@ func TestGivenWithoutSpec(t *testing.T) {
 		_, err := n.CreateGiven(t.Context(), g)
 		w.ok(err)
 		_, err = n.CreateTask(t.Context(), "moby", "shim", request)
-		wantKind(t, err, errs.Unsupported)
+		wantKind(t, err, errs.NotFound)
 		w.wantNothing()
 	})
 }

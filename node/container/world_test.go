@@ -49,6 +49,7 @@ type world struct {
 	failAt  int // number of the step that fails; 0 for none
 	crashAt int // number of the step before which the node crashes
 	crashed string
+	resized string
 	boot    string
 	node    *node
 }
@@ -112,7 +113,7 @@ func (w *world) open() *node {
 		Images: images{w}, Snapshots: snapshots{w}, Networks: networks{w}, Volumes: volumes{w},
 		Events: events{w}, Meter: meter{w}, Processes: w.runtime.Owner(),
 		Runtimes: map[string]container.Runtime{"fake": w.runtime}, Runtime: "fake",
-		Host: host, CgroupParent: "/berth-test", Roots: taskRoots{w}, Layers: w.layer, Snapshotter: "fakefs",
+		Host: host, CgroupParent: "/berth-test", Roots: taskRoots{w}, Layers: w.layer, Shims: w.shim, Snapshotter: "fakefs",
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
 	})
 	w.ok(err)

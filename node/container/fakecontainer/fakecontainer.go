@@ -51,6 +51,7 @@ type process struct {
 	script  script
 	launch  container.Launch
 	exec    container.ExecLaunch
+	later   int // pid that it has when it is started
 	config  []byte
 	started bool
 	paused  bool
@@ -109,7 +110,8 @@ func (r *Runtime) Create(ctx context.Context, l container.Launch) (*container.Pr
 	if err != nil {
 		return nil, err
 	}
-	return &p.Process, nil
+	made := p.Process
+	return &made, nil
 }
 
 // Start lets the process of a created container go.
@@ -144,6 +146,9 @@ func (r *Runtime) add(l container.Launch) (*process, error) {
 	}
 	p := r.newProcess(l.ID, l.ID, s)
 	p.script.log, p.launch, p.config = l.Log.Path, l, config
+	if l.Restore != "" { // there is no process before its start
+		p.later, p.Pid = p.Pid, 0
+	}
 	if l.Streams != nil {
 		r.processes[l.ID] = p
 		return p, nil

@@ -113,7 +113,7 @@ func (w logWriter) Write(text []byte) (int, error) {
 func (r *Runtime) begin(p *process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.started = true
+	p.started, p.Pid = true, max(p.Pid, p.later)
 	p.write(p.script.output)
 	switch {
 	case p.script.cat:
