@@ -94,31 +94,39 @@ func (s *Service) Register(server grpc.ServiceRegistrar) { api.RegisterMountsSer
 
 // Activate makes mounts. Unimplemented: the client can do so by itself.
 func (s *Service) Activate(ctx context.Context, r *api.ActivateRequest) (*api.ActivateResponse, error) {
-	namespace, err := wire.Namespace(ctx)
-	if err != nil {
-		return nil, wire.Error(err)
-	}
-	defer s.leases.Hold(namespace, resource(r.Name))()
-	labels := maps.Clone(r.Labels)
-	delete(labels, leaseLabel)
-	if id := wire.Lease(ctx); id != "" {
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		labels[leaseLabel] = id
-	}
-	opts := []mount.ActivateOpt{mount.WithLabels(labels)}
+	var opts []mount.ActivateOpt
 	if r.Temporary {
 		opts = append(opts, mount.WithTemporary)
 	}
-	info, err := s.mounts.Activate(ctx, r.Name, mount.FromProto(r.Mounts), opts...)
+	info, err := s.activate(ctx, r.Name, mount.FromProto(r.Mounts), r.Labels, opts...)
 	if err != nil {
 		return nil, wire.Error(fmt.Errorf("activate mounts: %w", err))
 	}
-	s.mu.Lock()
-	s.active[name{namespace, r.Name}] = labels
-	s.mu.Unlock()
 	return &api.ActivateResponse{Info: described(info)}, nil
+}
+
+func (s *Service) activate(ctx context.Context, id string, mounts []mount.Mount, labels map[string]string, opts ...mount.ActivateOpt) (mount.ActivationInfo, error) {
+	namespace, err := wire.Namespace(ctx)
+	if err != nil {
+		return mount.ActivationInfo{}, err
+	}
+	defer s.leases.Hold(namespace, resource(id))()
+	labels = maps.Clone(labels)
+	delete(labels, leaseLabel)
+	if lease := wire.Lease(ctx); lease != "" {
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[leaseLabel] = lease
+	}
+	info, err := s.mounts.Activate(ctx, id, mounts, append(opts, mount.WithLabels(labels))...)
+	if err != nil {
+		return mount.ActivationInfo{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active[name{namespace, id}] = labels
+	return info, nil
 }
 
 // Deactivate takes mounts down.

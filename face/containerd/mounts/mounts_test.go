@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	api "github.com/containerd/containerd/api/services/mounts/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/mount/proxy"
@@ -141,4 +142,48 @@ func TestLeased(t *testing.T) {
 	if _, err := client.Info(t.Context(), "leased"); !errdefs.IsNotFound(err) {
 		t.Errorf("it stays when its lease has gone: %v", err)
 	}
+}
+
+// Of a container's root file system only that is made here which needs more
+// than mount(2); it goes when the task has gone.
+func TestForTask(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	service := newService(t, t.TempDir())
+	ctx := namespaces.WithNamespace(t.Context(), "default")
+	plain := []*types.Mount{{Type: "bind", Source: t.TempDir(), Options: []string{"rbind"}}}
+	left, err := service.ForTask(ctx, "plain", plain)
+	if err != nil || len(left) != 1 || left[0] != plain[0] {
+		t.Errorf("of a bind mount there is left %v, %v", left, err)
+	}
+	must(t, service.Release(t.Context(), "default", "plain"))
+	layered := append(plain, &types.Mount{Type: "format/bind", Source: "{{ mount 0 }}/inner", Options: []string{"rbind"}}) //nolint:gocritic // another one
+	for range 2 {                                                                                                          // a second task finds what the first had
+		left, err = service.ForTask(ctx, "layered", layered)
+		if err != nil || len(left) != 1 || left[0].Type != "bind" || filepath.Base(left[0].Source) != "inner" {
+			t.Fatalf("there is left %v, %v", left, err)
+		}
+	}
+	made := filepath.Dir(left[0].Source)
+	must(t, os.WriteFile(filepath.Join(plain[0].Source, "file"), nil, 0o600))
+	if _, err := os.Stat(filepath.Join(made, "file")); err != nil {
+		t.Errorf("what the second stands on is not mounted: %v", err)
+	}
+	must(t, service.Release(t.Context(), "default", "layered"))
+	if _, err := os.Stat(filepath.Join(made, "file")); err == nil {
+		t.Error("it is still mounted")
+	}
+}
+
+func newService(t *testing.T, dir string) *mounts.Service {
+	t.Helper()
+	db, err := kv.Open(filepath.Join(dir, "db"))
+	must(t, err)
+	leases, err := lease.Open(lease.Config{DB: db, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	service, err := mounts.Open(t.Context(), dir, leases, slog.New(slog.DiscardHandler))
+	must(t, err)
+	t.Cleanup(func() { must(t, errors.Join(service.Close(), db.Close())) })
+	return service
 }
