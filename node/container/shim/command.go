@@ -39,7 +39,8 @@ const (
 type invocation struct {
 	binary          string
 	namespace, name string
-	dir             string // the link to the bundle, in which the program runs
+	bundle          string // in which the program runs
+	named           string // the same, by a path that ends in the name
 	options         *spec.Opaque
 }
 
@@ -81,17 +82,23 @@ func (d *Driver) cleanUp(ctx context.Context, i invocation) (*taskapi.DeleteResp
 func (d *Driver) command(ctx context.Context, i invocation, action string) *exec.Cmd {
 	args := []string{"-namespace", i.namespace, "-address", d.Address, "-publish-binary", d.Binary, "-id", i.name}
 	if action == "delete" {
-		args = append(args, "-bundle", i.dir)
+		args = append(args, "-bundle", i.bundle)
 	}
 	if d.debugs(ctx) {
 		args = append(args, "-debug")
 	}
 	cmd := exec.CommandContext(ctx, i.binary, append(args, action)...)
-	cmd.Dir = i.dir
+	// Some look for the bundle of delete beside the folder where they run, by
+	// the container's name; those that are started pass the variable on to a
+	// runtime that wants no links in its paths.
+	cmd.Dir = i.bundle
+	if action == "delete" {
+		cmd.Dir = i.named
+	}
 	cmd.Env = append(os.Environ(),
 		"GOMAXPROCS=2", "MAX_SHIM_VERSION=2",
 		"TTRPC_ADDRESS="+d.Events, "GRPC_ADDRESS="+d.Address, "NAMESPACE="+i.namespace,
-		"PWD="+i.dir) // so that the folder's name is the container's
+		"PWD="+cmd.Dir)
 	cmd.Env = append(cmd.Env, d.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

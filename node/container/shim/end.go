@@ -117,7 +117,7 @@ func (t *task) kill(ctx context.Context) error {
 			d.Log.DebugContext(ctx, "cannot thaw a container that was killed", "container", t.ID, "error", err)
 		}
 	}
-	if t.init.pid() == 0 { // nobody waits for what was never made
+	if !t.init.followed { // nobody waits for what was never made
 		return nil
 	}
 	patience := time.NewTimer(d.Limits.Kill)
@@ -264,12 +264,16 @@ func (t *task) clear() error {
 		failed = errors.Join(failed, os.RemoveAll(d.streams(id)))
 	}
 	failed = errors.Join(failed, os.RemoveAll(d.streams(t.ID)))
-	for _, path := range []string{filepath.Join(t.Bundle, "log"), t.dir()} {
+	gone := []string{filepath.Join(t.Bundle, "log")}
+	if link := t.named(); link != t.Bundle {
+		gone = append(gone, link)
+		defer os.Remove(filepath.Dir(link)) // while there are others it stays
+	}
+	for _, path := range gone {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = errors.Join(failed, err)
 		}
 	}
-	_ = os.Remove(filepath.Dir(t.dir())) // while there are others it stays
 	return failed
 }
 

@@ -126,13 +126,7 @@ func (d *Driver) prepare(t *task, l container.Launch) error {
 	if err := d.save(t.snapshot()); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(t.dir()), 0o711); err != nil {
-		return fmt.Errorf("folder of shims: %w", err)
-	}
-	if err := os.Remove(t.dir()); err != nil && !errors.Is(err, fs.ErrNotExist) { // nobody's: add has looked
-		return fmt.Errorf("folder of shims: %w", err)
-	}
-	if err := os.Symlink(t.Bundle, t.dir()); err != nil {
+	if err := t.link(); err != nil {
 		return fmt.Errorf("folder of shims: %w", err)
 	}
 	folders := []string{"work"}
@@ -158,6 +152,21 @@ func (d *Driver) prepare(t *task, l container.Launch) error {
 	return nil
 }
 
+// link makes the link of a bundle that has another name.
+func (t *task) link() error {
+	link := t.named()
+	if link == t.Bundle {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(link), 0o711); err != nil {
+		return err
+	}
+	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) { // nobody's: add has looked
+		return err
+	}
+	return os.Symlink(t.Bundle, link)
+}
+
 // attach starts a shim for the container, or joins the one of its group.
 func (d *Driver) attach(ctx context.Context, t *task, l container.Launch) error {
 	unlock, err := d.starts.lock(ctx, t.Namespace+"/"+t.Group)
@@ -181,7 +190,7 @@ func (d *Driver) attach(ctx context.Context, t *task, l container.Launch) error 
 // make has the shim make the container.
 func (t *task) make(ctx context.Context, l container.Launch) error {
 	request := &taskapi.CreateTaskRequest{
-		ID: t.Name, Bundle: t.dir(), Terminal: l.TTY, Checkpoint: l.Restore,
+		ID: t.Name, Bundle: t.Bundle, Terminal: l.TTY, Checkpoint: l.Restore,
 		Stdin: t.Streams.Stdin, Stdout: t.Streams.Stdout, Stderr: t.Streams.Stderr,
 	}
 	if l.TTY {

@@ -25,6 +25,8 @@ type process struct {
 	exec string // the shim's name of an exec; "" is the container
 	done chan struct{}
 
+	followed bool // set before others know the process
+
 	mu     sync.Mutex
 	number int // its pid
 	exit   *container.Exit
@@ -104,6 +106,7 @@ func (p *process) delete(ctx context.Context) error {
 // follow waits for the end, as the shim tells it.
 func (p *process) follow() {
 	s := p.task.shim
+	p.followed = true
 	p.task.driver.work.Go(func() {
 		for wait := 100 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 			var answer taskapi.WaitResponse

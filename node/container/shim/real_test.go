@@ -10,6 +10,7 @@ import (
 
 	"berth/node/container"
 	"berth/node/container/containertest"
+	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -36,8 +37,9 @@ func TestSuite(t *testing.T) {
 func TestGiven(t *testing.T) {
 	b := newBench(t)
 	r := b.real()
-	l := b.launch(r, "team+web", command("sh", "-c", "echo hello; exit 7"))
+	l := b.launch(r, "team+web", command("sh", "-c", "echo hello; exit 7"), func(s *specs.Spec) { s.Root.Path = "rootfs" })
 	l.Name, l.Namespace = "web", "team"
+	l.Rootfs = []snapshot.Mount{{Type: "bind", Source: filepath.Join(l.Bundle, "rootfs"), Options: []string{"rbind"}}}
 	out := filepath.Join(b.dir, "out")
 	l.Streams = &container.Streams{Stdout: "file://" + out, Stderr: "file://" + out}
 	p, err := r.Create(t.Context(), l)

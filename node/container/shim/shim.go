@@ -15,9 +15,9 @@
 // command `delete` cleans up after each, and they have ended with an unknown
 // code, unless the shim had noted the end before.
 //
-//	<state>/shim/<namespace>/<name>   link to the container's bundle: the
-//	                                  shim's working folder, laid out as
-//	                                  containerd lays out its own
+//	<state>/shim/<namespace>/<name>   link to a container's bundle whose own name
+//	                                  is another, for those that look for it by
+//	                                  the container's
 //	<state>/shim/.record/<id>.json    what a next node has to know
 //	<state>/shim/.fifo/<id>/          streams of containers whose client
 //	                                  named none

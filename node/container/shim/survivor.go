@@ -75,6 +75,9 @@ func (d *Driver) recover(ctx context.Context, r record) []container.Survivor {
 	t.init.held = true // what is found here, Survivors tells
 	err := d.reconnect(ctx, t)
 	if !r.Made {
+		if err == nil {
+			t.init.follow()
+		}
 		d.complain(ctx, t, d.discard(ctx, t))
 		return nil
 	}

@@ -71,12 +71,17 @@ func (d *Driver) newTask(r record) *task {
 	return t
 }
 
-// dir is where the shim's program runs: a folder whose name is the
-// container's, beside those of its neighbours.
-func (t *task) dir() string { return t.driver.link(t.Namespace, t.Name) }
+// named is the bundle by a path that ends in the container's name: itself, or
+// a link to it.
+func (t *task) named() string {
+	if filepath.Base(t.Bundle) == t.Name {
+		return t.Bundle
+	}
+	return t.driver.link(t.Namespace, t.Name)
+}
 
 func (t *task) invocation() invocation {
-	return invocation{binary: t.Binary, namespace: t.Namespace, name: t.Name, dir: t.dir()}
+	return invocation{binary: t.Binary, namespace: t.Namespace, name: t.Name, bundle: t.Bundle, named: t.named()}
 }
 
 func (t *task) removed() bool {
