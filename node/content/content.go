@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -58,8 +59,8 @@ type Natives interface {
 	EachPart(ctx context.Context, fn func(Info)) error
 	// Part describes one. NotFound: no image has it.
 	Part(ctx context.Context, d digest.Digest) (Info, error)
-	// Bring has the blob here for now, where it is not kept.
-	Bring(ctx context.Context, d digest.Digest) error
+	// Bring opens a blob that is not kept, wherever it has to be had from.
+	Bring(ctx context.Context, d digest.Digest) (*os.File, error)
 	// Arrived hears that a blob has come into the default namespace.
 	Arrived(ctx context.Context, d digest.Digest)
 }

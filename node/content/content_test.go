@@ -107,7 +107,7 @@ func (w *world) read(namespace string, d digest.Digest) string {
 type natives struct {
 	mu    sync.Mutex
 	all   map[digest.Digest]content.Info
-	bring func(digest.Digest) error
+	bring func(digest.Digest) (*os.File, error)
 	came  []digest.Digest
 }
 
@@ -130,7 +130,7 @@ func (n *natives) Part(_ context.Context, d digest.Digest) (content.Info, error)
 	return i, nil
 }
 
-func (n *natives) Bring(_ context.Context, d digest.Digest) error { return n.bring(d) }
+func (n *natives) Bring(_ context.Context, d digest.Digest) (*os.File, error) { return n.bring(d) }
 
 func (n *natives) Arrived(_ context.Context, d digest.Digest) {
 	n.mu.Lock()
@@ -517,12 +517,16 @@ func TestNatives(t *testing.T) {
 	if got := w.read("default", d); got != "native" {
 		t.Error(got)
 	}
-	w.natives.bring = func(digest.Digest) error { _, err := w.blobs.Put(ctx, []byte("away")); return err }
+	w.natives.bring = func(digest.Digest) (*os.File, error) {
+		f, err := os.CreateTemp(t.TempDir(), "")
+		w.must(err)
+		_, err = f.WriteAt([]byte("away"), 0)
+		return f, err
+	}
 	if got := w.read("default", away); got != "away" {
 		t.Error(got)
 	}
-	w.natives.bring = func(digest.Digest) error { return errs.New(errs.Unavailable, "the registry is away") }
-	w.must(w.blobs.Delete(ctx, away))
+	w.natives.bring = func(digest.Digest) (*os.File, error) { return nil, errs.New(errs.Unavailable, "the registry is away") }
 	_, err = w.Open(ctx, "default", away)
 	w.kind(err, errs.Unavailable)
 

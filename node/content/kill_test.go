@@ -42,22 +42,25 @@ func TestKill(t *testing.T) {
 		w.must(err)
 		w.must(child.Start())
 		lines := bufio.NewScanner(out)
-		killed := false
+		killed, left := false, rand.IntN(12) // commits that it is let
+		kill := sync.OnceFunc(func() {
+			killed = true
+			time.AfterFunc(time.Duration(rand.IntN(10))*time.Millisecond, func() { _ = child.Process.Kill() })
+		})
 		for lines.Scan() {
 			verb, key, _ := strings.Cut(lines.Text(), " ")
 			switch verb {
 			case "ready":
-				go func() {
-					<-time.After(time.Duration(rand.IntN(80)) * time.Millisecond)
-					_ = child.Process.Kill()
-				}()
-				killed = true
 			case "committed":
 				kept[key] = true
+				left--
 			case "deleting":
 				delete(kept, key)
 			default:
 				t.Log(lines.Text())
+			}
+			if left <= 0 {
+				kill()
 			}
 		}
 		_ = child.Wait()
@@ -153,7 +156,7 @@ func writeUntilKilled(t *testing.T, dir string) {
 }
 
 func (w *world) round(namespace string, round int, tell func(string, string)) error {
-	ctx, rng := context.Background(), rand.New(rand.NewPCG(uint64(round), uint64(os.Getpid())))
+	ctx, rng := context.Background(), rand.New(rand.NewPCG(uint64(round)/2, uint64(os.Getpid()))) // others, and the next round, write the same
 	body := bytes.Repeat([]byte(fmt.Sprint(rng.Uint64())), 1+rng.IntN(5000))
 	d := digest.FromBytes(body)
 	id := fmt.Sprint(os.Getpid(), "-", round)
@@ -167,11 +170,13 @@ func (w *world) round(namespace string, round int, tell func(string, string)) er
 	}
 	defer wr.Close()
 	half := len(body) / 2
-	if _, err := wr.Write(ctx, body[:half]); err != nil || rng.IntN(4) == 0 {
-		return err // left as it is
-	}
-	if _, err := wr.Write(ctx, body[half:]); err != nil {
-		return err
+	if wr.Status().Offset == 0 { // else another namespace has it
+		if _, err := wr.Write(ctx, body[:half]); err != nil || rng.IntN(4) == 0 {
+			return err // left as it is
+		}
+		if _, err := wr.Write(ctx, body[half:]); err != nil {
+			return err
+		}
 	}
 	if _, err := wr.Commit(ctx, int64(len(body)), d, map[string]string{"containerd.io/gc.root": "now"}); err != nil {
 		return err

@@ -22,14 +22,11 @@ func (s *Set) Open(ctx context.Context, namespace string, d digest.Digest) (*os.
 	if err == nil || !errors.Is(err, errs.NotFound) {
 		return f, err
 	}
-	if s.isNative(ctx, namespace, d) {
-		if err := s.Natives.Bring(ctx, d); err != nil {
-			return nil, fmt.Errorf("content %s: %w", d, err)
-		}
-		f, err = s.Blobs.Reader(ctx, d)
-	}
-	if errors.Is(err, errs.NotFound) {
+	if !s.isNative(ctx, namespace, d) {
 		return nil, missing(d)
 	}
-	return f, err
+	if f, err = s.Natives.Bring(ctx, d); err != nil {
+		return nil, fmt.Errorf("content %s: %w", d, err)
+	}
+	return f, nil
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 
@@ -132,10 +132,24 @@ func (s *Set) refLabels(ctx context.Context, desc ocispec.Descriptor) (map[strin
 }
 
 // Bring implements content.Natives: a compressed layer that the policy let go
-// is had again, until the next collection.
-func (s *Set) Bring(ctx context.Context, d digest.Digest) (err error) {
+// is had again. It goes with the next collection, but what is open stays.
+func (s *Set) Bring(ctx context.Context, d digest.Digest) (*os.File, error) {
 	s.keeping.begin()
 	defer s.endKeeping(ctx)
+	if !s.Blobs.Has(d) {
+		if err := s.bring(ctx, d); err != nil {
+			return nil, err
+		}
+		s.shedLater()
+	}
+	return s.Blobs.Reader(ctx, d)
+}
+
+func (s *Set) bring(ctx context.Context, d digest.Digest) (err error) {
+	part, err := s.Part(ctx, d)
+	if err != nil {
+		return err
+	}
 	r, err := s.bits(nil).Open(ctx, d, 0)
 	if err != nil {
 		return err
@@ -144,11 +158,6 @@ func (s *Set) Bring(ctx context.Context, d digest.Digest) (err error) {
 	if s.Blobs.Has(d) {
 		return nil // made again
 	}
-	part, err := s.Part(ctx, d)
-	if err != nil {
-		return err
-	}
-	_, err = s.Blobs.Ingest(ctx, io.Reader(r), d, part.Size)
-	s.shedLater()
+	_, err = s.Blobs.Ingest(ctx, r, d, part.Size)
 	return err
 }
