@@ -76,20 +76,21 @@ func (r *Reader) detailV1(d *Detail, f *files, cgroup string) {
 	at := f.in(filepath.Join(r.root, "cpu", cgroup))
 	d.CPU = values(at("cpu.stat"))
 	at = f.in(filepath.Join(r.root, "cpuacct", cgroup))
-	d.CPU["usage"] = level(at("cpuacct.usage"))
 	usage := values(at("cpuacct.stat"))
 	d.CPU["user"], d.CPU["system"] = usage["user"]*tick, usage["system"]*tick
 	for one := range bytes.FieldsSeq(at("cpuacct.usage_percpu")) {
-		if len(d.PerCPU) < r.cpus || level(one) > 0 { // the kernel names those too that there could be
-			d.PerCPU = append(d.PerCPU, level(one))
+		n := level(one)
+		d.CPU["usage"] += n
+		if len(d.PerCPU) < r.cpus || n > 0 { // the kernel names those too that there could be
+			d.PerCPU = append(d.PerCPU, n)
 		}
 	}
 
 	at = f.in(filepath.Join(r.root, "memory", cgroup))
 	d.Memory, d.Events = values(at("memory.stat")), values(at("memory.oom_control"))
-	for name, prefix := range map[string]string{"memory": "memory.", "swap": "memory.memsw.", "kernel": "memory.kmem.", "tcp": "memory.kmem.tcp."} {
-		d.Levels[name] = levelV1(at, prefix)
-	}
+	d.Levels["memory"], d.Levels["swap"] = levelV1(at, "memory."), levelV1(at, "memory.memsw.")
+	d.Levels["kernel"] = levelV1(at, "memory.kmem.")
+	d.Levels["tcp"], _ = rareV1(at, "memory.kmem.tcp.")
 	at = f.in(filepath.Join(r.root, "pids", cgroup))
 	d.Pids = Level{Usage: level(at("pids.current")), Limit: unbounded(at("pids.max"))}
 	at = f.in(filepath.Join(r.root, "blkio", cgroup))
@@ -97,8 +98,8 @@ func (r *Reader) detailV1(d *Detail, f *files, cgroup string) {
 	d.Moves = moved(at("blkio.throttle.io_serviced_recursive"))
 	at = f.in(filepath.Join(r.root, "hugetlb", cgroup))
 	for _, size := range r.pages {
-		if text := at("hugetlb." + size + ".usage_in_bytes"); text != nil {
-			d.Huge[size] = levelV1(at, "hugetlb."+size+".")
+		if rare, here := rareV1(at, "hugetlb."+size+"."); here {
+			d.Huge[size] = rare
 		}
 	}
 	f.close()
@@ -109,6 +110,17 @@ func levelV1(at func(string) []byte, prefix string) Level {
 		Usage: level(at(prefix + "usage_in_bytes")), Peak: level(at(prefix + "max_usage_in_bytes")),
 		Limit: level(at(prefix + "limit_in_bytes")), Failures: level(at(prefix + "failcnt")),
 	}
+}
+
+// rareV1 is levelV1 for what hardly anybody uses, and without the limit: one
+// file says that there has never been any.
+func rareV1(at func(string) []byte, prefix string) (l Level, here bool) {
+	text := at(prefix + "max_usage_in_bytes")
+	if l.Peak = level(text); l.Peak == 0 {
+		return l, text != nil
+	}
+	l.Usage, l.Failures = level(at(prefix+"usage_in_bytes")), level(at(prefix+"failcnt"))
+	return l, true
 }
 
 func (r *Reader) detailV2(d *Detail, f *files, cgroup string) {

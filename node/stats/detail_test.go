@@ -52,9 +52,8 @@ func TestDetailV2(t *testing.T) {
 func TestDetailV1(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
-		"cpuacct/ns/x/cpuacct.usage":                           "123456789\n",
 		"cpuacct/ns/x/cpuacct.stat":                            "user 5\nsystem 6\n",
-		"cpuacct/ns/x/cpuacct.usage_percpu":                    "1 2 0 0\n",
+		"cpuacct/ns/x/cpuacct.usage_percpu":                    "123456700 89 0 0\n",
 		"cpu/ns/x/cpu.stat":                                    "nr_periods 1\nnr_throttled 2\nthrottled_time 3\n",
 		"memory/ns/x/memory.usage_in_bytes":                    "1000\n",
 		"memory/ns/x/memory.limit_in_bytes":                    "9223372036854771712\n",
@@ -110,4 +109,15 @@ func FuzzDetail(f *testing.F) {
 			t.Error("nothing to put values into")
 		}
 	})
+}
+
+func BenchmarkDetailOfAHundred(b *testing.B) {
+	r, _ := hundred(b)
+	for b.Loop() {
+		for i := range 100 {
+			if _, err := r.Detail("/berth-stats-test/" + strconv.Itoa(i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
 }
