@@ -135,8 +135,8 @@ func (s *Set) create(ctx context.Context, cfg spec.NetworkConfig, builtin bool) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.host.links.LinkByName(n.bridge); err == nil {
-		return nil, errs.New(errs.Conflict, "the host has an interface %s already", n.bridge)
+	if err := s.freeBridge(n.bridge); err != nil {
+		return nil, err
 	}
 
 	var u undo.Stack
@@ -218,6 +218,21 @@ func (s *Set) raise(ctx context.Context, n *network) error {
 		return fmt.Errorf("bring %s up: %w", n.bridge, err)
 	}
 	return s.serveNames(ctx, n)
+}
+
+// freeBridge removes a bridge that a node with the same state folder left
+// behind, whose records are gone.
+func (s *Set) freeBridge(name string) error {
+	link, err := s.host.links.LinkByName(name)
+	switch {
+	case errors.As(err, &netlink.LinkNotFoundError{}):
+		return nil
+	case err != nil:
+		return fmt.Errorf("interface %s: %w", name, err)
+	case link.Type() == "bridge" && link.Attrs().Alias == s.alias():
+		return s.deleteLink(name)
+	}
+	return errs.New(errs.Conflict, "the host has an interface %s already", name)
 }
 
 func (s *Set) addBridge(n *network) (netlink.Link, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -140,6 +141,20 @@ func TestReconcileSweeps(t *testing.T) {
 	if isNamespace(dead.ns) || isNamespace(lost.Namespace) {
 		t.Error("namespaces stay")
 	}
+}
+
+// Whoever removes the root folder and starts the node again finds what it
+// made before in the way.
+func TestRecordsLost(t *testing.T) {
+	m := newMachine(t)
+	closeSet(t, m.open(t))
+	must(t, os.Remove(filepath.Join(m.dir, "db")))
+	s := m.open(t)
+	web := m.box(t, s, "web", spec.NetworkChoice{})
+	echo(t, web.ns, "tcp", 80)
+	reaches(t, "on the new bridge", m.host, "tcp", web.addr4()+":80")
+	_, err := s.Create(t.Context(), spec.NetworkConfig{Name: "up", Options: map[string]string{optInterface: "up0"}})
+	wantKind(t, err, errs.Conflict, "up0")
 }
 
 func TestFixedAddresses(t *testing.T) {
