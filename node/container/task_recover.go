@@ -19,16 +19,14 @@ func (s *Set) recoverGiven(ctx context.Context, c *container, v Survivor, has bo
 		return err
 	}
 	switch {
+	case record == nil && !has:
+		s.litterOf(ctx, c)
+		c.rest(spec.ContainerState{ExitCode: unknownCode, ExitUnknown: true})
 	case record == nil || !record.Made: // deleted, or never made: whoever asked has no answer
 		err = s.discardTask(ctx, c)
 		c.rest(spec.ContainerState{ExitCode: unknownCode, ExitUnknown: true})
 	case record.Exit != nil && alive(c.status()): // what follows of its end was cut off
-		s.restoreTask(c, record)
-		c.mu.Lock()
-		c.run = &run{process: &Process{ID: c.id, Pid: record.Pid}, since: c.view.Load().State.StartedAt}
-		c.mu.Unlock()
-		x := record.Exit
-		s.ended(ctx, c, Exit{ID: c.id, Pid: x.Pid, Code: int(x.Code), Known: x.Code != unknownCode, At: x.At})
+		s.endAgain(ctx, c, record)
 	case record.Exit != nil:
 		s.restoreTask(c, record)
 		s.litterOf(ctx, c)
@@ -43,6 +41,16 @@ func (s *Set) recoverGiven(ctx context.Context, c *container, v Survivor, has bo
 	}
 	s.revive(c)
 	return err
+}
+
+// endAgain does what follows of an end that is on record.
+func (s *Set) endAgain(ctx context.Context, c *container, record *taskRecord) {
+	s.restoreTask(c, record)
+	c.mu.Lock()
+	c.run = &run{process: &Process{ID: c.id, Pid: record.Pid}, since: c.view.Load().State.StartedAt}
+	c.mu.Unlock()
+	x := record.Exit
+	s.ended(ctx, c, Exit{ID: c.id, Pid: x.Pid, Code: int(x.Code), Known: x.Code != unknownCode, At: x.At})
 }
 
 // discardTask takes away what there may be of a task that is not to be.
