@@ -141,7 +141,7 @@ func (k *Keeper) Signal(id string, sig unix.Signal) error {
 	defer k.mu.Unlock()
 	gone := errs.New(errs.NotFound, "no process %s runs", id)
 	h := k.processes[id]
-	if h == nil {
+	if h == nil || h.process.Exit != nil { // perhaps nobody has reaped it yet
 		return gone
 	}
 	fd, ok := h.fds[rolePidfd]

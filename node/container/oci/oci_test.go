@@ -79,7 +79,7 @@ func (b *bench) make(config spec.ContainerConfig, change ...func(*specs.Spec)) c
 	if err := exec.Command("cp", busybox, filepath.Join(rootfs, "bin/busybox")).Run(); err != nil {
 		b.t.Fatal(err)
 	}
-	for _, applet := range []string{"sh", "sleep", "true", "cat", "id", "echo", "ps", "env", "stat", "ls", "mount", "hostname", "pwd", "touch", "grep", "unshare", "kill", "wc", "df", "dd", "tail", "readlink"} {
+	for _, applet := range []string{"sh", "sleep", "true", "false", "cat", "id", "echo", "ps", "env", "stat", "ls", "mount", "hostname", "pwd", "touch", "grep", "unshare", "kill", "wc", "df", "dd", "tail", "readlink"} {
 		if err := os.Symlink("busybox", filepath.Join(rootfs, "bin", applet)); err != nil {
 			b.t.Fatal(err)
 		}
