@@ -73,9 +73,9 @@ func (r *Reader) Detail(cgroup string) (Detail, error) {
 }
 
 func (r *Reader) detailV1(d *Detail, f *files, cgroup string) {
-	at := f.in(filepath.Join(r.root, "cpu", cgroup))
+	at := f.below(r.root, "cpu", cgroup)
 	d.CPU = values(at("cpu.stat"))
-	at = f.in(filepath.Join(r.root, "cpuacct", cgroup))
+	at = f.below(r.root, "cpuacct", cgroup)
 	usage := values(at("cpuacct.stat"))
 	d.CPU["user"], d.CPU["system"] = usage["user"]*tick, usage["system"]*tick
 	for one := range bytes.FieldsSeq(at("cpuacct.usage_percpu")) {
@@ -87,22 +87,22 @@ func (r *Reader) detailV1(d *Detail, f *files, cgroup string) {
 	}
 
 	at = f.in(filepath.Join(r.root, "memory", cgroup))
+	defer f.close()
 	d.Memory, d.Events = values(at("memory.stat")), values(at("memory.oom_control"))
 	d.Levels["memory"], d.Levels["swap"] = levelV1(at, "memory."), levelV1(at, "memory.memsw.")
-	d.Levels["kernel"] = levelV1(at, "memory.kmem.")
+	d.Levels["kernel"] = Level{Usage: level(at("memory.kmem.usage_in_bytes")), Peak: level(at("memory.kmem.max_usage_in_bytes"))} // no limit can be set
 	d.Levels["tcp"], _ = rareV1(at, "memory.kmem.tcp.")
-	at = f.in(filepath.Join(r.root, "pids", cgroup))
+	at = f.below(r.root, "pids", cgroup)
 	d.Pids = Level{Usage: level(at("pids.current")), Limit: unbounded(at("pids.max"))}
-	at = f.in(filepath.Join(r.root, "blkio", cgroup))
+	at = f.below(r.root, "blkio", cgroup)
 	d.Bytes = moved(at("blkio.throttle.io_service_bytes_recursive"))
 	d.Moves = moved(at("blkio.throttle.io_serviced_recursive"))
-	at = f.in(filepath.Join(r.root, "hugetlb", cgroup))
+	at = f.below(r.root, "hugetlb", cgroup)
 	for _, size := range r.pages {
 		if rare, here := rareV1(at, "hugetlb."+size+"."); here {
 			d.Huge[size] = rare
 		}
 	}
-	f.close()
 }
 
 func levelV1(at func(string) []byte, prefix string) Level {
@@ -145,8 +145,14 @@ func (r *Reader) detailV2(d *Detail, f *files, cgroup string) {
 	}
 }
 
+// below gives a reader of the few files of a folder that are wanted.
+func (f *files) below(root, controller, cgroup string) func(name string) []byte {
+	dir := root + "/" + controller + "/" + cgroup + "/"
+	return func(name string) []byte { return f.read(dir + name) }
+}
+
 // in gives a reader of the files of one folder, which is held open until the
-// next: that is faster than their whole paths.
+// next: that is faster than their whole paths where there are many.
 func (f *files) in(dir string) func(name string) []byte {
 	f.close()
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
