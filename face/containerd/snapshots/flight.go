@@ -24,6 +24,7 @@ type flight struct {
 func (s *Service) board(ctx context.Context, n name, layer snapshot.Key) (here bool, err error) {
 	for {
 		if _, err := s.store.Stat(ctx, layer); err == nil {
+			s.land(n, nil)
 			return true, nil
 		}
 		s.mu.RLock()

@@ -30,11 +30,13 @@ func (s *Service) Prepare(ctx context.Context, r *api.PrepareSnapshotRequest) (*
 }
 
 func (s *Service) prepare(ctx context.Context, rec *record) ([]*types.Mount, error) {
-	known := s.share
+	var exists, boarded bool
+	var err error
 	if s.node != nil {
-		known = s.await
+		exists, boarded, err = s.await(ctx, rec)
+	} else {
+		exists, err = s.share(ctx, rec)
 	}
-	exists, err := known(ctx, rec)
 	if exists {
 		err = errs.New(errs.Exists, "layer %s is known", rec.layer())
 	}
@@ -43,7 +45,9 @@ func (s *Service) prepare(ctx context.Context, rec *record) ([]*types.Mount, err
 	}
 	mounts, err := s.create(ctx, rec)
 	if err != nil {
-		s.land(rec.name(), err)
+		if boarded {
+			s.land(rec.name(), err)
+		}
 		return nil, err
 	}
 	s.tell(ctx, rec.name(), "prepare", func(snapshotter string) proto.Message {
@@ -55,24 +59,24 @@ func (s *Service) prepare(ctx context.Context, rec *record) ([]*types.Mount, err
 // await waits for others who unpack the layer that is to be unpacked into the
 // snapshot. exists says that it has a name in the space. Where it is only in
 // the store, the client goes on, for it also wants the layer's blob; Apply then
-// spares it the unpacking.
-func (s *Service) await(ctx context.Context, rec *record) (exists bool, err error) {
+// spares it the unpacking. boarded says that others wait for the snapshot now.
+func (s *Service) await(ctx context.Context, rec *record) (exists, boarded bool, err error) {
 	layer := rec.layer()
 	if layer == "" || check(rec) != nil {
-		return false, nil
+		return false, false, nil
 	}
 	s.mu.RLock()
 	_, named := s.find(name{rec.Space, string(layer)})
 	taken := s.byName[rec.name()] != nil
 	s.mu.RUnlock()
 	if rec.Labels[labelRef] != "" && named == nil {
-		return true, nil
+		return true, false, nil
 	}
 	if taken { // create says so
-		return false, nil
+		return false, false, nil
 	}
-	_, err = s.board(ctx, rec.name(), layer)
-	return false, err
+	here, err := s.board(ctx, rec.name(), layer)
+	return false, err == nil && !here, err
 }
 
 // View makes a snapshot for reading.
