@@ -34,11 +34,11 @@ var busyboxTar = sync.OnceValues(func() ([]registrytest.File, error) {
 		return registrytest.File{Header: tar.Header{Name: name, Mode: mode}}
 	}
 	files := []registrytest.File{
-		folder("bin/", 0o755), folder("dev/", 0o755), folder("etc/", 0o755), folder("home/", 0o755), folder("proc/", 0o755), folder("root/", 0o700),
+		folder("bin/", 0o755), folder("dev/", 0o755), folder("etc/", 0o755), folder("home/", 0o755), folder("proc/", 0o755), folder("root/", 0o700), folder("run/", 0o755),
 		folder("sys/", 0o755), folder("tmp/", 0o1777), folder("usr/", 0o755), folder("usr/bin/", 0o755), folder("var/", 0o755), folder("var/tmp/", 0o1777),
 		{Header: tar.Header{Name: "bin/busybox", Mode: 0o755}, Body: string(body)},
-		registrytest.Text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww:x:33:33:www:/home:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
-		registrytest.Text("etc/group", "root:x:0:\nwww:x:33:\nnogroup:x:65534:\n"),
+		registrytest.Text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nbin:x:2:2:bin:/bin:/bin/false\nsys:x:3:3:sys:/dev:/bin/false\nwww-data:x:33:33:www:/home:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+		registrytest.Text("etc/group", "root:x:0:\ndaemon:x:1:\nbin:x:2:\nsys:x:3:\nadm:x:4:\ntty:x:5:\nwheel:x:10:root\nwww-data:x:33:\nnogroup:x:65534:\n"),
 	}
 	for applet := range strings.FieldsSeq(string(applets)) {
 		if applet != "busybox" {
