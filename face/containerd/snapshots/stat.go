@@ -28,6 +28,7 @@ func (s *Service) Stat(ctx context.Context, r *api.StatSnapshotRequest) (*api.St
 func (s *Service) Update(ctx context.Context, r *api.UpdateSnapshotRequest) (*api.UpdateSnapshotResponse, error) {
 	rec, err := s.requested(ctx, r.Snapshotter, r.GetInfo().GetName())
 	if err == nil {
+		defer s.hold(&record{Space: rec.Space, Name: rec.Name, Labels: r.GetInfo().GetLabels()})()
 		rec, err = s.update(rec.name(), r.GetInfo().GetLabels(), r.GetUpdateMask().GetPaths())
 	}
 	if err == nil {
