@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -68,29 +69,50 @@ func (s *Set) CreateName(ctx context.Context, namespace, leased string, rec cata
 }
 
 // UpdateName changes what is said of a name. Kinds as CreateName's, and those
-// of change; NotFound: there is no such name.
+// of change, which may be called several times; NotFound: there is no such
+// name.
 func (s *Set) UpdateName(ctx context.Context, namespace, leased, name string, change func(catalog.Record) (catalog.Record, error)) (catalog.Record, error) {
-	s.write.Lock()
-	defer s.write.Unlock()
-	old, err := s.Name(namespace, name)
-	if err != nil {
-		return old, err
+	for {
+		old, err := s.Name(namespace, name)
+		if err != nil {
+			return old, err
+		}
+		rec, err := change(old)
+		if err != nil {
+			return rec, err
+		}
+		rec.Name = old.Name
+		if err := checkName(rec); err != nil {
+			return rec, err
+		}
+		rec, same, err := s.update(ctx, namespace, leased, old, rec)
+		if same || err != nil {
+			return rec, err
+		}
 	}
-	rec, err := change(old)
+}
+
+// update writes rec where the name is still what old says.
+func (s *Set) update(ctx context.Context, namespace, leased string, old, rec catalog.Record) (_ catalog.Record, same bool, err error) {
+	release, err := s.holdName(ctx, namespace, leased, rec) // before write, which the collector takes to remove names
 	if err != nil {
-		return rec, err
-	}
-	rec.Name, rec.Image = old.Name, ""
-	if err := checkName(rec); err != nil {
-		return rec, err
-	}
-	release, err := s.holdName(ctx, namespace, leased, rec)
-	if err != nil {
-		return rec, err
+		return rec, false, err
 	}
 	defer release()
-	rec.Labels = lease.WithoutEmpty(rec.Labels)
-	return s.setName(ctx, namespace, rec)
+	s.write.Lock()
+	defer s.write.Unlock()
+	now, err := s.Name(namespace, old.Name)
+	if err != nil || !sameRecord(now, old) {
+		return rec, false, err
+	}
+	rec.Image, rec.Labels = "", lease.WithoutEmpty(rec.Labels)
+	rec, err = s.setName(ctx, namespace, rec)
+	return rec, true, err
+}
+
+func sameRecord(a, b catalog.Record) bool {
+	return a.Image == b.Image && a.Updated.Equal(b.Updated) && a.Target.Digest == b.Target.Digest &&
+		maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Target.Annotations, b.Target.Annotations)
 }
 
 func checkName(rec catalog.Record) error {

@@ -42,7 +42,8 @@ type node struct {
 // Hold keeps resources, and what they refer to, from being removed until
 // release is called. Take it before something that refers to them, or makes
 // them, is written down, and release it when that can be seen by Items. It
-// waits only for the removal of exactly these, which is then over.
+// waits only for the removal of exactly these, which is then over; so take it
+// before any lock that Remove takes.
 func (s *Set) Hold(namespace string, all ...Resource) (release func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

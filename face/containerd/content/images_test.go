@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -453,5 +454,52 @@ func TestExpiringName(t *testing.T) {
 	w.must(w.manager.Delete(in("n"), l, leases.SynchronousDelete))
 	if got := names(); len(got) != 0 {
 		t.Error(got)
+	}
+}
+
+// Clients that label, name and forget the same things all at once, while what
+// expires is collected: nobody waits for ever, and no change is lost.
+func TestManyClients(t *testing.T) {
+	w := newWorld(t)
+	image := someImage(t, "many")
+	w.bring("default", image, "docker.io/library/many:1")
+	ctx, cancel := context.WithCancel(t.Context())
+	var collecting, clients sync.WaitGroup
+	collecting.Go(func() {
+		for ctx.Err() == nil {
+			_ = w.leases.Collect(ctx)
+		}
+	})
+	past := time.Now().Add(-time.Second).Format(time.RFC3339)
+	for n := range 6 {
+		clients.Go(func() {
+			for round := range 30 {
+				field, value := fmt.Sprint("k", n), fmt.Sprint(round)
+				_, err := w.names.Update(in("default"), &imagesapi.UpdateImageRequest{
+					Image:      &imagesapi.Image{Name: "docker.io/library/many:1", Labels: map[string]string{field: value, "containerd.io/gc.ref.image.x": "fleeting"}},
+					UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels." + field, "labels.containerd.io/gc.ref.image.x"}},
+				})
+				if err != nil {
+					t.Error(err)
+				}
+				_, _ = w.names.Create(in("default"), &imagesapi.CreateImageRequest{Image: &imagesapi.Image{Name: "fleeting", Target: target(image.Manifest), Labels: map[string]string{"containerd.io/gc.expire": past}}})
+				_, err = w.store.Update(in("default"), cdcontent.Info{Digest: image.ConfigAt.Digest, Labels: map[string]string{field: value}}, "labels."+field)
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	cancel()
+	collecting.Wait()
+	r, err := w.names.Get(in("default"), &imagesapi.GetImageRequest{Name: "docker.io/library/many:1"})
+	w.must(err)
+	info, err := w.store.Info(in("default"), image.ConfigAt.Digest)
+	w.must(err)
+	for n := range 6 {
+		if field := fmt.Sprint("k", n); r.Image.Labels[field] != "29" || info.Labels[field] != "29" {
+			t.Error(r.Image.Labels, info.Labels)
+		}
 	}
 }
