@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	api "github.com/containerd/containerd/api/services/transfer/v1"
@@ -160,6 +161,7 @@ func (s *Service) progress(ctx context.Context, id string) (say transfer.Progres
 	if err != nil {
 		return nil, nil, err
 	}
+	var told atomic.Int64 // when, in nanoseconds
 	say = func(p transfer.Progress) {
 		message := &transfertypes.Progress{Event: p.Event, Name: p.Name, Parents: p.Parents, Progress: p.Progress, Total: p.Total}
 		if p.Desc != nil {
@@ -172,9 +174,17 @@ func (s *Service) progress(ctx context.Context, id string) (say transfer.Progres
 		if err != nil { // the transfer itself is what matters
 			s.Log.DebugContext(ctx, "progress was not told", "event", p.Event, "error", err)
 		}
+		told.Store(time.Now().UnixNano())
 	}
-	return say, func() { _ = stream.Close() }, nil
+	return say, func() {
+		_ = stream.Close()
+		snapshot.Rest(ctx, time.Until(time.Unix(0, told.Load()).Add(reading)))
+	}, nil
 }
+
+// reading is how long a client gets to hear what was told last before the call
+// is answered: it listens no longer then, and cannot say that it has heard.
+const reading = 25 * time.Millisecond
 
 // resolve makes a source or a destination of a message.
 func (s *Service) resolve(ctx context.Context, message *anypb.Any) (any, error) {
