@@ -4,6 +4,7 @@ package containertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -58,6 +59,7 @@ func Suite(t *testing.T, open func(t *testing.T, exited func(container.Exit)) Su
 		"Delete":              deletes,
 		"Unknown":             unknown,
 		"IDAgain":             idAgain,
+		"Streams":             streams,
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := &bench{t: t, exits: map[string][]container.Exit{}, changed: make(chan struct{})}
@@ -107,7 +109,8 @@ func (b *bench) exit(id string) container.Exit {
 // launch prepares a container that is taken away with the test.
 func (b *bench) launch(id string, terminal bool, args ...string) container.Launch {
 	b.t.Helper()
-	id = "ct-" + strings.ToLower(strings.ReplaceAll(b.t.Name()[strings.LastIndexByte(b.t.Name(), '/')+1:], "_", "-")) + "-" + id
+	// Suites of several runtimes may run at the same time.
+	id = fmt.Sprintf("ct%d-%s-%s", os.Getpid(), strings.ToLower(strings.ReplaceAll(b.t.Name()[strings.LastIndexByte(b.t.Name(), '/')+1:], "_", "-")), id)
 	b.t.Cleanup(func() {
 		if err := b.Runtime.Delete(context.WithoutCancel(b.t.Context()), id); err != nil {
 			b.t.Errorf("clean up: %v", err)
@@ -400,4 +403,48 @@ func idAgain(t *testing.T, b *bench) {
 		delete(b.exits, l.ID)
 		b.mu.Unlock()
 	}
+}
+
+// streams: what a client names takes the place of the log.
+func streams(t *testing.T, b *bench) {
+	file := func(name string) string { return filepath.Join(t.TempDir(), name) }
+	wrote := func(name, want string) { // in a moment: there are runtimes that copy
+		t.Helper()
+		timeout := time.After(patience)
+		for {
+			got, err := os.ReadFile(name)
+			if err == nil && string(got) == want {
+				return
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-timeout:
+				t.Fatalf("%s holds %q, %v; want %q", filepath.Base(name), got, err, want)
+			}
+		}
+	}
+	l, out := b.launch("a", false, "/bin/echo", "one", "two"), file("out")
+	l.Streams, l.Log = &container.Streams{Stdout: "file://" + out, Stderr: "file://" + out}, container.LogFile{}
+	_, err := b.Runtime.Create(t.Context(), l)
+	b.ok(err, "create")
+	b.ok(b.Runtime.Start(t.Context(), l.ID), "start")
+	b.exit(l.ID)
+	b.ok(b.Runtime.Delete(t.Context(), l.ID), "delete")
+	wrote(out, "one two\n")
+
+	l = b.launch("b", false, "/bin/sleep", "1000")
+	l.Streams, l.Log = &container.Streams{}, container.LogFile{}
+	p, err := b.Runtime.Create(t.Context(), l)
+	b.ok(err, "create without a place for the output")
+	b.ok(b.Runtime.Start(t.Context(), l.ID), "start")
+	out = file("exec")
+	e := container.ExecLaunch{
+		ID: p.ID + "-e", Container: p.ID, Process: b.Process(false, "/bin/echo", "from inside"), Name: "e",
+		Streams: &container.Streams{Stdout: "file://" + out, Stderr: "file://" + out}, // a shim of runc dies of one without the other
+	}
+	_, err = b.Runtime.Exec(t.Context(), e)
+	b.ok(err, "exec")
+	b.exit(e.ID)
+	b.ok(b.Forget(e.ID), "forget the exec")
+	wrote(out, "from inside\n")
 }

@@ -127,6 +127,10 @@ func (r *Runtime) begin(p *process) {
 
 // write puts output into the container's log.
 func (p *process) write(text string) {
+	if streams := p.streams(); streams != nil {
+		appendTo(streams.Stdout, text)
+		return
+	}
 	if p.script.log == "" || text == "" {
 		return
 	}
@@ -138,6 +142,28 @@ func (p *process) write(text string) {
 	for line := range strings.Lines(text) {
 		fmt.Fprintf(f, "%s stdout F %s\n", time.Now().UTC().Format("2006-01-02T15:04:05.000000000Z"), strings.TrimSuffix(line, "\n"))
 	}
+}
+
+// streams are those that a client named, or nil.
+func (p *process) streams() *container.Streams {
+	if p.launch.Streams != nil {
+		return p.launch.Streams
+	}
+	return p.exec.Streams
+}
+
+// appendTo writes to a file; what else a stream can be loses the text.
+func appendTo(uri, text string) {
+	name, isFile := strings.CutPrefix(uri, "file://")
+	if !isFile || text == "" {
+		return
+	}
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	_, _ = f.WriteString(text)
 }
 
 // End ends a process, as a test may want it, with the given code. One that
