@@ -176,7 +176,7 @@ func (n *node) services() []containerd.Service {
 		&tasks.Sandboxes{Set: e.sandboxes, Events: e.exchange, Leases: e.leases, Plain: n.plain},
 		&tasks.Tasks{
 			Givens: n.containers, Running: n.containers, Controls: n.containers, Meter: e.meter,
-			Contents: checkpoints{e.contents}, Making: n.checkpointsMade(), Restored: n.checkpointsUsed(), Log: log,
+			Contents: checkpoints{e.contents}, Mounts: e.mounts, Making: n.checkpointsMade(), Restored: n.checkpointsUsed(), Log: log,
 		},
 	}
 }

@@ -45,6 +45,9 @@ func (n *node) DiskUsage(ctx context.Context) (spec.DiskUsage, error) {
 	if err := n.folderUsage(ctx, &usage, images.Estimated); err != nil {
 		return usage, err
 	}
+	if usage.BuildCache, err = n.builder.Share(ctx); err != nil {
+		return usage, err
+	}
 	usage.Total = usage.Images.Size + usage.Containers.Size + usage.Volumes.Size + usage.Blobs.Size + usage.Other
 	return usage, nil
 }

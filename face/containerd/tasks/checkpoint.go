@@ -178,12 +178,16 @@ func (s *Tasks) extract(ctx context.Context, blob io.Reader, path string) error 
 	return err
 }
 
-// forget removes the checkpoint that a task went on from, if it did.
+// forget removes what was made for a task that is no more: the checkpoint that
+// it went on from, and mounts.
 func (s *Tasks) forget(ctx context.Context, namespace, id string) {
 	if err := wire.Identifier(id); err != nil {
 		return
 	}
 	if err := os.RemoveAll(s.restored(namespace, id)); err != nil {
 		s.Log.WarnContext(ctx, "a checkpoint stays on disk", "path", s.restored(namespace, id), "err", err)
+	}
+	if err := s.Mounts.Release(ctx, namespace, id); err != nil {
+		s.Log.WarnContext(ctx, "mounts of a root file system stay", "container", id, "err", err)
 	}
 }

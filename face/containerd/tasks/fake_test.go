@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -358,6 +359,24 @@ func (b *blobs) Add(_ context.Context, _, _, _ string, r io.Reader) (string, int
 	of := digest.FromBytes(data).String()
 	b.data[of] = data
 	return of, int64(len(data)), nil
+}
+
+// mounter makes mounts of type loop.
+type mounter struct{ seen []string }
+
+func (m *mounter) ForTask(_ context.Context, container string, rootfs []*types.Mount) ([]*types.Mount, error) {
+	return slices.DeleteFunc(rootfs, func(one *types.Mount) bool {
+		if one.GetType() != "loop" {
+			return false
+		}
+		m.seen = append(m.seen, "loop "+container)
+		return true
+	}), nil
+}
+
+func (m *mounter) Release(_ context.Context, namespace, container string) error {
+	m.seen = append(m.seen, "release "+namespace+"/"+container)
+	return nil
 }
 
 // leases count what they are told.

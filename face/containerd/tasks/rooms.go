@@ -11,6 +11,7 @@ import (
 	"io"
 	"syscall"
 
+	"github.com/containerd/containerd/api/types"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"berth/node/container"
@@ -55,6 +56,14 @@ type Controls interface {
 // Meter reads cgroups.
 type Meter interface {
 	Detail(cgroup string) (stats.Detail, error)
+}
+
+// Mounts makes those mounts of root file systems that are no system calls alone.
+type Mounts interface {
+	// ForTask gives what is left to mount.
+	ForTask(ctx context.Context, container string, rootfs []*types.Mount) ([]*types.Mount, error)
+	// Release takes down what ForTask made; nothing is no error.
+	Release(ctx context.Context, namespace, container string) error
 }
 
 // Contents is where checkpoints are kept.

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -33,6 +35,7 @@ type Tasks struct {
 	Controls Controls
 	Meter    Meter
 	Contents Contents
+	Mounts   Mounts
 	// Making is a folder for checkpoints on their way to blobs, which is emptied
 	// before anything is served, Restored one for those that tasks go on from:
 	// a folder each, by the id that the node has for the container.
@@ -55,7 +58,6 @@ func (s *Tasks) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Crea
 	req := container.TaskRequest{
 		Streams:  container.Streams{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr()},
 		Terminal: r.GetTerminal(), Options: wire.FromAny(r.GetOptions()), Runtime: r.GetRuntimePath(),
-		Rootfs: mounts(r.GetRootfs()),
 	}
 	if req.Options != nil && len(req.Options.Value) == 0 {
 		req.Options = nil // of a client that has none: those of the container hold
@@ -63,14 +65,28 @@ func (s *Tasks) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Crea
 	if err := s.restore(ctx, namespace, r, &req); err != nil {
 		return nil, wire.Error(err)
 	}
-	made, err := s.Running.CreateTask(ctx, namespace, r.GetContainerID(), req)
+	made, err := s.create(ctx, namespace, r, req)
 	if err != nil {
-		if errs.KindOf(err) != errs.Exists {
+		err = wire.Error(err)
+		if status.Code(err) != codes.AlreadyExists { // then that is another's
 			s.forget(ctx, namespace, r.GetContainerID())
 		}
-		return nil, wire.Error(err)
+		return nil, err
 	}
 	return &api.CreateTaskResponse{ContainerID: r.GetContainerID(), Pid: uint32(made.Pid)}, nil //nolint:gosec // a pid is positive
+}
+
+// create makes a task on what is left to mount of its root file system.
+func (s *Tasks) create(ctx context.Context, namespace string, r *api.CreateTaskRequest, req container.TaskRequest) (container.TaskState, error) {
+	if _, err := s.Running.Task(ctx, namespace, r.GetContainerID(), ""); err == nil {
+		return container.TaskState{}, errs.New(errs.Exists, "task %s: already exists", r.GetContainerID())
+	}
+	left, err := s.Mounts.ForTask(ctx, r.GetContainerID(), r.GetRootfs())
+	if err != nil {
+		return container.TaskState{}, err
+	}
+	req.Rootfs = mounts(left)
+	return s.Running.CreateTask(ctx, namespace, r.GetContainerID(), req)
 }
 
 func mounts(list []*types.Mount) []snapshot.Mount {

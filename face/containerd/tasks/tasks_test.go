@@ -2,6 +2,7 @@ package tasks_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -44,6 +45,7 @@ type world struct {
 	set      *set
 	leases   *leases
 	blobs    *blobs
+	mounts   *mounter
 	exchange *events.Exchange
 	restores string
 }
@@ -53,7 +55,7 @@ func open(t *testing.T, unified bool) *world {
 	dir := t.TempDir()
 	quiet := slog.New(slog.DiscardHandler)
 	w := &world{
-		set: newSet(), leases: &leases{}, blobs: &blobs{data: map[string][]byte{}}, exchange: events.New(quiet),
+		set: newSet(), leases: &leases{}, blobs: &blobs{data: map[string][]byte{}}, mounts: &mounter{}, exchange: events.New(quiet),
 		restores: filepath.Join(dir, "restore"),
 	}
 	db, err := kv.Open(filepath.Join(dir, "db"))
@@ -68,7 +70,7 @@ func open(t *testing.T, unified bool) *world {
 	server := grpc.NewServer()
 	(&tasks.Containers{Set: w.set, Events: w.exchange, Leases: w.leases}).Register(server)
 	(&tasks.Tasks{
-		Givens: w.set, Running: w.set, Controls: w.set, Meter: meter{unified}, Contents: w.blobs, Making: filepath.Join(w.restores, "new"), Restored: filepath.Join(w.restores, "restored"), Log: quiet,
+		Givens: w.set, Running: w.set, Controls: w.set, Meter: meter{unified}, Contents: w.blobs, Mounts: w.mounts, Making: filepath.Join(w.restores, "new"), Restored: filepath.Join(w.restores, "restored"), Log: quiet,
 	}).Register(server)
 	(&tasks.Sandboxes{
 		Set: sandboxes, Events: w.exchange, Leases: w.leases, Plain: func(name string) bool { return name == container.RuntimeV2 },
@@ -231,7 +233,7 @@ func TestTaskLife(t *testing.T) {
 	}
 	made, err := service.Create(ctx, &api.CreateTaskRequest{
 		ContainerID: "c", Stdin: "/in", Stdout: "/out", Stderr: "/err", Terminal: true,
-		Rootfs: []*types.Mount{{Type: "bind", Source: "/r", Options: []string{"ro"}}},
+		Rootfs: []*types.Mount{{Type: "loop", Source: "/l"}, {Type: "bind", Source: "/r", Options: []string{"ro"}}},
 	})
 	if err != nil || made.GetPid() != 100 {
 		t.Fatal(made, err)
@@ -295,6 +297,9 @@ func TestTaskLife(t *testing.T) {
 	}
 	if exit, err := one.Delete(ctx); err != nil || exit.ExitCode() != 143 {
 		t.Errorf("deleted: %v, %v", exit, err)
+	}
+	if fmt.Sprint(w.mounts.seen) != "[release ns/none loop c release ns/c]" {
+		t.Errorf("mounted and released %v", w.mounts.seen)
 	}
 	if _, err := c.Task(ctx, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("after deletion: %v", err)
