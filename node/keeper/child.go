@@ -30,7 +30,7 @@ type child struct {
 // passed is the order in which descriptors are passed on.
 var passed = [...]role{
 	rolePidfd, roleStdin, roleStdout, roleStderr, roleConsole, roleHoldOut, roleHoldIn,
-	roleOut, roleErr, roleIn, roleFileOut, roleFileErr, roleRestOut, roleRestErr, roleLogger,
+	roleOut, roleErr, roleIn, roleFileOut, roleFileErr, roleRestOut, roleRestErr, roleLogger, roleQuiet,
 }
 
 // describe returns what another process must get to know c. Call it with

@@ -183,11 +183,17 @@ func (g *given) show(p place) (err error) {
 	}
 	if p.logger() {
 		g.logger = &p
-		var w int
+		var w, quiet int
 		if g.listens[0], w, err = blockingPipe(); err != nil {
 			return err
 		}
 		g.ours[roleOut] = w
+		// A logger may take the end of one stream for the end of both, so that of
+		// the one that a terminal does not have comes last, when all is forgotten.
+		if g.listens[1], quiet, err = blockingPipe(); err != nil {
+			return err
+		}
+		g.ours[roleQuiet] = quiet
 		return errors.Join(unix.SetNonblock(w, true), g.own(w))
 	}
 	f, err := p.find()

@@ -118,11 +118,20 @@ func TestGivenTerminalElsewhere(t *testing.T) {
 		}
 		text, _ := os.ReadFile(r.dir + "/file.txt")
 		checkNumbers(t, string(text), 3000)
-		eventually(t, func() bool {
-			text, _ = os.ReadFile(r.dir + "/l.out")
-			return strings.HasSuffix(string(text), "end\n")
-		})
-		checkNumbers(t, strings.TrimSuffix(strings.TrimPrefix(string(text), "l space 2\n"), "end\n"), 3000)
+		held := func(end string) {
+			eventually(t, func() bool {
+				text, _ = os.ReadFile(r.dir + "/l.out")
+				return strings.HasSuffix(string(text), end)
+			})
+		}
+		held("\n3000\n")
+		checkNumbers(t, strings.TrimPrefix(string(text), "l space 2\n"), 3000)
+		for _, p := range r.Processes() {
+			if err := r.Forget(t.Context(), p.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		held("\n3000\nend\n")
 	})
 }
 

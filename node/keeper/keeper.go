@@ -100,7 +100,8 @@ type Launch struct {
 // /dev/stdout anew would empty them. A terminal is copied to and from the
 // FIFOs.
 //
-// A logger belongs to its process: it outlives node and keeper, sees the end of
+// A process whose logger dies is told so by its next write, as with any pipe;
+// what a terminal says is then lost. A logger belongs to its process: it outlives node and keeper, sees the end of
 // its input when the process and its children are gone, and is ended some time
 // after Forget if it has not.
 type Streams struct {

@@ -93,6 +93,7 @@ const (
 	roleRestOut role = "rest-out" // the read end of a FIFO in which something is left
 	roleRestErr role = "rest-err"
 	roleLogger  role = "logger" // pidfd
+	roleQuiet   role = "quiet"  // what a terminal's logger takes for standard error
 )
 
 // failure carries an error through the socket.
