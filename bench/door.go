@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -210,7 +211,8 @@ func (b *bench) buildkit(ctx context.Context, column string, g guest, clients st
 // writeBuild writes a context whose Dockerfile has so many steps, COPY and RUN
 // in turn.
 func writeBuild(dir string, steps int) error {
-	text := "FROM docker.io/" + firstImage + "\n"
+	var text strings.Builder
+	fmt.Fprintf(&text, "FROM docker.io/%s\n", firstImage)
 	for n := range steps / 2 {
 		from := filepath.Join(dir, "part", strconv.Itoa(n))
 		if err := os.MkdirAll(from, 0o755); err != nil {
@@ -223,9 +225,9 @@ func writeBuild(dir string, steps int) error {
 				return err
 			}
 		}
-		text += fmt.Sprintf("COPY part/%d /src/%d\nRUN mkdir -p /app && cp -r /src/%d /app/%d\n", n, n, n, n)
+		fmt.Fprintf(&text, "COPY part/%d /src/%d\nRUN mkdir -p /app && cp -r /src/%d /app/%d\n", n, n, n, n)
 	}
-	return os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text), 0o644)
+	return os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text.String()), 0o644)
 }
 
 // doorNamespaces pulls one image in three namespaces at once: how much more

@@ -19,7 +19,8 @@ func (p *program) systemDf() *cobra.Command {
 		Use:   "df [OPTIONS]",
 		Short: "Show what takes how much of the disk",
 		Long: `Show what takes how much of the disk, counted in blocks as the file system counts.
-Layers, files and blobs that several images have count once.
+Layers, files and blobs that several images have count once. The build cache is
+layers and blobs, too: its line is a part of the others.
 
 With -v there is a line for each image, container and volume. The unique size of an
 image is what removing just that image would give back, its shared size what
@@ -71,7 +72,7 @@ func diskRows(usage spec.DiskUsage) []diskRow {
 		return out
 	}
 	return []diskRow{
-		row("Images", usage.Images), row("Containers", usage.Containers), row("Volumes", usage.Volumes), row("Blobs", usage.Blobs),
+		row("Images", usage.Images), row("Containers", usage.Containers), row("Volumes", usage.Volumes), row("Blobs", usage.Blobs), row("Build cache", usage.BuildCache),
 	}
 }
 

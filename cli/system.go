@@ -27,7 +27,8 @@ func (p *program) systemPrune() *cobra.Command {
 		Short: "Remove all that is not used",
 		Long: `Remove the containers that do not run, the networks that no container is on, and
 the images without a name: with -a all images that no container uses, with
---volumes the anonymous volumes that no container uses.`,
+--volumes the anonymous volumes that no container uses. Without a filter what
+builds have left goes as well.`,
 		Example: `  berth system prune
   berth system prune -af --volumes`,
 		Args: arguments(0, 0),
@@ -55,6 +56,9 @@ func (p *program) pruneAll(ctx context.Context, opts client.PruneOptions, force 
 	if opts.Volumes {
 		what += ", and all anonymous volumes that no container uses"
 	}
+	if len(opts.Filter) == 0 {
+		what += ", and what builds have left"
+	}
 	if err := p.confirm(force, "This removes "+what+"."); err != nil {
 		return err
 	}
@@ -64,9 +68,10 @@ func (p *program) pruneAll(ctx context.Context, opts client.PruneOptions, force 
 	}
 	p.printPruned("Containers:", pruned.Containers)
 	p.printPruned("Networks:", pruned.Networks)
+	p.printPruned("Build cache:", pruned.BuildCache)
 	p.printPruned("Images:", pruned.Images)
 	p.printPruned("Volumes:", pruned.Volumes)
-	total := pruned.Containers.Reclaimed + pruned.Networks.Reclaimed + pruned.Images.Reclaimed + pruned.Volumes.Reclaimed
+	total := pruned.Containers.Reclaimed + pruned.Networks.Reclaimed + pruned.Images.Reclaimed + pruned.BuildCache.Reclaimed + pruned.Volumes.Reclaimed
 	fmt.Fprintf(p.stdout, "Reclaimed space: %s\n", table.Size(total))
 	return nil
 }

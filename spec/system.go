@@ -126,6 +126,7 @@ type DiskUsage struct {
 	Volumes    DiskShare `json:"volumes"`
 	Blobs      DiskShare `json:"blobs" doc:"manifests, configurations, compressed layers, downloads under way"`
 	Other      int64     `json:"other" doc:"records, logs and the like"`
+	BuildCache DiskShare `json:"buildCache" doc:"what builds have left, when BuildKit was asked last; it is part of images and blobs"`
 	Total      int64     `json:"total"`
 
 	Store         StoreUsage   `json:"store"`
@@ -208,6 +209,7 @@ type SystemPruned struct {
 	Networks   Pruned `json:"networks"`
 	Images     Pruned `json:"images"`
 	Volumes    Pruned `json:"volumes"`
+	BuildCache Pruned `json:"buildCache"`
 }
 
 // Filter chooses from a list: a value of every key must fit. Keys are those

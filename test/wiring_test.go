@@ -191,7 +191,7 @@ func TestVerbsAskTheNode(t *testing.T) {
 		{"container prune -f", []string{"POST /containers/prune"}, "gone\n"},
 		{"image prune -a -f", []string{"POST /images/prune?all=true"}, "gone\n"},
 		{"system prune -af --volumes", []string{"POST /prune?all=true&volumes=true"}, "Containers:\ngone\n\nReclaimed space: 2kB\n"},
-		{"system df", []string{"GET /df"}, "Images       2         0         1kB       0B (0%)"},
+		{"system df", []string{"GET /df"}, "Images        2         0         1kB       0B (0%)"},
 		{"system df -v", []string{"GET /df"}, "PART                    COUNT     SIZE\nFiles of layers         0         0B\n"},
 		{"system scrub --no-repair", []string{"POST /system/scrub"}, "checking blobs\ndamaged: blob x: is missing; no image has it; repaired: reg/app\nchecked 2 parts, 0B, in 0s: 1 damaged, all repaired\n"},
 		{"system scrub --format json", []string{"GET /images", "POST /system/scrub"}, `"repair":"reg/app"`},

@@ -133,4 +133,5 @@ type Builder interface {
 	Stop(ctx context.Context, force bool) error
 	Cache(ctx context.Context, filters []string) (spec.BuildCache, error)
 	Prune(ctx context.Context, request spec.BuildCachePrune) (spec.BuildCache, error)
+	Share(ctx context.Context) (spec.DiskShare, error)
 }

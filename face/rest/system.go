@@ -67,7 +67,26 @@ func (s *Server) prune(ctx context.Context, in *pruning) (spec.SystemPruned, err
 			return out, err
 		}
 	}
+	if out.BuildCache, err = s.pruneBuilds(ctx, in); err != nil {
+		return out, err
+	}
 	out.Images, err = pruned(s.Images.Prune(ctx, in.All, filter))
+	return out, err
+}
+
+// pruneBuilds removes what builds have left, where there is anything. BuildKit
+// knows no labels of it.
+func (s *Server) pruneBuilds(ctx context.Context, in *pruning) (spec.Pruned, error) {
+	out := spec.Pruned{Removed: []string{}}
+	share, err := s.Builder.Share(ctx)
+	if err != nil || share.Total == 0 || len(in.Filter) > 0 {
+		return out, err
+	}
+	gone, err := s.Builder.Prune(ctx, spec.BuildCachePrune{All: in.All})
+	for _, e := range gone.Entries {
+		out.Removed = append(out.Removed, e.ID)
+	}
+	out.Reclaimed = gone.Size
 	return out, err
 }
 

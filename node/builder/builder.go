@@ -72,6 +72,7 @@ type Builder struct {
 	process *process  // nil while there is none
 	door    *os.File  // the socket, listening; nil while a process of an earlier node has another
 	used    time.Time // when somebody was connected last, or asked for it
+	stale   bool      // somebody was since it was written down what the cache takes
 }
 
 // Open finds the buildkitd of an earlier node, if it still runs, and opens the
@@ -139,7 +140,7 @@ func (b *Builder) running() *process {
 // touch counts as a use.
 func (b *Builder) touch() {
 	b.mu.Lock()
-	b.used = time.Now()
+	b.used, b.stale = time.Now(), true
 	b.mu.Unlock()
 }
 
@@ -190,7 +191,9 @@ func (b *Builder) Stop(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	if clients > 0 && !force {
+	if clients == 0 {
+		b.remember(ctx)
+	} else if !force {
 		return errs.New(errs.Conflict, "the builder is in use: somebody builds")
 	}
 	return b.end(ctx, p)

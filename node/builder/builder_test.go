@@ -214,8 +214,9 @@ func TestStartsWithTheFirstClientAndStopsWhenIdle(t *testing.T) {
 	}
 	_ = conn.Close()
 	eventually(t, "it is stopped when idle", func() bool { return !w.get(t).Running })
-	if _, err := os.Stat(w.pidFile()); !os.IsNotExist(err) {
-		t.Errorf("the file of its pid: %v", err)
+	eventually(t, "the file of its pid goes", func() bool { _, err := os.Stat(w.pidFile()); return os.IsNotExist(err) })
+	if share, err := w.Share(t.Context()); err != nil || share != (spec.DiskShare{Total: 3, Active: 1, Size: 15, Reclaimable: 5}) {
+		t.Errorf("what the cache takes: %+v, %v", share, err)
 	}
 	w.dial(t)
 	if again := w.started(t); !again.Running || again.Pid == state.Pid {
@@ -383,6 +384,9 @@ func TestOneForAll(t *testing.T) {
 
 func TestCache(t *testing.T) {
 	w := newWorld(t, 0)
+	if share, err := w.Share(t.Context()); err != nil || share.Total != 0 {
+		t.Errorf("what the cache takes before any build: %+v, %v", share, err)
+	}
 	cache, err := w.Cache(t.Context(), []string{"type==regular"})
 	if err != nil || len(cache.Entries) != 3 || cache.Size != 15 || cache.Reclaimable != 5 {
 		t.Errorf("cache: %+v, %v", cache, err)

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -56,6 +59,65 @@ func (b *Builder) Cache(ctx context.Context, filters []string) (spec.BuildCache,
 	return sum(entries), nil
 }
 
+// Share is what the cache takes of the disk. Where buildkitd does not run, that
+// is what it was when it was stopped.
+func (b *Builder) Share(ctx context.Context) (spec.DiskShare, error) {
+	var share spec.DiskShare
+	if b.running() != nil {
+		cache, err := b.Cache(ctx, nil)
+		return shareOf(cache), err
+	}
+	text, err := os.ReadFile(b.shareFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return share, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &share)
+	}
+	return share, err
+}
+
+func shareOf(cache spec.BuildCache) spec.DiskShare {
+	share := spec.DiskShare{Total: len(cache.Entries), Size: cache.Size, Reclaimable: cache.Reclaimable}
+	for _, e := range cache.Entries {
+		if e.InUse {
+			share.Active++
+		}
+	}
+	return share
+}
+
+func (b *Builder) shareFile() string { return filepath.Join(b.Dir, "share.json") }
+
+// remember writes down what the cache takes, for when there is nobody to ask.
+func (b *Builder) remember(ctx context.Context) {
+	b.mu.Lock()
+	stale := b.stale
+	b.stale = false
+	b.mu.Unlock()
+	if !stale {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	programs, err := b.programs()
+	if err != nil {
+		return
+	}
+	entries, err := b.query(ctx, programs.client, []string{"du", "--format", "{{json .}}"})
+	if err != nil {
+		b.Log.DebugContext(ctx, "nobody knows what the build cache takes", "error", err)
+		return
+	}
+	text, err := json.Marshal(shareOf(sum(entries)))
+	if err == nil {
+		err = os.WriteFile(b.shareFile(), text, 0o600)
+	}
+	if err != nil {
+		b.Log.WarnContext(ctx, "what the build cache takes is not written down", "error", err)
+	}
+}
+
 // Prune removes what no build that runs needs, as far as asked for. It starts
 // buildkitd if need be.
 func (b *Builder) Prune(ctx context.Context, request spec.BuildCachePrune) (spec.BuildCache, error) {
@@ -80,14 +142,19 @@ func (b *Builder) Prune(ctx context.Context, request spec.BuildCachePrune) (spec
 	return sum(entries), nil
 }
 
-// ask runs buildctl, and reads the entries that it tells of: one a value, or
-// in lists.
+// ask asks a buildkitd that runs, or is started for it.
 func (b *Builder) ask(ctx context.Context, args []string) ([]entry, error) {
 	state, err := b.Start(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, state.Client, append([]string{"--addr", "unix://" + state.Socket, "--timeout", "30"}, args...)...)
+	return b.query(ctx, state.Client, args)
+}
+
+// query runs buildctl, and reads the entries that it tells of: one a value, or
+// in lists.
+func (b *Builder) query(ctx context.Context, buildctl string, args []string) ([]entry, error) {
+	cmd := exec.CommandContext(ctx, buildctl, append([]string{"--addr", "unix://" + b.socket(), "--timeout", "30"}, args...)...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()

@@ -36,10 +36,26 @@ func (b *Builder) Run(ctx context.Context) error {
 			b.watch(ctx, p)
 		}
 	}
-	if err := b.Stop(context.WithoutCancel(ctx), false); err != nil && !errors.Is(err, errs.Conflict) {
+	b.leave(context.WithoutCancel(ctx))
+	return ctx.Err()
+}
+
+// leave stops buildkitd unless somebody builds. The door of its worker may be
+// closed by now, so that it is asked nothing.
+func (b *Builder) leave(ctx context.Context) {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	p := b.running()
+	if p == nil {
+		return
+	}
+	clients, err := b.connections()
+	if err == nil && clients == 0 {
+		err = b.end(ctx, p)
+	}
+	if err != nil {
 		b.Log.WarnContext(ctx, "buildkitd is left", "error", err)
 	}
-	return ctx.Err()
 }
 
 // listen opens a new socket under the socket's name. Who waits at an earlier
@@ -94,7 +110,7 @@ func (b *Builder) awaitClient(ctx context.Context, door *os.File) {
 	}
 	if done.Err() != nil {
 		_ = door.SetReadDeadline(time.Unix(1, 0)) // ends the wait
-		_ = <-connected // which says no more than that
+		_ = <-connected                           // which says no more than that
 		return
 	}
 	err := b.ensure(ctx)
@@ -160,6 +176,7 @@ func (b *Builder) watch(ctx context.Context, p *process) {
 		b.touch()
 		return
 	}
+	b.remember(ctx)
 	b.mu.Lock()
 	idle := time.Since(b.used)
 	b.mu.Unlock()
