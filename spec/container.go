@@ -179,8 +179,8 @@ const (
 
 // Container is one container of a node: what was asked, and how it fares.
 type Container struct {
-	ID      string          `json:"id" doc:"64 hexadecimal digits, or what the client chose that wrote its OCI spec"`
-	Name    string          `json:"name"`
+	ID   string `json:"id" doc:"64 hexadecimal digits, or what the client chose that wrote its OCI spec"`
+	Name string `json:"name"`
 	// Namespace is set on containers whose clients wrote their OCI spec.
 	Namespace string `json:"namespace,omitempty" doc:"whose name id is, for a container made through containerd's protocol"`
 
