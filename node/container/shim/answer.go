@@ -21,12 +21,16 @@ type endpoint struct {
 // newest is the newest version of the task service that we speak.
 const newest = 3
 
+// mostNoise is how many lines an answer is looked for in.
+const mostNoise = 100
+
 // parseAnswer reads what the command start printed. Shims of containerd 2.3
 // and later print a message of protobuf, those before a JSON object, old ones
 // just the address. What a shim or its libraries print before is skipped, line
 // by line.
 func parseAnswer(out []byte) (endpoint, error) {
-	for rest := out; ; {
+	rest := out
+	for range mostNoise {
 		if e, found, err := parseOne(rest); found || err != nil {
 			return e, err
 		}
