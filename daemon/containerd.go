@@ -125,12 +125,13 @@ func (n *node) own(o lease.Owner) {
 	n.engine.leases.Own(o)
 }
 
-// holdings says in words what is in a namespace.
+// holdings says in words what is in a namespace. What has only begun to be
+// written is nothing yet.
 func (n *node) holdings(ctx context.Context, name string) ([]string, error) {
 	var found []string
 	for _, owner := range n.engine.owners {
 		err := owner.Items(ctx, func(i lease.Item) {
-			if what := inWords(i.Kind); i.Namespace == name && !slices.Contains(found, what) {
+			if what := inWords(i.Kind); i.Namespace == name && i.Kind != lease.Ingests && !slices.Contains(found, what) {
 				found = append(found, what)
 			}
 		})
@@ -162,7 +163,7 @@ func (n *node) services() []containerd.Service {
 	return []containerd.Service{
 		containerd.NewVersion(n.config.Version.Version, n.config.Version.Commit),
 		&containerd.Introspection{ID: n.id, Root: n.config.Root, Snapshotters: n.snapshotters(), Runtime: n.runtimeVersion},
-		&containerd.Namespaces{Set: e.namespaces, Events: e.exchange},
+		&containerd.Namespaces{Set: e.namespaces, Events: e.exchange, Leases: e.leases},
 		events.NewService(e.exchange),
 		bits.New(held),
 		e.names, e.mounts, streams,

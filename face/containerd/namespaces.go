@@ -13,6 +13,7 @@ import (
 
 	"berth/base/errs"
 	"berth/face/containerd/wire"
+	"berth/node/lease"
 	"berth/node/namespace"
 )
 
@@ -21,6 +22,11 @@ type Namespaces struct {
 	api.UnimplementedNamespacesServer
 	Set    *namespace.Set
 	Events wire.Publisher
+	// Leases go with the namespace that they are in.
+	Leases interface {
+		List(namespace string) []lease.Lease
+		Delete(ctx context.Context, namespace, id string) error
+	}
 }
 
 // Register adds the service to a server.
@@ -100,6 +106,11 @@ func (s *Namespaces) Update(ctx context.Context, r *api.UpdateNamespaceRequest) 
 func (s *Namespaces) Delete(ctx context.Context, r *api.DeleteNamespaceRequest) (*emptypb.Empty, error) {
 	if err := s.Set.Delete(ctx, r.GetName()); err != nil {
 		return nil, wire.Error(err)
+	}
+	for _, l := range s.Leases.List(r.GetName()) {
+		if err := s.Leases.Delete(ctx, l.Namespace, l.ID); err != nil && errs.KindOf(err) != errs.NotFound {
+			return nil, wire.Error(err)
+		}
 	}
 	s.Events.Publish(ctx, r.GetName(), "/namespaces/delete", &events.NamespaceDelete{Name: r.GetName()})
 	return &emptypb.Empty{}, nil

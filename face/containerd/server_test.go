@@ -32,6 +32,7 @@ import (
 	"berth/base/kv"
 	"berth/face/containerd"
 	"berth/face/containerd/events"
+	"berth/node/lease"
 	"berth/node/namespace"
 )
 
@@ -63,6 +64,7 @@ func (*odd) Delete(context.Context, *containersapi.DeleteContainerRequest) (*emp
 type world struct {
 	socket     string
 	namespaces *namespace.Set
+	leases     *lease.Set
 	held       []string
 	log        *bytes.Buffer
 	stop       func() error
@@ -80,6 +82,9 @@ func serve(t *testing.T, more ...containerd.Service) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if w.leases, err = lease.Open(lease.Config{DB: db, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
 	listener, err := net.Listen("unix", w.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +97,7 @@ func serve(t *testing.T, more ...containerd.Service) *world {
 	go func() {
 		done <- server.Serve(ctx, listener, append(more,
 			containerd.NewVersion("v1.2.3 dirty", "abc"), events.NewService(exchange),
-			&containerd.Namespaces{Set: w.namespaces, Events: exchange},
+			&containerd.Namespaces{Set: w.namespaces, Events: exchange, Leases: w.leases},
 			&containerd.Introspection{
 				ID: "node", Root: "/r", Snapshotters: []containerd.Snapshotter{{Name: "overlayfs", Capabilities: []string{"rebase"}}},
 				Runtime: func(_ context.Context, name string) (string, error) {
@@ -202,8 +207,16 @@ func TestNamespaces(t *testing.T) {
 		t.Errorf("a full one: %v", err)
 	}
 	w.held = nil
+	for _, name := range []string{"moby", "other"} {
+		if _, err := w.leases.Create(ctx, name, "l", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := store.Delete(ctx, "moby"); err != nil {
 		t.Error(err)
+	}
+	if len(w.leases.List("moby")) != 0 || len(w.leases.List("other")) != 1 {
+		t.Errorf("leases %v and %v", w.leases.List("moby"), w.leases.List("other"))
 	}
 	if err := store.Delete(ctx, "moby"); !errdefs.IsNotFound(err) {
 		t.Errorf("deleted twice: %v", err)
