@@ -198,7 +198,7 @@ func (n *node) snapshotterNames() []string {
 
 // runtimeVersion is the version of what runs containers of a runtime's name.
 func (n *node) runtimeVersion(ctx context.Context, name string) (string, error) {
-	if name == container.RuntimeV2 {
+	if name == container.RuntimeV2 || formerly[name] {
 		name = n.runtimes.usual
 	}
 	if r, ok := n.runtimes.byName[name]; ok {
@@ -212,7 +212,7 @@ func (n *node) runtimeVersion(ctx context.Context, name string) (string, error) 
 // the node starts by itself.
 func (n *node) plain(name string) bool {
 	_, here := n.runtimes.byName[name]
-	return here || name == container.RuntimeV2 || name == ""
+	return here || formerly[name] || name == container.RuntimeV2 || name == ""
 }
 
 // serveGRPC answers clients of containerd.

@@ -10,6 +10,9 @@ import (
 	"berth/node/keeper"
 )
 
+// formerly are names of the runtime that is now container.RuntimeV2.
+var formerly = map[string]bool{"io.containerd.runc.v1": true, "io.containerd.runtime.v1.linux": true}
+
 // openShims prepares for runtimes that speak containerd's shim protocol. One is
 // started when somebody asks for a container of its.
 func (n *node) openShims(context.Context) (err error) {
@@ -21,8 +24,12 @@ func (n *node) openShims(context.Context) (err error) {
 	return err
 }
 
-// foreign finds the runtime of a name that no OCI runtime has.
+// foreign finds the runtime of a name that no OCI runtime has. Names that the
+// usual one had in old versions of containerd still stand for it.
 func (n *node) foreign(_ context.Context, name string) (container.Runtime, error) {
+	if formerly[name] {
+		return n.runtimes.byName[n.runtimes.usual], nil
+	}
 	r, err := n.shims.Runtime(name)
 	if err != nil {
 		return nil, err // not a nil *shim.Runtime
