@@ -31,7 +31,9 @@ type vertex struct {
 	root  bool
 	refs  []node // by what it is
 	ties  []node // by labels, and by those of others
-	flat  bool   // a lease that does not keep what its resources refer to
+	maybe []condition
+	used  []time.Time
+	flat  bool // a lease that does not keep what its resources refer to
 	mark  mark
 	next  time.Time // when it ceases to be a root
 }
@@ -129,7 +131,21 @@ func (s *Set) read(ctx context.Context, now time.Time) (graph, error) {
 			return nil, err
 		}
 	}
+	g.decide(now)
 	return g, nil
+}
+
+// decide makes references of those that depend on something and count.
+func (g graph) decide(now time.Time) {
+	for n, v := range g {
+		for _, c := range v.maybe {
+			to := node{n.namespace, c.to}
+			w := g[to]
+			if w != nil && slices.ContainsFunc(w.used, func(at time.Time) bool { return c.fits(now.Sub(at)) }) {
+				v.ties = append(v.ties, to)
+			}
+		}
+	}
 }
 
 func (g graph) at(n node) *vertex {
@@ -161,6 +177,12 @@ func (g graph) add(o Owner, i Item, now time.Time) {
 	v.flat = i.Kind == Leases && isFlat(i.Labels)
 	for _, r := range References(i.Labels) {
 		v.ties = append(v.ties, node{i.Namespace, r})
+	}
+	switch _, isSnapshot := Snapshotter(i.Kind); {
+	case isSnapshot:
+		v.used = used(i.Labels)
+	case i.Kind == Images, i.Kind == Content:
+		v.maybe = conditions(i.Labels)
 	}
 	for _, r := range referrers(i.Labels) {
 		by := g.at(node{i.Namespace, r})

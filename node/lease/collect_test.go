@@ -179,6 +179,17 @@ func TestReferences(t *testing.T) {
 			},
 			[]string{"n images i", "n content a"},
 		},
+		{
+			"references on a condition",
+			[]lease.Item{
+				rooted(thing("images", "i", label+"cond.snapshot.lcfs/1", "usedat<2h|recent", label+"cond.snapshot.lcfs/2", "usedat<1m|old", label+"cond.snapshot.lcfs/3", "usedat<1m,usedat>30m|either",
+					label+"cond.snapshot.lcfs/4", "usedat<2h|never", label+"cond.snapshot.lcfs/5", "usedat<x,usedat=2h,used<2h,|recent2", label+"cond.snapshot", "usedat<2h|recent2", label+"cond.snapshot.lcfs/6", "recent2")),
+				thing(lcfs, "recent", label+"cond.value-usedat", past), thing(lcfs, "old", label+"cond.value-usedat", past), thing(lcfs, "either", label+"cond.value-usedat", past),
+				thing(lcfs, "never", label+"cond.value-usedat", "yesterday"), thing(lcfs, "recent2", label+"cond.value-usedat", past),
+				thing("content", "c", label+"cond.snapshot.lcfs", "usedat<2h|recent3"), thing(lcfs, "recent3", label+"cond.value-usedat", past),
+			},
+			[]string{"n images i", "n " + lcfs + " recent", "n " + lcfs + " either"},
+		},
 		{"rings", []lease.Item{refers(thing("content", "a"), res("content", "b")), refers(thing("content", "b"), res("content", "a"))}, nil},
 		{"an ingest for a day", []lease.Item{{Resource: res("ingests", "i"), Until: time.Now().Add(time.Hour)}, {Resource: res("ingests", "j"), Until: time.Now().Add(-time.Second)}}, []string{"n ingests i"}},
 	} {

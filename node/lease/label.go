@@ -15,6 +15,8 @@ const (
 	gcExpire = gcPrefix + "expire"
 	gcRef    = gcPrefix + "ref."
 	gcBack   = gcPrefix + "bref."
+	gcCond   = gcPrefix + "cond.snapshot"
+	gcUsed   = gcPrefix + "cond.value-usedat"
 )
 
 // maxLabel is what a label's name and value may have together.
@@ -115,4 +117,60 @@ func isRoot(labels map[string]string) bool {
 func isFlat(labels map[string]string) bool {
 	_, ok := labels[gcFlat]
 	return ok
+}
+
+// condition is a reference to a snapshot that counts while one of the times at
+// which that says it was used fits.
+type condition struct {
+	to   Resource
+	fits func(ago time.Duration) bool
+}
+
+// conditions reads labels such as gc.cond.snapshot.overlayfs=usedat<24h|key,
+// with several conditions before the key, of which one has to hold.
+func conditions(labels map[string]string) []condition {
+	var all []condition
+	for name, value := range labels {
+		rest, ok := strings.CutPrefix(name, gcCond)
+		tests, key, some := strings.Cut(value, "|")
+		snapshotter, _, _ := strings.Cut(strings.TrimLeft(rest, "./"), "/")
+		if !ok || !some || snapshotter == "" {
+			continue
+		}
+		for test := range strings.SplitSeq(tests, ",") {
+			if fits := usedAt(test); fits != nil {
+				all = append(all, condition{Resource{Snapshots(snapshotter), key}, fits})
+			}
+		}
+	}
+	return all
+}
+
+// usedAt reads one condition; nil where it is none.
+func usedAt(test string) func(ago time.Duration) bool {
+	if text, ok := strings.CutPrefix(test, "usedat<"); ok {
+		if d, err := time.ParseDuration(text); err == nil {
+			return func(ago time.Duration) bool { return ago < d }
+		}
+	}
+	if text, ok := strings.CutPrefix(test, "usedat>"); ok {
+		if d, err := time.ParseDuration(text); err == nil {
+			return func(ago time.Duration) bool { return ago > d }
+		}
+	}
+	return nil
+}
+
+// used lists when labels say that a snapshot was used.
+func used(labels map[string]string) []time.Time {
+	var all []time.Time
+	for name, value := range labels {
+		if !strings.HasPrefix(name, gcUsed) {
+			continue
+		}
+		if at, err := time.Parse(time.RFC3339, value); err == nil {
+			all = append(all, at)
+		}
+	}
+	return all
 }
