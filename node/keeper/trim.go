@@ -15,7 +15,14 @@ import (
 // s.mu held.
 func (s *server) trimSoon() {
 	if s.trim == nil {
-		s.trim = time.AfterFunc(time.Second, trim)
+		s.trim = time.AfterFunc(time.Second, func() {
+			s.mu.Lock()
+			busy := s.launching > 0 // the end of that launch will ask again
+			s.mu.Unlock()
+			if !busy {
+				trim()
+			}
+		})
 		return
 	}
 	s.trim.Reset(time.Second)

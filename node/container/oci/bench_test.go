@@ -2,6 +2,8 @@ package oci_test
 
 import (
 	"context"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -33,6 +35,48 @@ func BenchmarkRun(b *testing.B) {
 			b.StopTimer()
 			for unit, d := range map[string]time.Duration{"run-ms": run, "exit-ms": exit, "delete-ms": remove} {
 				b.ReportMetric(d.Seconds()*1000/float64(b.N), unit)
+			}
+		})
+	}
+}
+
+// BenchmarkGiven is the life of /bin/true in two steps with the real keeper and
+// a client's streams, beside what the program alone takes for the first.
+func BenchmarkGiven(b *testing.B) {
+	for _, name := range []string{"crun", "runc"} {
+		b.Run(name, func(b *testing.B) {
+			k := newKept(b, name, func(container.Exit) {})
+			var launches []container.Launch
+			for range b.N {
+				l := k.make(command("true"))
+				l.Streams = &container.Streams{}
+				launches = append(launches, l)
+			}
+			alone := k.make(command("true"))
+			path := filepath.Join(b.TempDir(), "pid")
+			steps := map[string]time.Duration{}
+			step := func(what string, do func() error) {
+				begin := time.Now()
+				if err := do(); err != nil {
+					b.Fatalf("%s: %v", what, err)
+				}
+				steps[what] += time.Since(begin)
+			}
+			b.ResetTimer()
+			for _, l := range launches {
+				step("create", func() error { _, err := k.runtime.Create(b.Context(), l); return err })
+				step("start", func() error { return k.runtime.Start(b.Context(), l.ID) })
+				step("exit", func() error { k.wait(l.ID); return nil })
+				step("delete", func() error { return k.runtime.Delete(b.Context(), l.ID) })
+				step("alone", func() error {
+					return exec.Command(name, "create", "--bundle", alone.Bundle, "--pid-file", path, alone.ID).Run()
+				})
+				if err := exec.Command(name, "delete", "--force", alone.ID).Run(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for what, d := range steps {
+				b.ReportMetric(d.Seconds()*1000/float64(b.N), what+"-ms")
 			}
 		})
 	}

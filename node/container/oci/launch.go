@@ -164,7 +164,7 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (p *containe
 		output = keeper.Discard
 	}
 	return r.launch(ctx, b.program, keeper.Launch{
-		ID: l.ID, Dir: b.program.root, Stdin: l.Stdin, Output: output, Rows: l.Size.Rows, Cols: l.Size.Cols,
+		ID: l.ID, Dir: r.record(l.Container), Stdin: l.Stdin, Output: output, Rows: l.Size.Rows, Cols: l.Size.Cols,
 		Streams: streams(l.Streams, b.choice, l.Name, l.Namespace, l.ID),
 	}, l.Process.Terminal, []string{"exec", "--detach", "--process", file}, b.id(l.Container))
 }

@@ -48,7 +48,7 @@ type kept struct {
 	more  chan struct{}
 }
 
-func newKept(t *testing.T, name string, exited func(container.Exit)) *kept {
+func newKept(t testing.TB, name string, exited func(container.Exit)) *kept {
 	t.Helper()
 	b := newBench(t, name)
 	k := &kept{bench: b, exits: map[string]container.Exit{}, more: make(chan struct{}, 100)}
