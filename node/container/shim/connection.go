@@ -81,10 +81,10 @@ func (d *Driver) join(address string, t *task) *shim {
 // of the protocol is spoken to in version 2.
 func (s *shim) learn(ctx context.Context, t *task) {
 	answer := &taskapi.ConnectResponse{}
-	err := s.call(ctx, s.driver.Limits.Call, "Connect", &taskapi.ConnectRequest{ID: t.Name}, answer)
+	err := s.call(ctx, s.driver.Limits.soon(), "Connect", &taskapi.ConnectRequest{ID: t.Name}, answer)
 	if errors.Is(err, errs.Unsupported) && s.version.Load() > 2 {
 		s.version.Store(2)
-		err = s.call(ctx, s.driver.Limits.Call, "Connect", &taskapi.ConnectRequest{ID: t.Name}, answer)
+		err = s.call(ctx, s.driver.Limits.soon(), "Connect", &taskapi.ConnectRequest{ID: t.Name}, answer)
 	}
 	if err != nil {
 		s.driver.Log.DebugContext(ctx, "a shim does not say which process it is", "container", t.ID, "error", err)

@@ -30,12 +30,15 @@ func short(c *shim.Config) {
 	}
 }
 
+// brisk are limits for shims that answer, but for their end.
+func brisk(c *shim.Config) { c.Limits = shim.Limits{Shutdown: time.Second, Cleanup: 3 * time.Second} }
+
 // Shims that answer in any of the ways that there are.
 func TestAnswers(t *testing.T) {
 	for _, manners := range []string{"plain", "json", "good", "downgrades", "holds", "stays", "lies"} {
 		t.Run(manners, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, short)
+			b := newBench(t, brisk)
 			r := b.fake(manners)
 			if version, err := r.Version(t.Context()); err != nil || version != "v1.2.3" {
 				t.Errorf("version %q, %v", version, err)
@@ -190,7 +193,7 @@ func TestKilled(t *testing.T) {
 	} {
 		t.Run(manners, func(t *testing.T) {
 			t.Parallel()
-			b := newBench(t, short)
+			b := newBench(t, brisk)
 			r := b.fake(manners)
 			b.run(r, b.launch(r, "a", command("sleep", "1000")))
 			b.ok(syscall.Kill(b.shims()[0], syscall.SIGKILL), "kill")
@@ -212,7 +215,7 @@ func TestKilled(t *testing.T) {
 
 // A shim that died while no node ran.
 func TestDiedUnseen(t *testing.T) {
-	b := newBench(t, short)
+	b := newBench(t, brisk)
 	r := b.fake("good")
 	for _, id := range []string{"a", "b"} {
 		b.run(r, b.launch(r, id, command("sleep", "1000")))
@@ -242,7 +245,7 @@ func TestDiedUnseen(t *testing.T) {
 
 // What a node left half made is taken away by the next.
 func TestHalfMade(t *testing.T) {
-	b := newBench(t, short)
+	b := newBench(t, brisk)
 	r := b.fake("good")
 	b.run(r, b.launch(r, "a", command("sleep", "1000")))
 	b.stop()

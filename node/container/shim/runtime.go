@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -46,6 +47,7 @@ func (r *Runtime) Version(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.driver.Limits.Call)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.binary, "-v")
+	cmd.Env = append(os.Environ(), r.driver.Env...)
 	cmd.WaitDelay = drain
 	out, err := r.driver.said(ctx, cmd)
 	if err != nil {
@@ -132,7 +134,7 @@ func (r *Runtime) Report(ctx context.Context, id string) (*spec.Opaque, error) {
 		return nil, err
 	}
 	var answer taskapi.StatsResponse
-	if err := t.shim.call(ctx, r.driver.Limits.Call, "Stats", &taskapi.StatsRequest{ID: t.Name}, &answer); err != nil {
+	if err := t.shim.call(ctx, r.driver.Limits.soon(), "Stats", &taskapi.StatsRequest{ID: t.Name}, &answer); err != nil {
 		return nil, err
 	}
 	if answer.GetStats() == nil {

@@ -83,6 +83,9 @@ func (l *Limits) complete() {
 	}
 }
 
+// soon bounds what others wait for: a node that starts, the metrics of all.
+func (l *Limits) soon() time.Duration { return min(5*time.Second, l.Call) }
+
 // Driver is what all shims of a node have in common. It is safe for
 // concurrent use.
 type Driver struct {

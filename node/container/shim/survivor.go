@@ -157,7 +157,7 @@ func (t *task) takeOver(ctx context.Context, p *process, ours container.Streams,
 func (p *process) look(ctx context.Context) *container.Exit {
 	var state taskapi.StateResponse
 	d := p.task.driver
-	err := p.task.shim.call(ctx, min(5*time.Second, d.Limits.Call), "State", &taskapi.StateRequest{ID: p.task.Name, ExecID: p.exec}, &state)
+	err := p.task.shim.call(ctx, d.Limits.soon(), "State", &taskapi.StateRequest{ID: p.task.Name, ExecID: p.exec}, &state)
 	switch {
 	case errors.Is(err, errs.NotFound):
 		return &container.Exit{ID: p.id, Pid: p.pid(), Code: unknownCode, At: time.Now()}
