@@ -31,7 +31,7 @@ func newDocker(t *testing.T) *docker {
 			"--cgroup-parent", "/" + d.namespace(), "--storage-driver", "overlayfs", "--host", "unix://" + socket,
 			"--data-root", filepath.Join(d.dir, "d"), "--exec-root", filepath.Join(d.dir, "de"), "--pidfile", filepath.Join(d.dir, "d.pid"),
 			"--add-runtime", "new=" + filepath.Join(dockers, "runc"), "--default-runtime", "new", "--insecure-registry", d.registry.Host(),
-			"--userland-proxy=false",
+			"--userland-proxy=false", "--seccomp-profile", "unconfined",
 		},
 	}
 	t.Cleanup(func() {

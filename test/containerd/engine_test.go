@@ -56,7 +56,7 @@ func newEngine(t testing.TB) *engine {
 // environment is what clients find the engine by.
 func (e *engine) environment() []string {
 	return []string{
-		"PATH=" + clients + ":" + dockers + ":" + filepath.Dir(program) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + clients + ":" + filepath.Dir(program) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" + dockers,
 		"CONTAINERD_ADDRESS=" + e.socket, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "CNI_PATH=/usr/lib/cni",
 		"BERTH_SOCKET=" + e.socket, "DOCKER_CONFIG=" + e.dir, "HOME=" + e.dir,
 		"REGISTRY=" + e.registry.Host(), "IMAGE=" + e.registry.Host() + "/" + busyboxName, "STATE=" + e.state, "ROOT=" + filepath.Join(e.dir, "root"),
