@@ -162,7 +162,7 @@ func (n *node) services() []containerd.Service {
 	log := n.log.With("room", "containerd")
 	return []containerd.Service{
 		containerd.NewVersion(n.config.Version.Version, n.config.Version.Commit),
-		&containerd.Introspection{ID: n.id, Root: n.config.Root, Snapshotters: n.snapshotters(), Runtime: n.runtimeVersion},
+		&containerd.Introspection{ID: n.id, Root: n.config.Root, Snapshotters: n.snapshotters(), Runtime: n.describeRuntime},
 		&containerd.Namespaces{Set: e.namespaces, Events: e.exchange, Leases: e.leases},
 		events.NewService(e.exchange),
 		bits.New(held),
@@ -196,16 +196,26 @@ func (n *node) snapshotterNames() []string {
 	return []string{"overlayfs", n.storage.name, "native"}
 }
 
-// runtimeVersion is the version of what runs containers of a runtime's name.
-func (n *node) runtimeVersion(ctx context.Context, name string) (string, error) {
+// describeRuntime says what runs containers of a runtime's name.
+func (n *node) describeRuntime(ctx context.Context, name string) (version string, features []byte, err error) {
 	if name == container.RuntimeV2 || formerly[name] {
 		name = n.runtimes.usual
 	}
-	if r, ok := n.runtimes.byName[name]; ok {
-		return r.Version(ctx)
+	r, ok := n.runtimes.byName[name]
+	if !ok {
+		_, err = shim.Find(name)
+		return "", nil, err
 	}
-	_, err := shim.Find(name)
-	return "", err
+	if version, err = r.Version(ctx); err != nil {
+		return "", nil, err
+	}
+	if says, ok := r.(featured); ok {
+		features, err = says.Features(ctx)
+	}
+	if errs.KindOf(err) == errs.Unsupported {
+		err = nil // it says nothing
+	}
+	return version, features, err
 }
 
 // plain says whether containers of a runtime are processes of this machine that

@@ -118,10 +118,16 @@ func (t timed) Delete(ctx context.Context, id string) (err error) {
 	return t.Runtime.Delete(ctx, id)
 }
 
-// checkpointer is a timed runtime that can write containers to disk.
-type checkpointer struct {
+// timedOCI is a timed runtime that can do what the programs of OCI can.
+type timedOCI struct {
 	timed
 	container.Checkpointer
+	featured
+}
+
+// featured says what a runtime can do, as the OCI runtime spec's JSON.
+type featured interface {
+	Features(ctx context.Context) ([]byte, error)
 }
 
 // census counts a node's containers and reads what they use, when asked.

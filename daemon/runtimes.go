@@ -39,7 +39,7 @@ func openRuntimes(ctx context.Context, c NodeConfig, state string, k *keeper.Kee
 		})
 		switch _, named := c.Runtimes[name]; {
 		case err == nil:
-			r.byName[name] = checkpointer{timed{driver, m.runtime}, driver}
+			r.byName[name] = timedOCI{timed{driver, m.runtime}, driver, driver}
 		case named || !errors.Is(err, errs.NotFound):
 			return nil, err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"berth/base/errs"
@@ -29,9 +30,13 @@ type Introspection struct {
 	ID           string        // of the node
 	Root         string        // durable state; plug-ins are said to have a folder there
 	Snapshotters []Snapshotter // the usual one first
-	// Runtime is the version of what runs containers of a runtime's name.
-	Runtime func(ctx context.Context, name string) (version string, err error)
+	// Runtime is the version of what runs containers of a runtime's name, and
+	// what that says it can do, as the OCI runtime spec's JSON; nil for nothing.
+	Runtime func(ctx context.Context, name string) (version string, features []byte, err error)
 }
+
+// featuresType is what clients call such JSON.
+const featuresType = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 // Snapshotter is a name of a store of layers.
 type Snapshotter struct {
@@ -160,13 +165,17 @@ func (s *Introspection) PluginInfo(ctx context.Context, r *api.PluginInfoRequest
 	if err := proto.Unmarshal(r.GetOptions().GetValue(), asked); err != nil {
 		return nil, wire.Error(errs.New(errs.Invalid, "options of plugin %s: %w", r.GetID(), err))
 	}
-	version, err := s.Runtime(ctx, asked.GetRuntimePath())
+	version, features, err := s.Runtime(ctx, asked.GetRuntimePath())
 	if err != nil {
 		return nil, wire.Error(err)
 	}
-	answer.Extra, err = wire.Pack(&types.RuntimeInfo{
+	info := &types.RuntimeInfo{
 		Name: asked.GetRuntimePath(), Version: &types.RuntimeVersion{Version: version}, Options: asked.GetOptions(),
-	})
+	}
+	if features != nil {
+		info.Features = &anypb.Any{TypeUrl: featuresType, Value: features}
+	}
+	answer.Extra, err = wire.Pack(info)
 	if err != nil {
 		return nil, wire.Error(err)
 	}

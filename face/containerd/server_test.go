@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	health_v1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -100,11 +101,11 @@ func serve(t *testing.T, more ...containerd.Service) *world {
 			&containerd.Namespaces{Set: w.namespaces, Events: exchange, Leases: w.leases},
 			&containerd.Introspection{
 				ID: "node", Root: "/r", Snapshotters: []containerd.Snapshotter{{Name: "overlayfs", Capabilities: []string{"rebase"}}},
-				Runtime: func(_ context.Context, name string) (string, error) {
+				Runtime: func(_ context.Context, name string) (string, []byte, error) {
 					if name != "io.containerd.runc.v2" {
-						return "", errs.New(errs.NotFound, "no runtime %s", name)
+						return "", nil, errs.New(errs.NotFound, "no runtime %s", name)
 					}
-					return "runc 9", nil
+					return "runc 9", []byte(`{"mountOptions":["rro"]}`), nil
 				},
 			})...)
 	}()
@@ -280,8 +281,12 @@ func TestIntrospection(t *testing.T) {
 	if _, err := c.GetSnapshotterSupportedPlatforms(ctx, "overlayfs"); err != nil {
 		t.Error(err)
 	}
-	if info, err := c.RuntimeInfo(ctx, "io.containerd.runc.v2", nil); err != nil || info.Version.Version != "runc 9" {
-		t.Errorf("%+v, %v", info, err)
+	info, err := c.RuntimeInfo(ctx, "io.containerd.runc.v2", nil)
+	if err != nil || info.Version.Version != "runc 9" {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if can, ok := info.Features.(*features.Features); !ok || fmt.Sprint(can.MountOptions) != "[rro]" {
+		t.Errorf("features %+v", info.Features)
 	}
 	if _, err := c.RuntimeInfo(ctx, "io.containerd.none.v1", nil); !errdefs.IsNotFound(err) {
 		t.Errorf("no such runtime: %v", err)
