@@ -119,7 +119,7 @@ func (b *Builder) socket() string { return filepath.Join(b.State, "builder.sock"
 
 // hidden is what the socket is bound to, and what the kernel calls it: it gets
 // its name once its rights are set.
-func (b *Builder) hidden() string { return b.socket() + ".new" }
+func (b *Builder) hidden() string { return filepath.Join(b.State, "builder.new") }
 
 func (b *Builder) logPath() string { return filepath.Join(b.State, "builder.log") }
 

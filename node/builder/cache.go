@@ -60,13 +60,12 @@ func (b *Builder) Cache(ctx context.Context, filters []string) (spec.BuildCache,
 }
 
 // Share is what the cache takes of the disk. Where buildkitd does not run, that
-// is what it was when it was stopped.
+// is what it was when it was stopped: to ask is no use of it.
 func (b *Builder) Share(ctx context.Context) (spec.DiskShare, error) {
-	var share spec.DiskShare
 	if b.running() != nil {
-		cache, err := b.Cache(ctx, nil)
-		return shareOf(cache), err
+		b.remember(ctx)
 	}
+	var share spec.DiskShare
 	text, err := os.ReadFile(b.shareFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return share, nil
@@ -105,13 +104,21 @@ func (b *Builder) remember(ctx context.Context) {
 		return
 	}
 	entries, err := b.query(ctx, programs.client, []string{"du", "--format", "{{json .}}"})
+	if clients, e := b.connections(); err != nil || e != nil || clients > 0 { // those who build now change it
+		b.mu.Lock()
+		b.stale = true
+		b.mu.Unlock()
+	}
 	if err != nil {
 		b.Log.DebugContext(ctx, "nobody knows what the build cache takes", "error", err)
 		return
 	}
 	text, err := json.Marshal(shareOf(sum(entries)))
 	if err == nil {
-		err = os.WriteFile(b.shareFile(), text, 0o600)
+		err = os.WriteFile(b.shareFile()+".new", text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(b.shareFile()+".new", b.shareFile())
 	}
 	if err != nil {
 		b.Log.WarnContext(ctx, "what the build cache takes is not written down", "error", err)

@@ -19,7 +19,7 @@ type readiness struct {
 }
 
 func (b *Builder) expect() (*readiness, error) {
-	path := filepath.Join(b.State, "builder-ready.sock")
+	path := filepath.Join(b.State, "builder.rdy")
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -13,8 +13,8 @@ import (
 	"berth/base/errs"
 )
 
-// maxSocketPath is what fits into a unix socket's address, less ".new".
-const maxSocketPath = 103
+// maxSocketPath is what fits into a unix socket's address.
+const maxSocketPath = 107
 
 // Run starts buildkitd when somebody connects, and stops it when nobody has
 // been connected for a while, until ctx is done. Then it stops buildkitd too,
