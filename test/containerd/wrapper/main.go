@@ -5,12 +5,16 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -35,6 +39,9 @@ func run(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	if flags.Arg(0) == "oci-hook" {
+		return hook(flags.Args()[1:])
+	}
 	switch flags.Arg(0) + " " + flags.Arg(1) {
 	case "config default":
 		_, err := fmt.Fprintln(out, "version = 3")
@@ -58,4 +65,32 @@ func run(args []string, out io.Writer) error {
 	}
 	argv := []string{"berth", "node", "--root", root, "--state", state, "--socket", address, "--log-level", level}
 	return syscall.Exec(berth, argv, os.Environ())
+}
+
+// hook becomes the program that its arguments name, with what an OCI runtime
+// says of the container to its hooks put in their places.
+func hook(args []string) error {
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:]
+	}
+	if len(args) == 0 {
+		return errors.New("usage: containerd oci-hook -- program [arguments]")
+	}
+	var state struct {
+		ID     string `json:"id"`
+		Pid    int    `json:"pid"`
+		Bundle string `json:"bundle"`
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&state); err != nil {
+		return fmt.Errorf("state of the container: %w", err)
+	}
+	known := strings.NewReplacer("{{id}}", state.ID, "{{pid}}", strconv.Itoa(state.Pid), "{{bundle}}", state.Bundle)
+	for i := range args {
+		args[i] = known.Replace(args[i])
+	}
+	program, err := exec.LookPath(args[0])
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(program, args, os.Environ())
 }
