@@ -109,9 +109,12 @@ func (r *Runtime) bring(ctx context.Context, l container.Launch, c choice, progr
 	if filtered != "" {
 		command = append(command, "--config", filtered)
 	}
-	id := cmp.Or(c.ID, l.ID)
+	id, pidFile := cmp.Or(c.ID, l.ID), ""
+	if l.Streams != nil { // where programs that stand in for a runtime look for it
+		pidFile = filepath.Join(l.Bundle, "init.pid")
+	}
 	p, err := r.launch(ctx, program, keeper.Launch{
-		ID: l.ID, Dir: l.Bundle, Stdin: l.Stdin, Output: keeper.ToLog,
+		ID: l.ID, Dir: l.Bundle, PidFile: pidFile, Stdin: l.Stdin, Output: keeper.ToLog,
 		Log:     keeper.Log{Path: l.Log.Path, MaxSize: l.Log.MaxSize, MaxFiles: l.Log.MaxFiles},
 		Streams: streams(l.Streams, c, l.Name, l.Namespace, l.ID),
 		Rows:    l.Size.Rows, Cols: l.Size.Cols,
@@ -171,7 +174,7 @@ func (r *Runtime) Exec(ctx context.Context, l container.ExecLaunch) (p *containe
 
 // launch has the keeper run a command that leaves a process behind.
 func (r *Runtime) launch(ctx context.Context, program *program, l keeper.Launch, tty bool, command []string, id string) (*container.Process, error) {
-	l.PidFile, l.RuntimeLog = filepath.Join(r.launching(l.ID), "pid"), filepath.Join(r.launching(l.ID), "log")
+	l.PidFile, l.RuntimeLog = cmp.Or(l.PidFile, filepath.Join(r.launching(l.ID), "pid")), filepath.Join(r.launching(l.ID), "log")
 	command = append(command, "--pid-file", l.PidFile)
 	if tty {
 		// A socket's path is short: 107 bytes at most.

@@ -26,7 +26,9 @@ func (r *Runtime) endLaunch(ctx context.Context, id string, cut bool) error {
 	if cut {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		if err := poll(ctx, func() (bool, error) { return killStragglers(dir) == 0, nil }); err != nil {
+		// Twice: one that was listed may have left a child behind, as programs do
+		// that detach, and have ended before it was looked at.
+		if err := poll(ctx, func() (bool, error) { return killStragglers(dir)+killStragglers(dir) == 0, nil }); err != nil {
 			return err
 		}
 	}
