@@ -65,7 +65,7 @@ func relabel(g *spec.Given, c *spec.Container) *spec.Given {
 // clientPause is how long a container that its client works on stays down: who
 // kills a task or deletes it is about to take the container away or to start
 // it, and is not to find another task in its place.
-const clientPause = 10 * time.Second
+const clientPause = 3 * time.Second
 
 // heed does what changed labels want of the container. op is held.
 func (s *Set) heed(ctx context.Context, c *container, old, now *spec.Container) error {
