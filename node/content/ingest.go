@@ -50,6 +50,9 @@ func (s *Set) loadIngests(tx *kv.Tx) error {
 		switch {
 		case err == nil:
 			in.Offset, in.Updated = st.Size(), st.ModTime()
+			if in.Shared != "" { // it has a file of its own since, which the record was too late to say
+				in.Shared, in.Total = "", 0
+			}
 		case in.Shared != "" && s.Blobs.Has(in.Shared):
 			info, err := s.Blobs.Info(in.Shared)
 			if err != nil {
