@@ -48,6 +48,14 @@ type counting struct {
 	*fakesnapshot.Store
 	ingests atomic.Int32
 	slow    func()
+	diff    func(ctx context.Context, key snapshot.Key, w io.Writer) error // nil: as usual
+}
+
+func (c *counting) Diff(ctx context.Context, key snapshot.Key, w io.Writer) error {
+	if c.diff != nil {
+		return c.diff(ctx, key, w)
+	}
+	return c.Store.Diff(ctx, key, w)
 }
 
 func (c *counting) Ingest(ctx context.Context, layer io.Reader) (snapshot.Ingest, error) {

@@ -1,6 +1,7 @@
 package snapshots
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -36,7 +37,12 @@ type unpacked struct {
 	blob   digest.Digest
 	ingest snapshot.Ingest
 	known  snapshot.Key // instead of ingest: a layer that is there
-	of     name         // that holds known
+	spare  snapshot.Key // instead of ingest: a layer made of it, to be shown
+	of     name         // that holds known, or spare
+	// showing is closed when it is no longer being written into the tree; nil
+	// while it is not. dropped says that it is to go then. mu guards both.
+	showing chan struct{}
+	dropped bool
 }
 
 // Apply unpacks the layer that open opens, the blob of this digest, into the
@@ -56,6 +62,7 @@ func (s *Service) Apply(ctx context.Context, mounts []snapshot.Mount, blob diges
 	}
 	u := &unpacked{blob: blob}
 	if err := s.bring(ctx, rec, u, open); err != nil {
+		s.unmarkApplied(n, nil) // its tree is all there is, whoever fills it
 		s.land(n, err)
 		return Applied{}, err
 	}
@@ -156,16 +163,30 @@ func (s *Service) drop(ctx context.Context, u *unpacked) {
 	if u == nil {
 		return
 	}
+	s.mu.Lock()
+	if u.showing != nil {
+		u.dropped = true
+		s.mu.Unlock()
+		return
+	}
+	for _, key := range []snapshot.Key{u.known, u.spare} {
+		s.unhold(key, u.of)
+	}
+	s.mu.Unlock()
 	if u.ingest != nil {
 		_ = u.ingest.Abort(context.WithoutCancel(ctx))
 	}
-	if u.known != "" {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.holders[u.known], u.of)
-		if len(s.holders[u.known]) == 0 {
-			delete(s.holders, u.known)
-		}
+	if u.spare != "" {
+		s.discard(ctx, u.spare)
+	}
+}
+
+// unhold has a name no longer hold a snapshot of the store that is not its own.
+// mu is held.
+func (s *Service) unhold(key snapshot.Key, n name) {
+	delete(s.holders[key], n)
+	if len(s.holders[key]) == 0 {
+		delete(s.holders, key)
 	}
 }
 
@@ -237,24 +258,92 @@ func (s *Service) markApplied(n name) error {
 	return nil
 }
 
-// spread writes what was unpacked for a snapshot into its tree, for who wants
-// to look there.
-func (s *Service) spread(ctx context.Context, n name) error {
+// unmarkApplied notes that the snapshot is its tree and no more, if all that
+// was applied is u.
+func (s *Service) unmarkApplied(n name, u *unpacked) {
 	s.mu.Lock()
-	rec, u := s.byName[n], s.unpacked[n]
-	delete(s.unpacked, n)
-	s.mu.Unlock()
-	if u == nil || rec == nil {
-		return nil
+	defer s.mu.Unlock()
+	if old := s.byName[n]; old != nil && old.Applied && s.unpacked[n] == u {
+		delete(s.unpacked, n)
+		plain := *old
+		plain.Applied = false
+		s.link(&plain)
+		s.save(&plain)
 	}
+}
+
+// spread writes what was unpacked for a snapshot into its tree, for who wants
+// to look there. If it fails, the next one who wants to look begins anew, and a
+// commit is of all that was unpacked.
+func (s *Service) spread(ctx context.Context, n name) error {
+	rec, u, err := s.claimShowing(ctx, n)
+	if u == nil || err != nil {
+		return err
+	}
+	if err = s.writeOut(ctx, rec, u); err == nil {
+		s.unmarkApplied(n, u)
+	}
+	s.mu.Lock()
+	close(u.showing)
+	u.showing = nil
+	over := err == nil || u.dropped
+	s.mu.Unlock()
+	if over {
+		s.drop(ctx, u)
+	}
+	return err
+}
+
+// claimShowing waits for who else writes into the tree of a snapshot. It
+// returns nothing where there is nothing to be written.
+func (s *Service) claimShowing(ctx context.Context, n name) (*record, *unpacked, error) {
+	for {
+		s.mu.Lock()
+		rec, u := s.byName[n], s.unpacked[n]
+		if u == nil || rec == nil {
+			s.mu.Unlock()
+			return nil, nil, nil
+		}
+		other := u.showing
+		if other == nil {
+			u.showing = make(chan struct{})
+			s.mu.Unlock()
+			return rec, u, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+// awaitShown waits until nobody writes into the tree of a snapshot.
+func (s *Service) awaitShown(ctx context.Context, n name) error {
+	for {
+		s.mu.RLock()
+		var showing chan struct{}
+		if u := s.unpacked[n]; u != nil {
+			showing = u.showing
+		}
+		s.mu.RUnlock()
+		if showing == nil {
+			return nil
+		}
+		select {
+		case <-showing:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// writeOut writes what was unpacked into the tree of rec.
+func (s *Service) writeOut(ctx context.Context, rec *record, u *unpacked) error {
 	layer, err := s.spreadable(ctx, rec, u)
 	if err != nil {
 		return err
-	}
-	if u.known == "" {
-		defer s.discard(ctx, layer)
-	} else {
-		defer s.drop(ctx, u)
 	}
 	mounts, err := s.trees.Mounts(ctx, rec.Store)
 	if err != nil {
@@ -264,35 +353,33 @@ func (s *Service) spread(ctx context.Context, n name) error {
 	var writing sync.WaitGroup
 	writing.Go(func() { w.CloseWithError(s.store.Diff(ctx, layer, w)) })
 	_, err = archive.Apply(ctx, mounts[0].Source, r)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r) // an error behind the tar's end counts
+	}
 	_ = r.CloseWithError(errors.Join(err, io.ErrClosedPipe))
 	writing.Wait()
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if now := s.byName[n]; now != nil && now.Store == rec.Store {
-		plain := *now
-		plain.Applied = false
-		s.link(&plain)
-		s.save(&plain)
-	}
-	return nil
+	return err
 }
 
 // spreadable is a layer of the store with what was unpacked.
 func (s *Service) spreadable(ctx context.Context, rec *record, u *unpacked) (snapshot.Key, error) {
-	if u.known != "" {
-		return u.known, nil
+	if key := cmp.Or(u.known, u.spare); key != "" {
+		return key, nil
 	}
 	var parent snapshot.Key
 	if info, err := s.store.Stat(ctx, rec.Store); err == nil {
 		parent = info.Parent
 	}
 	key := newKey()
+	s.mu.Lock()
+	s.holders[key] = map[name]struct{}{rec.name(): {}} // or it would be swept
+	s.mu.Unlock()
 	if _, err := u.ingest.Commit(ctx, key, parent, nil); err != nil {
-		s.drop(ctx, u)
+		s.mu.Lock()
+		s.unhold(key, rec.name())
+		s.mu.Unlock()
 		return "", err
 	}
+	u.ingest, u.spare, u.of = nil, key, rec.name()
 	return key, nil
 }

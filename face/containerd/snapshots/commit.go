@@ -1,6 +1,7 @@
 package snapshots
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -132,7 +133,8 @@ func (s *Service) claimCommit(ctx context.Context, active name, rec *record) (*c
 	}
 }
 
-// tryCommit is claimCommit unless the layer is being removed just now.
+// tryCommit is claimCommit unless the layer is being removed, or what was
+// unpacked is being shown, just now.
 func (s *Service) tryCommit(active name, rec *record) (_ *commitment, gone <-chan struct{}, _ error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,6 +143,9 @@ func (s *Service) tryCommit(active name, rec *record) (_ *commitment, gone <-cha
 		return nil, nil, err
 	}
 	if u := c.unpacked; u != nil {
+		if u.showing != nil { // then all of it is in the tree
+			return nil, u.showing, nil
+		}
 		rec.Store = u.key(c.parent, rec)
 		if leaving := s.leaving[rec.Store]; leaving != nil {
 			return nil, leaving, nil
@@ -222,7 +227,7 @@ func (s *Service) giveUp(c *commitment) {
 // its chain ID, if the client calls it so and it is true.
 func (u *unpacked) key(parent snapshot.Key, rec *record) snapshot.Key {
 	chain := snapshot.Chain(parent, u.Diff.String())
-	if (parent == "" || chainID.MatchString(string(parent))) && rec.Name == string(chain) && !rec.shifted() {
+	if u.spare == "" && (parent == "" || chainID.MatchString(string(parent))) && rec.Name == string(chain) && !rec.shifted() {
 		return chain
 	}
 	return rec.Store
@@ -235,9 +240,12 @@ func (s *Service) commitUnpacked(ctx context.Context, c *commitment) error {
 		s.drop(ctx, u)
 		return nil
 	}
-	if u.known != "" { // the client calls it otherwise: it gets one of its own
-		defer s.drop(ctx, u)
-		return s.copyLayer(ctx, u.known, c.to.Store, c.parent)
+	if key := cmp.Or(u.known, u.spare); key != "" { // the client calls it otherwise: it gets one of its own
+		err := s.copyLayer(ctx, key, c.to.Store, c.parent)
+		if err == nil {
+			s.drop(ctx, u)
+		}
+		return err
 	}
 	var labels map[string]string
 	if !strings.HasPrefix(string(c.to.Store), keyPrefix) {

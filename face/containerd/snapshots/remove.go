@@ -23,6 +23,9 @@ func (s *Service) Remove(ctx context.Context, r *api.RemoveSnapshotRequest) (*em
 }
 
 func (s *Service) remove(ctx context.Context, n name) error {
+	if err := s.awaitShown(ctx, n); err != nil {
+		return err
+	}
 	rec, last, err := s.release(n)
 	if err != nil {
 		return err
