@@ -67,6 +67,22 @@ func (w *world) wantTask(namespace, id, exec string, want container.TaskStatus) 
 	return state
 }
 
+// A client's container in the default namespace uses the image that it names.
+func TestUsersByName(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, n *node) {
+		for _, namespace := range []string{"default", "moby"} {
+			_, err := n.CreateGiven(t.Context(), written(namespace, "in-"+namespace, "/bin/sh"))
+			w.ok(err)
+		}
+		if got := n.Users(written("default", "x").Image); !slices.Equal(got, []string{"in-default"}) {
+			t.Errorf("users: %q", got)
+		}
+		if got := n.Users("sha256:none"); len(got) != 0 {
+			t.Errorf("users of another: %q", got)
+		}
+	})
+}
+
 func TestTaskLife(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world, n *node) {
 		ctx := t.Context()

@@ -212,18 +212,20 @@ func (s *Set) Close() error {
 	return failed
 }
 
-// Users are the ids of the containers made from an image.
-func (s *Set) Users(imageID string) []string {
+// Users are the ids of the containers made from an image: the node's own know
+// its ID, those of clients in the default namespace the name that they gave.
+func (s *Set) Users(image string) []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var ids []string
 	for id, c := range s.containers {
-		if c.get().ImageID == imageID {
+		is := c.get()
+		if is.ImageID == image || c.given.Load() != nil && is.Image == image && is.Namespace == spec.DefaultNamespace {
 			ids = append(ids, id)
 		}
 	}
-	for id, image := range s.pending {
-		if image == imageID {
+	for id, of := range s.pending {
+		if of == image {
 			ids = append(ids, id)
 		}
 	}

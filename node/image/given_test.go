@@ -169,6 +169,32 @@ func TestOddNames(t *testing.T) {
 	}
 }
 
+// What a client's container knows by a name is in use; only the client itself
+// may take the name away. An image whose name is odd is not one without.
+func TestGivenPruned(t *testing.T) {
+	one, _ := sample(t)
+	n := newNode(t)
+	n.give("No Name Here!", one)
+	for _, all := range []bool{false, true} {
+		n.give("docker.io/library/a:1", one)
+		n.users["docker.io/library/a:1"] = []string{"c"}
+		if pruned, err := n.set.Prune(t.Context(), all, nil); err != nil || len(pruned.Removed) != 0 {
+			t.Error(pruned, err)
+		}
+		if _, err := n.set.Remove(t.Context(), one.ConfigAt.Digest.String(), false); errs.KindOf(err) != errs.Conflict {
+			t.Error(err)
+		}
+		n.must(n.set.DeleteName(t.Context(), spec.DefaultNamespace, "docker.io/library/a:1", ""))
+	}
+	if pruned, err := n.set.Prune(t.Context(), false, nil); err != nil || len(pruned.Removed) != 0 {
+		t.Error("an image with an odd name was pruned:", pruned, err)
+	}
+	if pruned, err := n.set.Prune(t.Context(), true, nil); err != nil || len(pruned.Removed) != 1 {
+		t.Error(pruned, err)
+	}
+	n.settle()
+}
+
 // The blobs of the node's images, as clients see them, also where the policy
 // let the layers go.
 func TestParts(t *testing.T) {

@@ -208,7 +208,7 @@ func (s *Set) DeleteName(ctx context.Context, namespace, name string, target dig
 		s.mu.Unlock()
 		return nil
 	}
-	last := len(s.namesOf(rec.Image)) == 1 && len(s.usersOf(rec.Image)) == 0
+	last := len(s.namesOf(rec.Image)) == 1 && len(s.usersByID(rec.Image)) == 0
 	_, err = s.drop(ctx, of, []string{name}, last)
 	if err == nil && last {
 		s.collectLater()

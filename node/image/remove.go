@@ -167,8 +167,13 @@ func (s *Set) pruneOne(ctx context.Context, id string, all bool, fits func(spec.
 		return nil, err
 	}
 	image := s.show(rec)
-	if image.Containers > 0 || len(image.Names) > 0 && !all || !fits(image) {
+	names := s.namesOf(id)
+	if image.Containers > 0 || slices.ContainsFunc(names, isChosen) && !all || !fits(image) {
 		return nil, nil
 	}
-	return s.drop(ctx, rec, s.namesOf(id), true)
+	return s.drop(ctx, rec, names, true)
 }
+
+// isChosen says whether somebody chose the name, be it none that people can
+// call an image by here: clients name what has none <none>@sha256:….
+func isChosen(name string) bool { return !strings.HasPrefix(name, "<none>") }

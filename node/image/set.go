@@ -112,7 +112,7 @@ type Set struct {
 	// waiting are the names that stand for no image yet.
 	waiting waiting
 	places  map[digest.Digest][]place
-	users   func(id string) []string
+	users   func(image string) []string
 	letGo   func(key snapshot.Key, remove func() error) error // nil: nobody else holds layers
 	auths   map[string]*spec.RegistryAuth                     // of the latest pull from a repository
 }
@@ -211,19 +211,29 @@ func Open(ctx context.Context, c Config) (*Set, error) {
 	return s, nil
 }
 
-// SetUsers says who knows which containers were made from an image. Call it
-// before the Set is used.
-func (s *Set) SetUsers(users func(imageID string) []string) {
+// SetUsers says who knows which containers were made from an image, by its ID
+// or by one of its full names. Call it before the Set is used.
+func (s *Set) SetUsers(users func(image string) []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users = users
 }
 
 func (s *Set) usersOf(id string) []string {
+	all := s.usersByID(id)
+	for _, name := range s.namesOf(id) {
+		all = append(all, s.usersByID(name)...)
+	}
+	return all
+}
+
+// usersByID leaves out those who know the image by a name, for which a client
+// that removes the name does not ask.
+func (s *Set) usersByID(id string) []string {
 	s.mu.RLock()
 	users := s.users
 	s.mu.RUnlock()
-	return users(id)
+	return slices.Clone(users(id))
 }
 
 // keep makes rec an image of this node, called by names. A name that stood for
