@@ -134,6 +134,7 @@ func (s *Set) Create(ctx context.Context, namespace, id string, labels map[strin
 	key := leaseKey{namespace, id}
 	l := Lease{Namespace: namespace, ID: id, Labels: WithoutEmpty(labels), Created: time.Now().UTC()}
 	made := &held{Lease: l, resources: map[Resource]bool{}}
+	defer s.Hold(namespace, Resource{Leases, id})() // one of this ID may have expired, and be on the way out
 	s.mu.Lock()
 	taken := s.leases[key] != nil
 	if !taken {
