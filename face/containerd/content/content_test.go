@@ -300,6 +300,38 @@ func TestLeasesService(t *testing.T) {
 	w.code(err, codes.NotFound)
 }
 
+// Who is told, at the end of what he writes, that somebody else has brought it
+// meanwhile has it held by his lease, as who brought it has by his.
+func TestBroughtMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	body := []byte("both bring it")
+	d := digest.FromBytes(body)
+	var all []leases.Lease
+	for range 2 {
+		l, err := w.manager.Create(in("a"), leases.WithRandomID())
+		w.must(err)
+		all = append(all, l)
+	}
+	second := leased(in("a"), all[1].ID)
+	stream, err := w.contents.Write(second)
+	w.must(err)
+	w.must(stream.Send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_WRITE, Ref: "second", Data: body}))
+	_, err = stream.Recv()
+	w.must(err)
+	w.write(leased(in("a"), all[0].ID), d, body, nil)
+	w.must(stream.Send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Expected: d.String(), Total: int64(len(body)), Offset: int64(len(body))}))
+	_, err = stream.Recv()
+	w.code(err, codes.AlreadyExists)
+	w.must(w.manager.Delete(in("a"), all[0], leases.SynchronousDelete))
+	if _, err := w.store.Info(in("a"), d); err != nil {
+		t.Error("what the second was told is here went with the first:", err)
+	}
+	w.must(w.manager.Delete(in("a"), all[1], leases.SynchronousDelete))
+	if n := w.blobCount(); n != 0 {
+		t.Error(n, "blobs are left")
+	}
+}
+
 // A lease that expires while a client pulls: it is told so, what it left is
 // collected, and others lose nothing.
 func TestLeaseExpires(t *testing.T) {

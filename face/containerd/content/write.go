@@ -14,6 +14,7 @@ import (
 	"berth/base/errs"
 	"berth/face/containerd/wire"
 	"berth/node/content"
+	"berth/node/lease"
 )
 
 // Write implements ContentServer. The first message opens an ingest, which is
@@ -117,10 +118,16 @@ func (w *writing) expect(ctx context.Context, req *api.WriteContentRequest) erro
 		return nil
 	}
 	w.expected = digest.Digest(req.GetExpected())
+	here := lease.Resource{Kind: lease.Content, ID: w.expected.String()}
+	defer w.Leases.Hold(w.namespace, here)()
 	if _, err := w.Content.Info(ctx, w.namespace, w.expected); err != nil {
 		return nil // it is not here: that is what the stream is for
 	}
-	err := w.Close()
+	var err error
+	if w.lease != "" {
+		err = w.addResource(ctx, w.namespace, w.lease, here)
+	}
+	err = errors.Join(err, w.Close())
 	if abortErr := w.Content.Abort(ctx, w.namespace, w.lease, w.ref); !errors.Is(abortErr, errs.NotFound) {
 		err = errors.Join(err, abortErr)
 	}

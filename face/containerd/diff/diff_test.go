@@ -381,3 +381,25 @@ func TestCollected(t *testing.T) {
 		t.Errorf("under a lease that there is not: %v", err)
 	}
 }
+
+// Who is told that a layer is here has it held by his lease.
+func TestKnownIsHeld(t *testing.T) {
+	w := newWorld(t)
+	manifest, diffs := w.putImage(map[string]string{"a": "1"})
+	s, ctx := w.snapshotter("overlayfs"), w.in("one")
+	for _, id := range []string{"first", "second"} {
+		_, err := w.leases.Create(t.Context(), "one", id, nil)
+		w.must(err)
+	}
+	w.must(w.unpackImage(leases.WithLease(ctx, "first"), "overlayfs", manifest, false))
+	ref := coresnapshots.WithLabels(map[string]string{coresnapshots.LabelSnapshotRef: diffs[0].String()})
+	if _, err := s.Prepare(leases.WithLease(ctx, "second"), "extract", "", ref); !errdefs.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	w.must(w.leases.Delete(t.Context(), "one", "first"))
+	w.must(w.leases.Collect(t.Context()))
+	err := s.Walk(ctx, func(context.Context, coresnapshots.Info) error { return errors.New("found") })
+	if err == nil {
+		t.Error("the layer went with the lease of who brought it")
+	}
+}

@@ -65,12 +65,15 @@ func (s *Service) await(ctx context.Context, rec *record) (exists, boarded bool,
 	if layer == "" || check(rec) != nil {
 		return false, false, nil
 	}
+	below := &record{Space: rec.Space, Name: string(layer)}
+	defer s.hold(below)()
 	s.mu.RLock()
-	_, named := s.find(name{rec.Space, string(layer)})
+	_, named := s.find(below.name())
 	taken := s.byName[rec.name()] != nil
 	s.mu.RUnlock()
 	if rec.Labels[labelRef] != "" && named == nil {
-		return true, false, nil
+		err := s.keep(ctx, below.name()) // it is what the client goes on with
+		return err == nil, false, err
 	}
 	if taken { // create says so
 		return false, false, nil
