@@ -50,6 +50,15 @@ func (n *node) collect(ctx context.Context) error {
 	}
 }
 
+// containerGone has what only a container needed collected. What its client made
+// for it nothing refers to any more.
+func (n *node) containerGone(given bool) {
+	n.wakeCollector()
+	if given {
+		n.engine.leases.Trigger()
+	}
+}
+
 func (n *node) wakeCollector() {
 	select {
 	case n.freed <- struct{}{}:

@@ -57,7 +57,7 @@ func (m *metrics) handler() http.Handler {
 type publisher struct {
 	container.Events
 	count   *prometheus.CounterVec
-	removed func() // called when a container is gone; must not wait
+	removed func(given bool) // called when a container is gone, with whether a client wrote its spec; must not wait
 }
 
 func (p publisher) Publish(kind, action, id string, attrs map[string]string) {
@@ -65,7 +65,7 @@ func (p publisher) Publish(kind, action, id string, attrs map[string]string) {
 	p.count.WithLabelValues(kind, name).Inc()
 	p.Events.Publish(kind, action, id, attrs)
 	if kind == "container" && action == "destroy" {
-		p.removed()
+		p.removed(attrs["given"] == "true")
 	}
 }
 

@@ -126,7 +126,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	n.metrics = newMetrics(n.config.Version)
 	n.bus = event.New(rememberedEvents)
-	n.events = publisher{n.bus, n.metrics.events, n.wakeCollector}
+	n.events = publisher{n.bus, n.metrics.events, n.containerGone}
 
 	for _, open := range []func(context.Context) error{
 		n.openKeeper, n.openSnapshots, n.openLazy, n.openBlobs, n.openEngine, n.openImages, n.openSnapshotNames,
@@ -149,6 +149,7 @@ func (n *node) run(ctx context.Context) error {
 	g := group.New(ctx)
 	g.Go("keeper", n.keeper.Run)
 	g.Go("shims", n.shims.Run)
+	n.engine.leases.Trigger() // the last node may have ended before it collected
 	g.Go("leases", n.engine.leases.Run)
 	g.Go("upgrade", n.upgradeKeeper)
 	g.Go("network", n.networks.Run)
