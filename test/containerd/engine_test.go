@@ -37,7 +37,7 @@ func newEngine(t testing.TB) *engine {
 	must(t, os.Chmod(dir, 0o711)) //nolint:gosec // containers with shifted owners reach their bundle through it
 	e := &engine{dir: dir, state: filepath.Join(dir, "state"), registry: registrytest.New(t)}
 	root, config := filepath.Join(dir, "root"), filepath.Join(dir, "config.toml")
-	e.daemon = &daemon{log: filepath.Join(dir, "log"), env: []string{"PATH=" + clients + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}}
+	e.daemon = &daemon{log: filepath.Join(dir, "log"), env: []string{"PATH=" + clients + ":" + filepath.Dir(program) + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}}
 	if peer {
 		must(t, os.WriteFile(config, []byte("version = 3\ndisabled_plugins = [\"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.grpc.v1.cri\"]\n"), 0o600))
 		e.socket = filepath.Join(e.state, "containerd.sock")

@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,15 @@ func TestIntegrationSuite(t *testing.T) {
 	}
 	need(t, filepath.Join(clients, "ctr"))
 	dir := t.TempDir()
+	// The suite's folders have fixed names: here they are this run's own.
+	const state = "/run/containerd-test"
+	for _, fixed := range []string{"/var/lib/containerd-test", state} {
+		own := filepath.Join(dir, filepath.Base(filepath.Dir(fixed)))
+		must(t, os.MkdirAll(fixed, 0o755)) //nolint:gosec // containers with shifted owners pass through it
+		must(t, os.MkdirAll(own, 0o755))   //nolint:gosec // as above
+		must(t, unix.Mount(own, fixed, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { _ = unix.Unmount(fixed, unix.MNT_DETACH) })
+	}
 	authority, index := hub(t, dir)
 	binary := buildSuite(t, suite, index)
 	path := filepath.Join(clients, "../integration/bin") + ":" + filepath.Dir(program) + ":" + clients
@@ -53,6 +63,11 @@ func TestIntegrationSuite(t *testing.T) {
 	cmd.Env = append(os.Environ(), "PATH="+path+":"+os.Getenv("PATH")+":/usr/sbin:/sbin", "SSL_CERT_FILE="+authority)
 	cmd.Stdout, cmd.Stderr = output, output
 	ran := cmd.Run()
+	if text, err := os.ReadFile(filepath.Join(state, "keeper.pid")); err == nil { // it outlives its node
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
 	text, err := os.ReadFile(output.Name())
 	must(t, err)
 	counts := map[string]int{}
