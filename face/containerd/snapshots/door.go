@@ -210,9 +210,15 @@ func (s *Service) LetGo(key snapshot.Key, remove func() error) error {
 	return remove()
 }
 
-// Layer is the store's key of a snapshot that a client named.
+// Layer is the store's key of a snapshot that a client named. The request's
+// lease, if it has one, holds the name.
 func (s *Service) Layer(ctx context.Context, namespace, snapshotter, key string) (snapshot.Key, error) {
-	rec, err := s.look(ctx, name{namespace + "/" + snapshotter, key})
+	n := name{namespace + "/" + snapshotter, key}
+	defer s.hold(&record{Space: n.space, Name: n.name})()
+	rec, err := s.look(ctx, n)
+	if err == nil {
+		err = s.keep(ctx, n)
+	}
 	if err != nil {
 		return "", err
 	}
