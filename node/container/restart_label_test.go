@@ -138,10 +138,10 @@ func TestClientAtWorkIsNotDisturbed(t *testing.T) {
 		g.Labels = map[string]string{policyLabel: "always", statusLabel: "running"}
 		w.give(g)
 		w.ok(n.KillTask(ctx, "default", "one", "", syscall.SIGKILL, true))
-		time.Sleep(5 * time.Second)
+		time.Sleep(2 * time.Second)
 		_, err := n.DeleteTask(ctx, "default", "one")
 		w.ok(err)
-		time.Sleep(9 * time.Second)
+		time.Sleep(2 * time.Second)
 		w.ok(n.RemoveGiven(ctx, "default", "one"))
 		w.give(g)
 		w.ok(n.KillTask(ctx, "default", "one", "", syscall.SIGKILL, true))
