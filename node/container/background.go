@@ -2,7 +2,11 @@ package container
 
 import (
 	"context"
+	"fmt"
+	"runtime/debug"
 	"sync"
+
+	"berth/base/errs"
 )
 
 // background is the goroutines of a Set.
@@ -38,6 +42,15 @@ func (s *Set) finish(ctx context.Context, fn func(context.Context) error) error 
 	work := func() {
 		defer cancel()
 		defer stop()
+		// What one client sends must not end the node, which has the others'
+		// containers to look after: this is not the goroutine whose panics its
+		// server turns into errors.
+		defer func() {
+			if v := recover(); v != nil {
+				s.Log.ErrorContext(life, "an operation panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+				done <- errs.New(errs.Internal, "panic: %v", v)
+			}
+		}()
 		done <- fn(life)
 	}
 	if !s.background.run(work) {

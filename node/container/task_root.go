@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -42,8 +41,14 @@ func clearTree(dir string) error {
 			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
 		}
 	}
-	if err := os.Remove(filepath.Join(dir, "rootfs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err // whatever is still mounted there is not to be deleted
+	// Whatever is still mounted there is not to be deleted. What is not is the
+	// runtime's: mount points that it made in a root on which nothing was mounted.
+	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return errs.New(errs.Conflict, "something is still mounted at %s", left[0].Mountpoint)
 	}
 	return os.RemoveAll(dir)
 }

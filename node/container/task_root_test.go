@@ -120,6 +120,10 @@ func TestClearTreeStopsAtMounts(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(keep, "precious"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// What a runtime makes in a root on which nothing is mounted.
+	if err := os.MkdirAll(filepath.Join(dir, "rootfs/proc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, target := range []string{"rootfs", "of/a/runtime"} {
 		if err := unix.Mount(keep, filepath.Join(dir, target), "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)

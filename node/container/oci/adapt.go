@@ -29,6 +29,9 @@ func readConfig(bundle string) (*config, error) {
 	if err := json.Unmarshal(c.data, &c.fields); err != nil {
 		return nil, errs.New(errs.Invalid, "bundle: %w", err)
 	}
+	if c.fields == nil { // "null" is no error to json
+		return nil, errs.New(errs.Invalid, "bundle: config.json is no object")
+	}
 	if c.fields["linux"] != nil {
 		if err := json.Unmarshal(c.fields["linux"], &c.linux); err != nil {
 			return nil, errs.New(errs.Invalid, "bundle: linux: %w", err)

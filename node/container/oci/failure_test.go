@@ -2,6 +2,8 @@ package oci
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"berth/base/errs"
@@ -44,4 +46,17 @@ func FuzzFailure(f *testing.F) {
 			t.Error("no word")
 		}
 	})
+}
+
+// What json takes for a config.json and is none must not end the node.
+func TestConfigIsAnObject(t *testing.T) {
+	for _, text := range []string{"null", "[]", "7", ""} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readConfig(dir); errs.KindOf(err) != errs.Invalid {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
 }
