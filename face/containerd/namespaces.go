@@ -122,6 +122,9 @@ func encode(n namespace.Namespace) *api.Namespace {
 
 func checkLabels(all map[string]string) error {
 	for key, value := range all {
+		if key == "" {
+			return errs.New(errs.Invalid, "namespace.Labels: a label needs a key")
+		}
 		if err := labels.Validate(key, value); err != nil {
 			return errs.New(errs.Invalid, "namespace.Labels: %w", err)
 		}

@@ -22,11 +22,12 @@ import (
 // CreateTask makes the task of a given container: its process waits for
 // StartTask. errs.Exists: it has one. errs.Conflict: the container is the
 // node's own.
-func (s *Set) CreateTask(ctx context.Context, namespace, id string, req TaskRequest) (state TaskState, err error) {
+func (s *Set) CreateTask(ctx context.Context, namespace, id string, req TaskRequest) (TaskState, error) {
 	c, err := s.lockGiven(ctx, namespace, id)
 	if err != nil {
-		return state, err
+		return TaskState{}, err
 	}
+	var state TaskState // no result by name: what goes on may write it when the caller has gone
 	err = s.finish(ctx, func(ctx context.Context) error {
 		defer c.op.unlock()
 		if err := s.mayCreateTask(c); err != nil {
@@ -233,7 +234,7 @@ func cgroupOfProcess(pid int) string {
 
 // StartTask lets the process of a created task go, or an exec in it.
 // errs.Conflict: it was started before.
-func (s *Set) StartTask(ctx context.Context, namespace, id, exec string) (pid int, err error) {
+func (s *Set) StartTask(ctx context.Context, namespace, id, exec string) (int, error) {
 	c, err := s.findGiven(namespace, id)
 	if err != nil {
 		return 0, noTask(err, id)
@@ -244,6 +245,7 @@ func (s *Set) StartTask(ctx context.Context, namespace, id, exec string) (pid in
 	if err := c.op.lock(ctx); err != nil {
 		return 0, fmt.Errorf("container %s is busy: %w", id, err)
 	}
+	pid := 0 // no result by name, as in CreateTask
 	err = s.finish(ctx, func(ctx context.Context) error {
 		defer c.op.unlock()
 		t := c.task.Load()

@@ -105,11 +105,12 @@ func (s *Set) killTaskExec(ctx context.Context, c *container, exec string, sig s
 
 // DeleteTask takes an ended task away and tells how it ended; one that was
 // never started is killed before. errs.Conflict: it runs.
-func (s *Set) DeleteTask(ctx context.Context, namespace, id string) (exit TaskExit, err error) {
+func (s *Set) DeleteTask(ctx context.Context, namespace, id string) (TaskExit, error) {
 	c, err := s.findGiven(namespace, id)
 	if err != nil {
-		return exit, noTask(err, id)
+		return TaskExit{}, noTask(err, id)
 	}
+	var exit TaskExit // no result by name, as in CreateTask
 	err = s.finish(ctx, func(ctx context.Context) error {
 		for {
 			if err := c.op.lock(ctx); err != nil {
@@ -137,7 +138,7 @@ func (s *Set) deleteEnded(ctx context.Context, c *container, exit *TaskExit) (*e
 	state, ok := s.taskOf(c)
 	switch {
 	case !ok || c.isGone():
-		return nil, noTask(nil, state.Container)
+		return nil, noTask(nil, c.get().ID)
 	case state.Status == TaskCreated:
 		end := c.ending()
 		return end, s.send(ctx, c, syscall.SIGKILL)

@@ -175,7 +175,7 @@ func (e *execution) taskState(of TaskState) TaskState {
 }
 
 // startTaskExec runs a client's exec, once.
-func (s *Set) startTaskExec(ctx context.Context, c *container, name string) (pid int, err error) {
+func (s *Set) startTaskExec(ctx context.Context, c *container, name string) (int, error) {
 	e, err := c.exec(name)
 	if err != nil {
 		return 0, err
@@ -183,6 +183,7 @@ func (s *Set) startTaskExec(ctx context.Context, c *container, name string) (pid
 	if !e.claim() {
 		return 0, errs.New(errs.Conflict, "exec %s was started before", name)
 	}
+	pid := 0 // no result by name, as in CreateTask
 	err = s.finish(ctx, func(ctx context.Context) error {
 		if err := s.writeTask(c); err != nil {
 			return err

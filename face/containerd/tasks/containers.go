@@ -234,6 +234,9 @@ func check(g spec.Given) error {
 		return errs.New(errs.Invalid, "container.Extension keys must not be zero-length")
 	}
 	for key, value := range g.Labels {
+		if key == "" {
+			return errs.New(errs.Invalid, "containers.Labels: a label needs a key")
+		}
 		if err := labels.Validate(key, value); err != nil {
 			return errs.New(errs.Invalid, "containers.Labels: %w", err)
 		}

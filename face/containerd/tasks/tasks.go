@@ -85,6 +85,11 @@ func (s *Tasks) create(ctx context.Context, namespace string, r *api.CreateTaskR
 	if err != nil {
 		return container.TaskState{}, err
 	}
+	for _, m := range left {
+		if m.GetTarget() != "" { // it would hide the whole root
+			return container.TaskState{}, errs.New(errs.Unsupported, "a mount at %q, within the root file system", m.GetTarget())
+		}
+	}
 	req.Rootfs = mounts(left)
 	return s.Running.CreateTask(ctx, namespace, r.GetContainerID(), req)
 }
