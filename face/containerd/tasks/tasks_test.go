@@ -174,6 +174,7 @@ func TestWhatContainersCannotBe(t *testing.T) {
 		"no spec":                  func(c *containers.Container) { c.Spec = nil },
 		"a key and no snapshotter": func(c *containers.Container) { c.Snapshotter = "" },
 		"a label that is too long": func(c *containers.Container) { c.Labels["x"] = strings.Repeat("y", 5000) },
+		"a nameless label":         func(c *containers.Container) { c.Labels[""] = "y" },
 		"a nameless extension":     func(c *containers.Container) { c.Extensions[""] = c.Extensions["x"] },
 	} {
 		c := record("c")
@@ -300,6 +301,10 @@ func TestTaskLife(t *testing.T) {
 	}
 	if fmt.Sprint(w.mounts.seen) != "[release ns/none loop c release ns/c]" {
 		t.Errorf("mounted and released %v", w.mounts.seen)
+	}
+	within := []*types.Mount{{Type: "bind", Source: "/r"}, {Type: "tmpfs", Source: "tmpfs", Target: "tmp"}}
+	if _, err := service.Create(ctx, &api.CreateTaskRequest{ContainerID: "d", Rootfs: within}); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
+		t.Errorf("with a mount within its root: %v", err)
 	}
 	if _, err := c.Task(ctx, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("after deletion: %v", err)
