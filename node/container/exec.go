@@ -37,6 +37,7 @@ type execution struct {
 	pid     int // stays when it has ended
 	state   spec.Exec
 	started bool
+	failed  bool // to start
 	ended   time.Time
 	exited  bool // its owner has told its end, and keeps its descriptors
 	closed  bool // nobody reads its output any more
@@ -384,6 +385,14 @@ func (e *execution) end(x Exit) {
 	e.state.Running, e.state.Pid, e.state.ExitCode, e.state.ExitUnknown = false, 0, x.Code, !x.Known
 	e.ended = x.At
 	close(e.done)
+}
+
+// fail notes that a client's exec could not be started.
+func (e *execution) fail(err error) {
+	e.mu.Lock()
+	e.failed = true
+	e.mu.Unlock()
+	e.end(notStarted(err))
 }
 
 func (e *execution) outdated() bool {

@@ -99,6 +99,9 @@ func (r taskRoots) Mount(_ context.Context, mounts []snapshot.Mount, target stri
 		return errs.New(errs.Conflict, "mount %v on %s", mounts, target)
 	}
 	r.w.roots[target] = true
+	for _, m := range mounts {
+		r.w.others[target] = r.w.others[target] || m.Type != "bind"
+	}
 	return nil
 }
 
@@ -109,6 +112,7 @@ func (r taskRoots) Unmount(_ context.Context, target string) error {
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
 	delete(r.w.roots, target)
+	delete(r.w.others, target)
 	return nil
 }
 
@@ -127,6 +131,9 @@ func (s snapshots) Unmount(_ context.Context, target string) error {
 	}
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
+	if s.w.others[target] { // the store would hold it for a while
+		return errs.New(errs.Conflict, "%s is no mount of the store", target)
+	}
 	key := s.w.mounts[target]
 	delete(s.w.mounts, target)
 	if key == "" && !exists(target) {

@@ -88,7 +88,7 @@ func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again
 	if err := s.beginTask(c, req, oci); err != nil {
 		return err
 	}
-	u.Add("unmount the root", func(ctx context.Context) error { return s.dropTaskRoot(ctx, c.id) })
+	u.Add("unmount the root", func(ctx context.Context) error { return s.dropRootOf(ctx, c) })
 	launch := s.taskLaunch(c, g, req)
 	if err := s.writeTaskBundle(g, launch.Bundle); err != nil {
 		return err

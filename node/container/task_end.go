@@ -186,7 +186,7 @@ func (s *Set) putTaskAway(ctx context.Context, c *container, justEnded bool) err
 		c.litter.Store(true)
 		return nil
 	}
-	err = errors.Join(r.Delete(ctx, c.id), s.dropTaskRoot(ctx, c.id))
+	err = errors.Join(r.Delete(ctx, c.id), s.dropRootOf(ctx, c))
 	c.litter.Store(err != nil)
 	return err
 }

@@ -30,6 +30,7 @@ type execRecord struct {
 	Request ExecRequest `json:"request"`
 	Started bool        `json:"started,omitempty"`
 	Pid     int         `json:"pid,omitempty"`
+	Failed  bool        `json:"failed,omitempty"` // its start: there never was a process
 	Exit    *TaskExit   `json:"exit,omitempty"`
 }
 
@@ -149,7 +150,7 @@ func (c *container) execRecords() []execRecord {
 func (e *execution) record() execRecord {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return execRecord{ID: e.id, Request: *e.request, Started: e.started, Pid: e.pid, Exit: e.exitLocked()}
+	return execRecord{ID: e.id, Request: *e.request, Started: e.started, Failed: e.failed, Pid: e.pid, Exit: e.exitLocked()}
 }
 
 func (e *execution) exitLocked() *TaskExit {
@@ -159,11 +160,14 @@ func (e *execution) exitLocked() *TaskExit {
 	return &TaskExit{Pid: e.pid, Code: uint32(e.state.ExitCode), At: e.ended.UTC()}
 }
 
-// taskState is the exec as a part of its task.
+// taskState is the exec as a part of its task. One that could not be started is
+// for ever created, as clients know it; its end is for those who wait.
 func (e *execution) taskState(of TaskState) TaskState {
 	record := e.record()
 	of.Exec, of.Pid, of.Streams, of.Terminal, of.Exit = record.Request.ID, record.Pid, record.Request.Streams, record.Request.Terminal, TaskExit{}
 	switch {
+	case record.Failed:
+		of.Status = TaskCreated
 	case record.Exit != nil:
 		of.Status, of.Exit = TaskStopped, *record.Exit
 	case record.Pid == 0:
@@ -190,7 +194,7 @@ func (s *Set) startTaskExec(ctx context.Context, c *container, name string) (int
 		}
 		p, err := s.runExec(ctx, e)
 		if err != nil {
-			e.end(notStarted(err))
+			e.fail(err)
 			return errors.Join(err, s.writeTask(c))
 		}
 		pid = p.Pid

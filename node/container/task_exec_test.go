@@ -11,6 +11,7 @@ import (
 
 	"berth/base/errs"
 	"berth/node/container"
+	"berth/node/snapshot"
 	"berth/spec"
 )
 
@@ -76,7 +77,11 @@ func TestTaskExec(t *testing.T) {
 		if err == nil {
 			t.Error("a missing command was started")
 		}
-		w.wantTask("moby", "one", "missing", container.TaskStopped)
+		w.wantTask("moby", "one", "missing", container.TaskCreated)
+		if exit, err = n.WaitTask(ctx, "moby", "one", "missing"); err != nil || exit.Code == 0 {
+			t.Errorf("end of what did not start: %+v, %v", exit, err)
+		}
+		wantKind(t, n.KillTask(ctx, "moby", "one", "missing", syscall.SIGKILL, false), errs.NotFound)
 		w.ok(n.KillTask(ctx, "moby", "one", "", syscall.SIGKILL, true))
 		exit, err = n.WaitTask(ctx, "moby", "one", "e")
 		w.ok(err)
@@ -123,6 +128,21 @@ func TestEventsAreInOrder(t *testing.T) {
 				t.Fatalf("events of exec %d: %v", i, got)
 			}
 		}
+		w.tidy()
+		w.wantNothing()
+	})
+}
+
+// TestRootOfOthers: what a client has mounted of its own is let go at once.
+func TestRootOfOthers(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, n *node) {
+		ctx := t.Context()
+		_, err := n.CreateGiven(ctx, written("moby", "one", "/bin/sleep", "1000"))
+		w.ok(err)
+		_, err = n.CreateTask(ctx, "moby", "one", container.TaskRequest{Rootfs: []snapshot.Mount{{Type: "overlay", Source: "overlay"}}})
+		w.ok(err)
+		_, err = n.DeleteTask(ctx, "moby", "one")
+		w.ok(err)
 		w.tidy()
 		w.wantNothing()
 	})

@@ -89,7 +89,7 @@ func (s *Set) restoreTask(c *container, record *taskRecord) {
 			continue // it was checked before it was written
 		}
 		e := newTaskExec(c, r.ID, r.Request, process)
-		e.started, e.told, e.pid = r.Started, r.Started, r.Pid
+		e.started, e.failed, e.told, e.pid = r.Started, r.Failed, r.Started, r.Pid
 		if r.Exit != nil {
 			e.end(Exit{Code: int(r.Exit.Code), Known: r.Exit.Code != unknownCode, At: r.Exit.At})
 		}

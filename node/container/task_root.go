@@ -16,6 +16,29 @@ import (
 	"berth/node/snapshot"
 )
 
+// dropRootOf unmounts the root of c's task and removes its bundle.
+func (s *Set) dropRootOf(ctx context.Context, c *container) error {
+	if s.isOthersRoot(c) {
+		if err := s.Roots.Unmount(ctx, s.rootDir(c.id)); err != nil {
+			return fmt.Errorf("unmount the root file system: %w", err)
+		}
+	}
+	return s.dropTaskRoot(ctx, c.id)
+}
+
+// isOthersRoot says whether the root of c's task may be on file systems that
+// are not the store's. Their owner wants them free when the task is deleted;
+// the store lets go of what was mounted some time later.
+func (s *Set) isOthersRoot(c *container) bool {
+	g, t := c.given.Load(), c.task.Load()
+	if g == nil || t == nil || len(t.Request.Rootfs) == 0 {
+		return false
+	}
+	return g.SnapshotKey == "" || slices.ContainsFunc(t.Request.Rootfs, func(m snapshot.Mount) bool {
+		return m.Type != "bind" && m.Type != "rbind"
+	})
+}
+
 // dropTaskRoot unmounts the root of a task and removes its bundle.
 func (s *Set) dropTaskRoot(ctx context.Context, id string) error {
 	root := s.rootDir(id)

@@ -39,6 +39,7 @@ type world struct {
 	snapshots map[snapshot.Key]bool
 	mounts    map[string]snapshot.Key
 	roots     map[string]bool // mounted for given containers
+	others    map[string]bool // those of roots with file systems that are not the store's
 	spaces    map[string]bool
 	attached  map[string]network.AttachRequest
 	volumes   map[string]*volume
@@ -75,6 +76,7 @@ func newWorld(t testing.TB) *world {
 		snapshots: map[snapshot.Key]bool{"sha256:chain": true},
 		mounts:    map[string]snapshot.Key{},
 		roots:     map[string]bool{},
+		others:    map[string]bool{},
 		spaces:    map[string]bool{},
 		attached:  map[string]network.AttachRequest{},
 		volumes:   map[string]*volume{},

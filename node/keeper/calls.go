@@ -148,6 +148,10 @@ func (k *Keeper) Signal(id string, sig unix.Signal) error {
 	if !ok {
 		return gone
 	}
+	// One that has ended and that nobody has reaped yet takes any signal.
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err == nil && n == 1 { //nolint:gosec // a descriptor is small
+		return gone
+	}
 	err := unix.PidfdSendSignal(fd, sig, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return gone

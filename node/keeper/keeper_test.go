@@ -268,7 +268,18 @@ func TestSignal(t *testing.T) {
 	if err := r.Shutdown(t.Context(), false); !errors.Is(err, errs.Conflict) {
 		t.Errorf("shutdown with one running: %v", err)
 	}
+	if err := unix.Kill(r.Pid(), unix.SIGSTOP); err != nil { // it reaps nobody
+		t.Fatal(err)
+	}
 	if err := r.Signal("a", unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := r.Process("a")
+	_, err := unix.Poll([]unix.PollFd{{Fd: int32(p.Pidfd.Fd()), Events: unix.POLLIN}}, 10_000)
+	if err := r.Signal("a", unix.SIGTERM); !errors.Is(err, errs.NotFound) {
+		t.Errorf("signal one that has ended: %v", err)
+	}
+	if err := errors.Join(err, unix.Kill(r.Pid(), unix.SIGCONT)); err != nil {
 		t.Fatal(err)
 	}
 	if e := r.wait("a"); e.Code != 128+15 || !e.Known {
