@@ -219,6 +219,14 @@ func TestGivenErrors(t *testing.T) {
 	if err := errors.Join(os.WriteFile(plain, nil, 0o600), unix.Mkfifo(fifo, 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	// The keeper opens some files for itself only when it first works.
+	if _, err := r.Launch(t.Context(), r.script("warm", "true")); err != nil {
+		t.Fatal(err)
+	}
+	r.wait("warm")
+	if err := r.Forget(t.Context(), "warm"); err != nil {
+		t.Fatal(err)
+	}
 	fds := countFds(t, r.Pid())
 	for _, tt := range []struct {
 		streams keeper.Streams
@@ -255,8 +263,22 @@ func TestGivenErrors(t *testing.T) {
 	if len(r.Processes()) > 0 {
 		t.Error("a process is left")
 	}
+	defer func() {
+		if t.Failed() {
+			t.Logf("the keeper holds %q", openFiles(r.Pid()))
+		}
+	}()
 	eventually(t, func() bool { return countFds(t, r.Pid()) <= fds+4 }) // scratch
 	eventually(t, func() bool { return loggers(t, r.dir+"/x", "") == 0 })
+}
+
+func openFiles(pid int) (names []string) {
+	links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, link := range links {
+		name, _ := os.Readlink(link)
+		names = append(names, name)
+	}
+	return names
 }
 
 // loggers counts the processes that log to path.

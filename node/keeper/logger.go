@@ -1,12 +1,15 @@
 package keeper
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -58,12 +61,12 @@ func (s *server) startLogger(ctx context.Context, l *Launch, p *plumbing) error 
 		p.ours[roleLogger] = fd
 	}
 	p.deafen()
-	return s.awaitLogger(ctx, p, ready, ended)
+	return s.awaitLogger(ctx, p, pid, ready, ended)
 }
 
 // awaitLogger reads the logger's word that it is ready: a byte, or the end,
 // which is also what a logger that dies says.
-func (s *server) awaitLogger(ctx context.Context, p *plumbing, ready *os.File, ended <-chan unix.WaitStatus) error {
+func (s *server) awaitLogger(ctx context.Context, p *plumbing, pid int, ready *os.File, ended <-chan unix.WaitStatus) error {
 	limit := s.config.LoggerLimit
 	if limit == 0 {
 		limit = loggerLimit
@@ -81,16 +84,29 @@ func (s *server) awaitLogger(ctx context.Context, p *plumbing, ready *os.File, e
 	case !errors.Is(err, io.EOF):
 		return fmt.Errorf("logger %s: %w", p.logger.path, err)
 	}
-	if p.logger.scheme == "binary" && p.heard() {
+	if exiting(pid) {
+		select {
+		case status := <-ended:
+			return errs.New(errs.Unavailable, "logger %s: ended with code %d before it was ready", p.logger.path, exitCode(status))
+		case <-time.After(limit):
+		}
+	} else if p.logger.scheme == "binary" && p.heard() {
 		return nil
 	}
-	how := "closed its streams without a word"
-	select {
-	case status := <-ended:
-		how = fmt.Sprintf("ended with code %d before it was ready", exitCode(status))
-	case <-time.After(dying):
+	return errs.New(errs.Unavailable, "logger %s: closed its streams without a word", p.logger.path)
+}
+
+// exiting says whether a process is on its way out, or gone. The kernel closes
+// its files after it says so.
+func exiting(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if err != nil || len(fields) < 7 {
+		return true
 	}
-	return errs.New(errs.Unavailable, "logger %s: %s", p.logger.path, how)
+	const leaving = 0x4 // PF_EXITING
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err != nil || flags&leaving != 0
 }
 
 // dying is how long the streams of one process may close apart from each other.
