@@ -158,8 +158,8 @@ func TestSharedCgroup(t *testing.T) {
 			if code, _ := b.keeper.exit(same.ID); code != 137 {
 				t.Errorf("exit %d", code)
 			}
-			if p, _ := b.keeper.Process(below.ID); p.Exit != nil {
-				t.Error("the other is gone")
+			if pids, err := b.runtime.Pids(t.Context(), below.ID); err != nil || len(pids) != 1 {
+				t.Errorf("of the other are left %v, %v", pids, err)
 			}
 		}
 		if err := b.runtime.Delete(t.Context(), below.ID); err != nil {

@@ -160,15 +160,23 @@ func isSubvolume(fd int) bool {
 		fs.Type == unix.BTRFS_SUPER_MAGIC && st.Ino == subvolumeInode
 }
 
-// removeTree deletes name in dirfd, a subvolume at once.
+// removeTree deletes name in dirfd, a subvolume at once. Others may be deleting
+// it too: what a crash left is swept in the background.
 func removeTree(ctx context.Context, dirfd int, name string) error {
-	var st unix.Stat_t
-	if unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Ino == subvolumeInode &&
-		subvolumeCall(subvolumeDestroy, dirfd, name, 0) == nil {
-		return nil
+	for {
+		var st unix.Stat_t
+		if unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT { //nolint:errorlint // as the call gives it
+			return nil
+		}
+		if st.Ino == subvolumeInode && subvolumeCall(subvolumeDestroy, dirfd, name, 0) == nil {
+			return nil
+		}
+		err := folder.Remove(ctx, dirfd, name)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.ENOENT) || ctx.Err() != nil {
+			return fmt.Errorf("delete tree: %w", err)
+		}
 	}
-	if err := folder.Remove(ctx, dirfd, name); err != nil {
-		return fmt.Errorf("delete tree: %w", err)
-	}
-	return nil
 }
