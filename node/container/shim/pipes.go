@@ -25,7 +25,7 @@ const lastWords = 2 * time.Second
 // the shim and the node.
 type pipes struct {
 	streams container.Streams
-	held    []*os.File // both ends, while the shim has not opened them
+	held    []*os.File // both ends, while the shim has not opened them; then the one where stdin is read
 	in      *os.File
 	out     *os.File
 	err     *os.File
@@ -85,10 +85,20 @@ func (p *pipes) attach() error {
 	if errors.Is(failed[2], unix.ENXIO) { // nobody reads it any more
 		failed[2] = nil
 	}
+	var reader *os.File
+	if p.in != nil { // a shim may open its end only after it has answered
+		var err error
+		reader, err = open(p.streams.Stdin, os.O_RDONLY)
+		failed[2] = errors.Join(failed[2], err)
+	}
 	if err := errors.Join(failed[:]...); err != nil {
 		return fmt.Errorf("streams: %w", err)
 	}
-	return p.unhold()
+	err := p.unhold()
+	if reader != nil {
+		p.held = []*os.File{reader}
+	}
+	return err
 }
 
 func (p *pipes) unhold() error {

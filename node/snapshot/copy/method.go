@@ -165,7 +165,7 @@ func isSubvolume(fd int) bool {
 func removeTree(ctx context.Context, dirfd int, name string) error {
 	for {
 		var st unix.Stat_t
-		if unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT { //nolint:errorlint // as the call gives it
+		if unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT {
 			return nil
 		}
 		if st.Ino == subvolumeInode && subvolumeCall(subvolumeDestroy, dirfd, name, 0) == nil {
