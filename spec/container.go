@@ -183,6 +183,8 @@ type Container struct {
 	Name string `json:"name"`
 	// Namespace is set on containers whose clients wrote their OCI spec.
 	Namespace string `json:"namespace,omitempty" doc:"whose name id is, for a container made through containerd's protocol"`
+	Pod       string `json:"pod,omitempty" doc:"id of the pod that it is in"`
+	Quiet     bool   `json:"quiet,omitempty" doc:"it is the node's own affair, and in no list"`
 
 	Created time.Time       `json:"created"`
 	Config  ContainerConfig `json:"config"`

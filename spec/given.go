@@ -28,6 +28,17 @@ type Given struct {
 	Sandbox     string            `json:"sandbox,omitempty"`
 	Extensions  map[string]Opaque `json:"extensions,omitempty"`
 
+	// The rest is said only of containers in pods. Of those SnapshotKey is the
+	// store's own, and Snapshotter empty.
+	Name      string `json:"name,omitempty" doc:"what people call it: namespace/pod/container"`
+	Log       string `json:"log,omitempty" doc:"file of its output, in the form of the CRI"`
+	Stdin     bool   `json:"stdin,omitempty"`
+	StdinOnce bool   `json:"stdinOnce,omitempty"`
+	Quiet     bool   `json:"quiet,omitempty" doc:"not for people: in no list, and in no event"`
+	// Owned is set on those that the node has made for a pod: nobody else
+	// starts them.
+	Owned bool `json:"owned,omitempty"`
+
 	Created time.Time `json:"created"`
 	Updated time.Time `json:"updated"`
 }

@@ -37,10 +37,16 @@ type DB struct {
 
 	mu     sync.Mutex
 	calls  []*call
-	later  []func(*Tx) error
+	later  []postponed
 	timer  *time.Timer
 	closed bool
 	lost   error // what Later's functions failed with
+}
+
+// postponed is what Later was given.
+type postponed struct {
+	fn      func(*Tx) error
+	durable func() // nil where nobody wants to know
 }
 
 type call struct {
@@ -103,14 +109,19 @@ func (d *DB) Update(ctx context.Context, fn func(*Tx) error) error {
 
 // Later runs fn in the next transaction, within 100 ms. It is for records
 // that another durable write follows or that can be found out again.
-func (d *DB) Later(fn func(*Tx) error) {
+func (d *DB) Later(fn func(*Tx) error) { d.LaterThen(fn, nil) }
+
+// LaterThen is Later, and calls durable once what fn wrote is: at the expense
+// of whoever commits next, so it has to be quick. Where fn fails, it is not
+// called.
+func (d *DB) LaterThen(fn func(*Tx) error, durable func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
 		d.lost = errors.Join(d.lost, errs.New(errs.Unavailable, "the record store is closed"))
 		return
 	}
-	d.later = append(d.later, fn)
+	d.later = append(d.later, postponed{fn, durable})
 	d.arm()
 }
 
@@ -149,13 +160,13 @@ func (d *DB) commitLoop() {
 var errUnchanged = errors.New("nothing changed")
 
 // commit runs all functions in one transaction and answers the callers.
-func (d *DB) commit(calls []*call, later []func(*Tx) error) {
+func (d *DB) commit(calls []*call, later []postponed) {
 	for len(calls)+len(later) > 0 {
 		failed, failedLater := -1, -1
 		err := d.bolt.Update(func(bolt *bbolt.Tx) error {
 			tx := &Tx{bolt: bolt}
-			for i, fn := range later {
-				if err := fn(tx); err != nil {
+			for i, p := range later {
+				if err := p.fn(tx); err != nil {
 					failedLater = i
 					return err
 				}
@@ -193,7 +204,18 @@ func (d *DB) commit(calls []*call, later []func(*Tx) error) {
 		for _, c := range calls {
 			c.done <- err
 		}
+		if err == nil {
+			tell(later)
+		}
 		return
+	}
+}
+
+func tell(later []postponed) {
+	for _, p := range later {
+		if p.durable != nil {
+			p.durable()
+		}
 	}
 }
 
@@ -205,7 +227,7 @@ func (d *DB) lose(err error) {
 
 // keep puts functions back that a failed commit took along: the next commit
 // tries them again.
-func (d *DB) keep(later []func(*Tx) error) {
+func (d *DB) keep(later []postponed) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.later = append(later, d.later...)

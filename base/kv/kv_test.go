@@ -187,3 +187,20 @@ func TestUnchangedIsNotWritten(t *testing.T) {
 		t.Errorf("k=%q, %v after a change", get(t, db, "k"), err)
 	}
 }
+
+func TestLaterThenTellsOnceItIsDurable(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	seen := make(chan string, 1)
+	db.LaterThen(put("k", "v"), func() { seen <- get(t, db, "k") })
+	if got := <-seen; got != "v" {
+		t.Errorf("told while k is %q", got)
+	}
+}
+
+func TestLaterThenDoesNotTellOfWhatFailed(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "db"))
+	db.LaterThen(func(*kv.Tx) error { return errors.New("no") }, func() { t.Error("told of what failed") })
+	if err := db.Update(t.Context(), put("k", "v")); err != nil {
+		t.Error(err)
+	}
+}
