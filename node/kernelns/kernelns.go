@@ -1,0 +1,378 @@
+// Package kernelns makes and keeps the kernel namespaces of pods, so that no
+// process has to.
+//
+// The namespaces of pod <id> are files net, ipc, uts and user in the folder
+// <Dir>/<id>, each with one bound on it; those it shares with the host are not
+// there. The folder is the record: what is in it outlives this process and
+// ends with a reboot. A folder appears under its name with everything in it.
+// Names that begin with a dot are sets that nobody has yet: the next Open
+// removes them.
+//
+// A few sets of fresh namespaces are kept ready while Run runs, so that most
+// pods cost a rename. What is asked for in addition, a host name and sysctls,
+// is written on a thread that enters them.
+package kernelns
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
+	"berth/base/span"
+	"berth/spec"
+)
+
+// Config says where a Set keeps namespaces and how many wait for pods.
+type Config struct {
+	Dir   string // empty after a reboot
+	Ready int    // sets of namespaces that Run keeps ready; none when 0
+	// Sysctls are set in each network namespace that is made.
+	Sysctls map[string]string
+	// Made is told of each network namespace that is ready, before a pod
+	// gets it, so that it can be given a link. Nil where nobody is.
+	Made func(ctx context.Context, net string) error
+	Log  *slog.Logger
+}
+
+// Want says which namespaces a pod has of its own, and what is set in them.
+type Want struct {
+	Net, IPC, UTS bool
+	Hostname      string            // in UTS; the host's when empty
+	Idmap         *Idmap            // of a user namespace that owns the others; none when nil
+	Sysctls       map[string]string // of Net, IPC and UTS
+}
+
+// Idmap maps the ids in a user namespace to the host's.
+type Idmap struct {
+	UIDs, GIDs []spec.IDMapping
+}
+
+// Paths are where namespaces can be entered; "" for those that a pod has not.
+type Paths struct {
+	Net, IPC, UTS, User string
+}
+
+// Set is the namespaces of a node's pods.
+type Set struct {
+	cfg  Config
+	own  [3]*os.File // this process's, in the order of kinds
+	wake chan struct{}
+
+	mu    sync.Mutex
+	ready []string // folders
+}
+
+// kind is a namespace that threads enter and leave.
+type kind struct {
+	file string
+	flag int
+}
+
+var kinds = [...]kind{{"net", unix.CLONE_NEWNET}, {"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}}
+
+// Open takes the folder over and removes what a crash left half made there.
+func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
+	s := &Set{cfg: cfg, wake: make(chan struct{}, 1)}
+	s.cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	for i, k := range kinds {
+		if s.own[i], err = os.Open("/proc/thread-self/ns/" + k.file); err != nil {
+			return nil, fmt.Errorf("the node's own namespaces: %w", err)
+		}
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil { //nolint:gosec // runtimes of users enter
+		return nil, err
+	}
+	entries, err := os.ReadDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			if err := removeSet(filepath.Join(cfg.Dir, e.Name())); err != nil {
+				s.cfg.Log.WarnContext(ctx, "namespaces of a former start stay", "folder", e.Name(), "err", err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// Close lets go of everything but the namespaces of pods.
+func (s *Set) Close() error {
+	var failed error
+	for dir := s.take(); dir != ""; dir = s.take() {
+		failed = errors.Join(failed, removeSet(dir))
+	}
+	s.close()
+	return failed
+}
+
+func (s *Set) close() {
+	for _, ns := range s.own {
+		if ns != nil {
+			_ = ns.Close() // nothing was written to it
+		}
+	}
+}
+
+// podID becomes a folder's name.
+var podID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+func (s *Set) dir(id string) (string, error) {
+	if !podID.MatchString(id) {
+		return "", errs.New(errs.Invalid, "%q cannot name the namespaces of a pod", id)
+	}
+	return filepath.Join(s.cfg.Dir, id), nil
+}
+
+// Make gives a pod its namespaces, all or none. It fails with errs.Exists if
+// it has some, and with errs.Invalid where a sysctl belongs to none of them.
+//
+// Sysctls of an interface that is not there yet wait for Finish.
+func (s *Set) Make(ctx context.Context, id string, want Want) (_ Paths, err error) {
+	ctx, end := span.Start(ctx, "make kernel namespaces", "pod", id)
+	defer func() { end(err) }()
+	dir, err := s.dir(id)
+	if err != nil {
+		return Paths{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Paths{}, err
+	}
+	settings, err := settingsOf(want)
+	if err != nil {
+		return Paths{}, err
+	}
+	from := ""
+	if suits(want) {
+		from = s.take()
+		s.poke()
+	}
+	if from == "" {
+		if from, err = s.fresh(want); err != nil {
+			return Paths{}, fmt.Errorf("make kernel namespaces: %w", err)
+		}
+	}
+	if err = s.set(from, want.Hostname, settings.early); err == nil {
+		err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, dir, unix.RENAME_NOREPLACE)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		err = errs.New(errs.Exists, "pod %s has kernel namespaces already", id)
+	}
+	if err != nil {
+		return Paths{}, errors.Join(err, removeSet(from))
+	}
+	return pathsIn(dir), nil
+}
+
+// Finish sets those of a pod's sysctls that are about interfaces which were
+// not there when Make was called.
+func (s *Set) Finish(ctx context.Context, id string, sysctls map[string]string) error {
+	if len(sysctls) == 0 || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	dir, err := s.dir(id)
+	if err != nil {
+		return err
+	}
+	settings, err := settingsOf(Want{Net: true, IPC: true, UTS: true, Sysctls: sysctls})
+	if err != nil {
+		return err
+	}
+	return s.set(dir, "", settings.late)
+}
+
+// Remove ends the namespaces of a pod as soon as no process is in them. None
+// is no error.
+func (s *Set) Remove(_ context.Context, id string) error {
+	dir, err := s.dir(id)
+	if err != nil {
+		return err
+	}
+	return removeSet(dir)
+}
+
+// List names the pods that have namespaces here.
+func (s *Set) List() ([]string, error) {
+	entries, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if podID.MatchString(e.Name()) {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// Paths are those of a pod's namespaces; errs.NotFound if it has none here.
+func (s *Set) Paths(id string) (Paths, error) {
+	dir, err := s.dir(id)
+	if err != nil {
+		return Paths{}, err
+	}
+	paths := pathsIn(dir)
+	if paths == (Paths{}) {
+		return Paths{}, errs.New(errs.NotFound, "pod %s has no kernel namespaces", id)
+	}
+	return paths, nil
+}
+
+func pathsIn(dir string) Paths {
+	at := func(file string) string {
+		path := filepath.Join(dir, file)
+		var st unix.Statfs_t
+		if unix.Statfs(path, &st) != nil || st.Type != unix.NSFS_MAGIC {
+			return ""
+		}
+		return path
+	}
+	return Paths{Net: at("net"), IPC: at("ipc"), UTS: at("uts"), User: at("user")}
+}
+
+// removeSet unmounts and removes a folder of namespaces; none is no error.
+func removeSet(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("unmount namespace %s: %w", path, err)
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Run keeps sets of namespaces ready until ctx is done.
+func (s *Set) Run(ctx context.Context) error {
+	for {
+		wait := time.Duration(0)
+		for ctx.Err() == nil && s.missing() {
+			if err := s.prepare(ctx); err != nil {
+				s.cfg.Log.WarnContext(ctx, "no namespaces can be kept ready", "err", err)
+				wait = 10 * time.Second
+				break
+			}
+		}
+		var again <-chan time.Time
+		if wait > 0 {
+			again = time.After(wait)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.wake:
+		case <-again:
+		}
+	}
+}
+
+// prepare makes one more ready set.
+func (s *Set) prepare(ctx context.Context) error {
+	dir, err := s.fresh(Want{Net: true, IPC: true, UTS: true})
+	if err != nil {
+		return err
+	}
+	if s.cfg.Made != nil {
+		if err := s.cfg.Made(ctx, filepath.Join(dir, "net")); err != nil {
+			return errors.Join(err, removeSet(dir))
+		}
+	}
+	s.mu.Lock()
+	s.ready = append(s.ready, dir)
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Set) missing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.ready) < s.cfg.Ready
+}
+
+// take gives the oldest ready set away, or "".
+func (s *Set) take() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.ready) == 0 {
+		return ""
+	}
+	dir := s.ready[0]
+	s.ready = slices.Delete(s.ready, 0, 1)
+	return dir
+}
+
+func (s *Set) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it has yet to look
+	}
+}
+
+// suits says whether a ready set is what a pod wants.
+func suits(want Want) bool {
+	if !want.Net || !want.IPC || !want.UTS || want.Idmap != nil {
+		return false
+	}
+	for name := range want.Sysctls {
+		// What is the default for new interfaces comes too late for one
+		// that is there.
+		if strings.Contains(plainName(name), "/default/") {
+			return false
+		}
+	}
+	return true
+}
+
+// fresh makes new namespaces in a folder of their own.
+func (s *Set) fresh(want Want) (dir string, err error) {
+	dir = filepath.Join(s.cfg.Dir, ".new-"+rand.Text())
+	if err := os.Mkdir(dir, 0o711); err != nil { //nolint:gosec // as the folder above
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeSet(dir))
+		}
+	}()
+	if want.Idmap != nil {
+		if err := s.makeOwned(dir, want); err != nil {
+			return "", err
+		}
+	} else if err := s.makePlain(dir, want); err != nil {
+		return "", err
+	}
+	return dir, nil
+}
