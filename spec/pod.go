@@ -164,6 +164,9 @@ type Pod struct {
 	UTSNS  string `json:"utsns,omitempty"`
 	PIDNS  string `json:"pidns,omitempty"`
 	UserNS string `json:"userns,omitempty"`
+	// ProcessLabel and MountLabel are for SELinux; "" where it is off.
+	ProcessLabel string `json:"processLabel,omitempty"`
+	MountLabel   string `json:"mountLabel,omitempty"`
 	// Networks are the interfaces in NetNS besides lo.
 	Networks []PodInterface `json:"networks,omitempty"`
 }
