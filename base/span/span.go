@@ -19,6 +19,7 @@ import (
 //
 // attributes are names and values in turn.
 func Start(ctx context.Context, step string, attributes ...string) (_ context.Context, end func(error)) {
+	ctx, passed := walk(ctx, step)
 	ctx, s := otel.Tracer("berth").Start(ctx, step)
 	if s.IsRecording() {
 		for i := 0; i+1 < len(attributes); i += 2 {
@@ -26,6 +27,7 @@ func Start(ctx context.Context, step string, attributes ...string) (_ context.Co
 		}
 	}
 	return ctx, func(err error) {
+		passed(err)
 		if err != nil {
 			s.SetStatus(codes.Error, string(errs.KindOf(err)))
 			s.RecordError(err)

@@ -37,3 +37,34 @@ func TestStepsNestAndTellHowTheyWent(t *testing.T) {
 		t.Errorf("attributes of pull: %v", attrs)
 	}
 }
+
+func TestATrailRemembersStepsInOrder(t *testing.T) {
+	var trail span.Trail
+	ctx, endPod := span.Start(span.Follow(t.Context(), &trail), "run pod")
+	inner, endNetwork := span.Start(ctx, "network")
+	_, endPlugin := span.Start(inner, "plugin")
+	endPlugin(errs.New(errs.Timeout, "it hangs"))
+	endNetwork(nil)
+	_, _ = span.Start(ctx, "pause")
+	endPod(nil)
+	span.Start(t.Context(), "elsewhere") //nolint:spancheck // it is only to be seen that nobody sees it
+
+	steps := trail.Steps()
+	if len(steps) != 4 {
+		t.Fatalf("%d steps: %v", len(steps), steps)
+	}
+	for i, want := range []span.Step{{Name: "run pod"}, {Name: "network", Depth: 1}, {Name: "plugin", Depth: 2}, {Name: "pause", Depth: 1}} {
+		if steps[i].Name != want.Name || steps[i].Depth != want.Depth {
+			t.Errorf("step %d is %+v, want %+v", i, steps[i], want)
+		}
+	}
+	if steps[2].Err == nil || steps[2].Duration == 0 || steps[3].Duration != 0 {
+		t.Errorf("the ends: %+v", steps)
+	}
+	for range 1000 {
+		span.Start(ctx, "more") //nolint:spancheck // as above
+	}
+	if n := len(trail.Steps()); n != 256 {
+		t.Errorf("%d steps are remembered", n)
+	}
+}
