@@ -109,7 +109,7 @@ func Spec(in Input) (*specs.Spec, error) {
 	if sec := s.Linux.Seccomp; sec != nil && (sec.ListenerPath != "" || sec.ListenerMetadata != "") {
 		s.Version = "1.1.0"
 	}
-	return s, workDir(root, s, in)
+	return s, workDir(root, s, in.Idmap)
 }
 
 // Write puts the spec into the bundle at dir, as config.json.

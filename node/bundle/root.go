@@ -99,12 +99,12 @@ func (r root) mkdirAll(name string) error {
 // workDir makes the working directory where it is missing, unless it lies on
 // a mount: what is beneath a mount would never be seen, and what is on it is
 // the runtime's to make. In a user namespace all is the runtime's.
-func workDir(r root, s *specs.Spec, in Input) error {
+func workDir(r root, s *specs.Spec, idmap *Idmap) error {
 	cwd := s.Process.Cwd
 	under := func(m specs.Mount) bool {
 		return cwd == m.Destination || strings.HasPrefix(cwd, strings.TrimSuffix(m.Destination, "/")+"/")
 	}
-	if in.Idmap != nil || slices.ContainsFunc(s.Mounts, under) {
+	if idmap != nil || slices.ContainsFunc(s.Mounts, under) {
 		return nil
 	}
 	if len(cwd) >= unix.PathMax {
