@@ -60,7 +60,7 @@ func (s *Set) loadOne(ctx context.Context, one archive.Image, report func(spec.P
 		names = append(names, name.String())
 	}
 	return s.take(ctx, taking{
-		rec: rec, names: names,
+		rec: rec, as: naming{names: names},
 		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers, nil), report: report},
 	})
 }
@@ -159,9 +159,9 @@ func (s *Set) toSave(ctx context.Context, ref, format string, parts *bits) (one 
 		return one, err
 	}
 	one = archive.Image{Target: rec.Manifest, Manifest: rec.Manifest}
-	if name != "" {
-		named, nameErr := s.catalog.Get(name)
-		parsed, parseErr := reference.Parse(name)
+	if name.name != "" {
+		named, nameErr := s.namesIn(name.space).Get(name.name)
+		parsed, parseErr := reference.Parse(name.name)
 		if err := errors.Join(nameErr, parseErr); err != nil {
 			return one, err
 		}

@@ -121,7 +121,7 @@ func (s *Set) toKeep() string {
 func (s *Set) origin(l placed) string {
 	places := s.placesOf(l.Digest)
 	for _, p := range places {
-		for _, text := range s.namesOf(l.image.Image.ID) {
+		for _, text := range s.shownNames(l.image.Image.ID) {
 			if name, err := reference.Parse(text); err == nil && name.Repository() == p.Repository {
 				return name.Familiar()
 			}

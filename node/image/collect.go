@@ -236,9 +236,11 @@ func (s *Set) usedBlobs(ctx context.Context) (map[digest.Digest]bool, error) {
 			used[desc.Digest] = true
 		}
 	}
-	for _, name := range s.catalog.List() {
-		if name.Image != "" && !given[name.Image] {
-			roots = append(roots, name.Target)
+	for _, space := range s.homes() {
+		for _, name := range s.namesIn(space).List() {
+			if name.Image != "" && !given[name.Image] {
+				roots = append(roots, name.Target)
+			}
 		}
 	}
 	seen := map[digest.Digest]bool{}

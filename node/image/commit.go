@@ -97,7 +97,7 @@ func (s *Set) commit(ctx context.Context, base spec.Image, active snapshot.Key, 
 		names = []string{name}
 	}
 	image, err := s.take(ctx, taking{
-		rec: rec, names: names,
+		rec: rec, as: naming{names: names},
 		unpacking: unpacking{layers: rec.Layers, open: s.fromAnywhere(rec.Layers, nil), report: func(spec.Progress) {}},
 	})
 	// A layer without a blob is nowhere else.

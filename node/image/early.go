@@ -72,7 +72,7 @@ func (s *Set) openEarly(ctx context.Context, rec *record, req spec.PullRequest) 
 
 // take makes layers of the tables and keeps the image. What it says goes on in
 // the background.
-func (e *early) take(ctx context.Context, names []string, at *place, report func(spec.Progress)) (image spec.Image, err error) {
+func (e *early) take(ctx context.Context, as naming, at *place, report func(spec.Progress)) (image spec.Image, err error) {
 	s := e.set
 	keys := chain(e.rec.Layers)[:e.first]
 	var size int64
@@ -106,7 +106,7 @@ func (e *early) take(ctx context.Context, names []string, at *place, report func
 	}
 	s.settleChain(ctx, keys[len(keys)-1])
 	e.rec.Image.Size, e.rec.Early = size, keys
-	if image, err = s.keep(ctx, e.rec, names, at); err != nil {
+	if image, err = s.keep(ctx, e.rec, as, at); err != nil {
 		return image, err
 	}
 	lazily.Name = image.ID
@@ -114,7 +114,7 @@ func (e *early) take(ctx context.Context, names []string, at *place, report func
 		lazily.First = s.Lazy.First(ctx, image.ID)
 	}
 	s.Lazy.Missing.Add(lazily)
-	s.Log.InfoContext(ctx, "an image can be used before it was ever here", "image", names, "layers", len(lazily.Layers))
+	s.Log.InfoContext(ctx, "an image can be used before it was ever here", "image", as.names, "layers", len(lazily.Layers))
 	return image, nil
 }
 

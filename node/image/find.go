@@ -34,60 +34,78 @@ func (s *Set) find(ref string) (*record, error) {
 	return rec, err
 }
 
-// resolve also returns the name that ref was, "" where it was an ID.
-func (s *Set) resolve(ref string) (*record, string, error) {
+// resolve also returns the name that ref was, none where it was an ID. The
+// node's own names go before those of other namespaces.
+func (s *Set) resolve(ref string) (*record, named, error) {
+	return s.resolveIn(ref, s.homes()...)
+}
+
+// resolveIn is resolve for the names of some of homes. IDs are the same in all.
+func (s *Set) resolveIn(ref string, homes ...string) (*record, named, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if rec := s.images[ref]; rec != nil {
-		return rec, "", nil
+		return rec, named{}, nil
 	}
 	if d, err := digest.Parse(ref); err == nil {
-		if rec := s.byDigest(d, ""); rec != nil {
-			return rec, "", nil
+		if rec := s.byDigest(d); rec != nil {
+			return rec, named{}, nil
 		}
-		return nil, "", missing(ref)
+		return nil, named{}, missing(ref)
 	}
-	if rec := s.images[s.names[ref]]; rec != nil {
-		return rec, ref, nil // also what a client called it in a way of its own
+	for _, space := range homes {
+		if rec := s.images[s.home(space)[ref]]; rec != nil {
+			return rec, named{space, ref}, nil // also what a client called it in a way of its own
+		}
 	}
 	name, nameErr := reference.Parse(ref)
 	if nameErr == nil {
-		if id, ok := s.names[name.String()]; ok && s.images[id] != nil {
-			return s.images[id], name.String(), nil
+		for _, space := range homes {
+			if id, ok := s.home(space)[name.String()]; ok && s.images[id] != nil {
+				return s.images[id], named{space, name.String()}, nil
+			}
 		}
 		if name.Digest() != "" {
-			if rec := s.byDigest(name.Digest(), name.Repository()); rec != nil {
-				return rec, "", nil
+			for _, space := range homes {
+				if rec := s.byRepoDigest(name.Digest(), name.Repository(), space); rec != nil {
+					return rec, named{}, nil
+				}
 			}
-			return nil, "", missing(ref)
+			return nil, named{}, missing(ref)
 		}
 	}
 	rec, err := s.byPrefix(ref)
 	if err != nil || rec != nil {
-		return rec, "", err
+		return rec, named{}, err
 	}
 	if nameErr != nil {
-		return nil, "", nameErr
+		return nil, named{}, nameErr
 	}
-	return nil, "", missing(ref)
+	return nil, named{}, missing(ref)
 }
 
 func missing(ref string) error { return errs.New(errs.NotFound, "no image %s", ref) }
 
-// byDigest finds an image by manifest or index; with a repository, only where
-// the image has a name there. mu is held.
-func (s *Set) byDigest(d digest.Digest, repository string) *record {
+// byDigest finds an image by manifest or index. mu is held.
+func (s *Set) byDigest(d digest.Digest) *record {
 	for _, rec := range s.images {
-		if rec.Target.Digest != d && rec.Manifest.Digest != d {
-			continue
-		}
-		if repository == "" {
+		if rec.Target.Digest == d || rec.Manifest.Digest == d {
 			return rec
 		}
-		for name, id := range s.names {
-			if id == rec.Image.ID && strings.HasPrefix(name, repository) && len(name) > len(repository) && strings.ContainsAny(name[len(repository):len(repository)+1], ":@") {
-				return rec
-			}
+	}
+	return nil
+}
+
+// byRepoDigest finds an image by manifest or index that has a name in a
+// repository, in one of homes. mu is held.
+func (s *Set) byRepoDigest(d digest.Digest, repository, space string) *record {
+	for name, id := range s.home(space) {
+		rec := s.images[id]
+		if rec == nil || rec.Target.Digest != d && rec.Manifest.Digest != d {
+			continue
+		}
+		if rest, ok := strings.CutPrefix(name, repository); ok && rest != "" && strings.ContainsAny(rest[:1], ":@") {
+			return rec
 		}
 	}
 	return nil

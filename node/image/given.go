@@ -15,7 +15,6 @@ import (
 	"berth/image/blob"
 	"berth/image/catalog"
 	"berth/image/manifest"
-	"berth/spec"
 )
 
 // A client of containerd's protocol brings the parts of an image as content,
@@ -93,9 +92,10 @@ func (s *Set) forPlatform(ctx context.Context, target ocispec.Descriptor, want m
 	return here, "", nil
 }
 
-// nameImage has a name stand for what was found. write is held.
-func (s *Set) nameImage(ctx context.Context, rec catalog.Record, to found) error {
-	before := s.image(s.idOf(rec.Name))
+// nameImage has a name of one of homes stand for what was found. write is held.
+func (s *Set) nameImage(ctx context.Context, space string, rec catalog.Record, to found) error {
+	name := named{space, rec.Name}
+	before := s.image(s.idOf(name))
 	rec.Image = ""
 	if to.image != nil {
 		rec.Image = to.image.Image.ID
@@ -105,41 +105,42 @@ func (s *Set) nameImage(ctx context.Context, rec catalog.Record, to found) error
 	if isNew {
 		change.Also = func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, rec.Image, to.image) }
 	}
-	if err := s.apply(ctx, spec.DefaultNamespace, change); err != nil {
+	if err := s.apply(ctx, space, change); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	if isNew {
 		s.images[rec.Image] = to.image
 	}
-	delete(s.names, rec.Name)
+	delete(s.home(space), rec.Name)
 	if rec.Image != "" {
-		s.names[rec.Name] = rec.Image
+		s.home(space)[rec.Name] = rec.Image
 	}
-	s.waiting.stop(rec.Name)
+	s.waiting.stop(name)
 	if to.lacks != "" {
-		s.waiting[to.lacks] = append(s.waiting[to.lacks], rec.Name)
+		s.waiting[to.lacks] = append(s.waiting[to.lacks], name)
 	}
+	s.listed.changed++
 	s.mu.Unlock()
-	if before != nil && before.Given && before.Image.ID != rec.Image {
+	if before != nil && (before.Given || before.Passing) && before.Image.ID != rec.Image {
 		s.collectLater() // it may have lost its last name
 	}
 	return nil
 }
 
-func (s *Set) idOf(name string) string {
+func (s *Set) idOf(n named) string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.names[name]
+	return s.home(n.space)[n.name]
 }
 
-// waiting are names of the default namespace that stand for no image yet, by
-// the document that has to come first.
-type waiting map[digest.Digest][]string
+// waiting are names of homes that stand for no image yet, by the document that
+// has to come first.
+type waiting map[digest.Digest][]named
 
-func (w waiting) stop(name string) {
+func (w waiting) stop(name named) {
 	for d, names := range w {
-		if w[d] = slices.DeleteFunc(names, func(n string) bool { return n == name }); len(w[d]) == 0 {
+		if w[d] = slices.DeleteFunc(names, func(n named) bool { return n == name }); len(w[d]) == 0 {
 			delete(w, d)
 		}
 	}
@@ -153,15 +154,15 @@ func (s *Set) Arrived(ctx context.Context, d digest.Digest) {
 	s.mu.RUnlock()
 	for _, name := range names {
 		if err := s.lookAgain(ctx, name); err != nil && !isMissing(err) {
-			s.Log.WarnContext(ctx, "a name does not become an image of this node", "name", name, "err", err)
+			s.Log.WarnContext(ctx, "a name does not become an image of this node", "namespace", name.space, "name", name.name, "err", err)
 		}
 	}
 }
 
-func (s *Set) lookAgain(ctx context.Context, name string) error {
+func (s *Set) lookAgain(ctx context.Context, name named) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	rec, err := s.catalog.Get(name)
+	rec, err := s.namesIn(name.space).Get(name.name)
 	if err != nil || rec.Image != "" {
 		return err
 	}
@@ -169,12 +170,22 @@ func (s *Set) lookAgain(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return s.nameImage(ctx, rec, to)
+	return s.nameImage(ctx, name.space, rec, to)
 }
 
 // awaitNamed looks at the names that stood for no image when the node ended.
 func (s *Set) awaitNamed(ctx context.Context) error {
-	for _, rec := range s.catalog.List() {
+	for _, space := range s.homes() {
+		if err := s.awaitNamedIn(ctx, space); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Set) awaitNamedIn(ctx context.Context, space string) error {
+	for _, rec := range s.namesIn(space).List() {
+		name := named{space, rec.Name}
 		if rec.Image != "" && s.images[rec.Image] != nil {
 			continue
 		}
@@ -183,11 +194,11 @@ func (s *Set) awaitNamed(ctx context.Context) error {
 		case err != nil:
 			return err
 		case to.image != nil:
-			if err := s.lookAgain(ctx, rec.Name); err != nil {
+			if err := s.lookAgain(ctx, name); err != nil {
 				return err
 			}
 		case to.lacks != "":
-			s.waiting[to.lacks] = append(s.waiting[to.lacks], rec.Name)
+			s.waiting[to.lacks] = append(s.waiting[to.lacks], name)
 		}
 	}
 	return nil
@@ -197,7 +208,7 @@ func (s *Set) awaitNamed(ctx context.Context) error {
 func (s *Set) dropNameless(ctx context.Context) error {
 	var failed error
 	for _, rec := range s.all() {
-		if rec.Given {
+		if rec.Given || rec.Passing {
 			failed = errors.Join(failed, s.dropIfNameless(ctx, rec.Image.ID))
 		}
 	}
@@ -208,7 +219,7 @@ func (s *Set) dropIfNameless(ctx context.Context, id string) error {
 	s.write.Lock()
 	defer s.write.Unlock()
 	rec := s.image(id)
-	if rec == nil || !rec.Given || len(s.namesOf(id)) > 0 || len(s.usersOf(id)) > 0 {
+	if rec == nil || !rec.Given && !rec.Passing || len(s.everyName(id)) > 0 || len(s.usersOf(id)) > 0 {
 		return nil
 	}
 	_, err := s.drop(ctx, rec, nil, true)

@@ -44,8 +44,8 @@ func (s *Set) Name(namespace, name string) (catalog.Record, error) {
 // Names lists the names of a namespace, sorted.
 func (s *Set) Names(namespace string) []catalog.Record { return s.namesIn(namespace).List() }
 
-// CreateName has a name stand for a target. In the default namespace that is
-// an image of this node as soon as its manifest and configuration are here, for
+// CreateName has a name stand for a target. In the default namespace, and in
+// those of Config.Spaces, that is an image of this node as soon as its manifest and configuration are here, for
 // this node's platform; its layers are unpacked when they are needed. leased is
 // the lease of a name that expires. Exists: the name is taken. Invalid: the
 // target or a label is none. NotFound: no such lease.
@@ -162,10 +162,13 @@ func targetOf(rec catalog.Record) lease.Resource {
 	return lease.Resource{Kind: lease.Content, ID: rec.Target.Digest.String()}
 }
 
-// setName writes a name. In the default namespace it moves from the image that
-// it stood for to that of its new target. write is held.
+// isHome says whether the names of a namespace stand for images.
+func (s *Set) isHome(namespace string) bool { return slices.Contains(s.homes(), namespace) }
+
+// setName writes a name. In one of homes it moves from the image that it stood
+// for to that of its new target. write is held.
 func (s *Set) setName(ctx context.Context, namespace string, rec catalog.Record) (catalog.Record, error) {
-	if namespace != spec.DefaultNamespace {
+	if !s.isHome(namespace) {
 		err := s.apply(ctx, namespace, catalog.Change{Set: []catalog.Record{rec}})
 		if err != nil {
 			return rec, err
@@ -176,14 +179,14 @@ func (s *Set) setName(ctx context.Context, namespace string, rec catalog.Record)
 	if err != nil {
 		return rec, err
 	}
-	if err := s.nameImage(ctx, rec, to); err != nil {
+	if err := s.nameImage(ctx, namespace, rec, to); err != nil {
 		return rec, err
 	}
 	return s.Name(namespace, rec.Name)
 }
 
-// DeleteName takes a name from a namespace, and in the default one the image
-// with its last name, unless containers use it. target "" is any. NotFound:
+// DeleteName takes a name from a namespace, and in one of homes the image with
+// its last name, unless containers use it. target "" is any. NotFound:
 // there is no such name, or it stands for something else.
 func (s *Set) DeleteName(ctx context.Context, namespace, name string, target digest.Digest) error {
 	s.write.Lock()
@@ -196,20 +199,18 @@ func (s *Set) DeleteName(ctx context.Context, namespace, name string, target dig
 		return errs.New(errs.NotFound, "image %q has target %s, not %s: not found", name, rec.Target.Digest, target)
 	}
 	of := s.image(rec.Image)
-	if namespace != spec.DefaultNamespace || of == nil {
+	if !s.isHome(namespace) || of == nil {
 		if err := s.apply(ctx, namespace, catalog.Change{Delete: []string{name}}); err != nil {
 			return err
 		}
 		s.mu.Lock()
-		if namespace == spec.DefaultNamespace {
-			delete(s.names, name)
-			s.waiting.stop(name)
-		}
+		delete(s.home(namespace), name)
+		s.waiting.stop(named{namespace, name})
 		s.mu.Unlock()
 		return nil
 	}
-	last := len(s.namesOf(rec.Image)) == 1 && len(s.usersByID(rec.Image)) == 0
-	_, err = s.drop(ctx, of, []string{name}, last)
+	last := len(s.everyName(rec.Image)) == 1 && len(s.usersByID(rec.Image)) == 0
+	_, err = s.drop(ctx, of, []named{{namespace, name}}, last)
 	if err == nil && last {
 		s.collectLater()
 	}

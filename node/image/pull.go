@@ -18,7 +18,12 @@ import (
 // Invalid where a layer is not what its digests say or reaches outside;
 // Exhausted on a full disk. A pull that fails leaves no image, and its layers
 // only until the next collection.
-func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec.Progress)) (_ spec.Image, err error) {
+func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec.Progress)) (spec.Image, error) {
+	return s.pull(ctx, req, progress, func(from *pull.Image) naming { return naming{names: []string{from.Name.String()}} })
+}
+
+// pull is Pull, naming the image by as.
+func (s *Set) pull(ctx context.Context, req spec.PullRequest, progress func(spec.Progress), as func(*pull.Image) naming) (_ spec.Image, err error) {
 	ctx, end := span.Start(ctx, "pull image", "image", req.Reference)
 	defer func() { end(err) }()
 	s.keeping.begin()
@@ -36,10 +41,10 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 		return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 	}
 	s.rememberAuth(from.Name.Repository(), req.Auth)
-	names, at := []string{from.Name.String()}, &place{from.Name.Repository(), req.Insecure}
+	at := &place{from.Name.Repository(), req.Insecure}
 	lazily := s.beginLazily(ctx, rec.Image.ID, rec.Layers, req, report) || s.lacks(rec.Layers)
 	if e := s.openEarly(ctx, rec, req); e != nil {
-		image, err := e.take(ctx, names, at, report)
+		image, err := e.take(ctx, as(from), at, report)
 		if err != nil {
 			return spec.Image{}, fmt.Errorf("pull %s: %w", from.Name.Familiar(), err)
 		}
@@ -48,7 +53,7 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 	}
 	var notes notes
 	image, err := s.take(ctx, taking{
-		rec: rec, names: names, at: at,
+		rec: rec, as: as(from), at: at,
 		unpacking: unpacking{
 			layers: rec.Layers, blobs: s.Policy == Keep && !lazily, report: report,
 			open: func(ctx context.Context, n int) (tarStream, error) { return s.recordTar(ctx, from, n, &notes) },
@@ -65,9 +70,9 @@ func (s *Set) Pull(ctx context.Context, req spec.PullRequest, progress func(spec
 // taking is an image on its way in.
 type taking struct {
 	unpacking
-	rec   *record
-	names []string
-	at    *place // where it comes from, if from a registry
+	rec *record
+	as  naming
+	at  *place // where it comes from, if from a registry
 }
 
 // take unpacks an image and keeps it.
@@ -81,7 +86,7 @@ func (s *Set) take(ctx context.Context, t taking) (spec.Image, error) {
 	}
 	t.rec.Image.Size = size
 	ctx, end := span.Start(ctx, "record image")
-	image, err := s.keep(ctx, t.rec, t.names, t.at)
+	image, err := s.keep(ctx, t.rec, t.as, t.at)
 	end(err)
 	return image, err
 }

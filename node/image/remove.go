@@ -66,12 +66,12 @@ func (s *Set) remove(ctx context.Context, ref string, force bool) ([]spec.Remove
 	if err != nil {
 		return nil, err
 	}
-	names := s.namesOf(rec.Image.ID)
-	known := shown(slices.Clone(names))
+	names := s.everyName(rec.Image.ID)
+	known := s.shownNames(rec.Image.ID)
 	switch {
-	case name != "" && len(names) > 1:
-		return s.drop(ctx, rec, []string{name}, false)
-	case name == "" && len(known) > 1 && !force:
+	case name.name != "" && len(names) > 1:
+		return s.drop(ctx, rec, []named{name}, false)
+	case name.name == "" && len(known) > 1 && !force:
 		return nil, errs.New(errs.Conflict, "it has %d names: %s; remove them, or force", len(known), strings.Join(known, ", "))
 	}
 	users := s.usersOf(rec.Image.ID)
@@ -93,18 +93,14 @@ func shorten(ids []string) []string {
 }
 
 // drop takes names away, and the record too if whole. write is held.
-func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool) ([]spec.RemovedImage, error) {
+func (s *Set) drop(ctx context.Context, rec *record, names []named, whole bool) ([]spec.RemovedImage, error) {
 	id := rec.Image.ID
-	change := catalog.Change{Delete: names}
-	if whole {
-		change.Also = func(tx *kv.Tx) error { return tx.Delete(bucket, id) }
-	}
-	if err := s.apply(ctx, spec.DefaultNamespace, change); err != nil {
+	if err := s.dropNames(ctx, id, names, whole); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	for _, name := range names {
-		delete(s.names, name)
+		delete(s.home(name.space), name.name)
 	}
 	if whole {
 		delete(s.images, id)
@@ -113,19 +109,38 @@ func (s *Set) drop(ctx context.Context, rec *record, names []string, whole bool)
 	s.mu.Unlock()
 	var removed []spec.RemovedImage
 	for _, name := range names {
-		n, err := reference.Parse(name)
+		n, err := reference.Parse(name.name)
 		if err != nil {
 			continue // nobody calls it that
 		}
-		name = n.Familiar()
-		removed = append(removed, spec.RemovedImage{Untagged: name})
-		s.Notify("untag", id, name)
+		removed = append(removed, spec.RemovedImage{Untagged: n.Familiar()})
+		s.Notify("untag", id, n.Familiar())
 	}
 	if whole {
 		removed = append(removed, spec.RemovedImage{Deleted: id})
 		s.Notify("delete", id, "")
 	}
 	return removed, nil
+}
+
+// dropNames takes names away on disk, namespace by namespace: the record goes
+// with the last.
+func (s *Set) dropNames(ctx context.Context, id string, names []named, whole bool) error {
+	by := map[string][]string{}
+	for _, name := range names {
+		by[name.space] = append(by[name.space], name.name)
+	}
+	homes := slices.DeleteFunc(s.homes(), func(space string) bool { return len(by[space]) == 0 && space != spec.DefaultNamespace })
+	for i, space := range homes {
+		change := catalog.Change{Delete: by[space]}
+		if whole && i == len(homes)-1 {
+			change.Also = func(tx *kv.Tx) error { return tx.Delete(bucket, id) }
+		}
+		if err := s.apply(ctx, space, change); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Prune removes the images that have no name, or with all those that no
@@ -167,7 +182,7 @@ func (s *Set) pruneOne(ctx context.Context, id string, all bool, fits func(spec.
 		return nil, err
 	}
 	image := s.show(rec)
-	names := s.namesOf(id)
+	names := s.everyName(id)
 	if image.Containers > 0 || slices.ContainsFunc(names, isChosen) && !all || !fits(image) {
 		return nil, nil
 	}
@@ -176,4 +191,4 @@ func (s *Set) pruneOne(ctx context.Context, id string, all bool, fits func(spec.
 
 // isChosen says whether somebody chose the name, be it none that people can
 // call an image by here: clients name what has none <none>@sha256:….
-func isChosen(name string) bool { return !strings.HasPrefix(name, "<none>") }
+func isChosen(n named) bool { return !strings.HasPrefix(n.name, "<none>") }

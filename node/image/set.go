@@ -9,7 +9,8 @@
 //
 // Clients of containerd's protocol have namespaces of names. The default one is
 // the node's own, so a name that a client gives there becomes one of its images
-// if it can: see CreateName. In the others names are just names.
+// if it can: see CreateName. So it is in the namespaces of Config.Spaces, which
+// name images too: see Space. In the others names are just names.
 //
 // The layers are committed snapshots under their chain IDs, with the label
 // "berth.layer". Compressed blobs are kept as they came, or not: see Policy.
@@ -29,6 +30,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,7 +88,10 @@ type Config struct {
 	// wait. May be nil.
 	Content *content.Set
 	Leases  *lease.Set
-	Named   func(ctx context.Context, namespace string, what Change, rec catalog.Record)
+	// Spaces are the namespaces, besides the default one, whose names stand for
+	// images of this node.
+	Spaces []string
+	Named  func(ctx context.Context, namespace string, what Change, rec catalog.Record)
 	// Lazy is what lets images be used before all of them is here; nil: never.
 	Lazy *Lazily
 	Log  *slog.Logger
@@ -102,12 +107,14 @@ type Set struct {
 	links   links
 	scrubs  scrubs
 	noting  noting
+	watches watches
 
 	write sync.Mutex // one change of names or records at a time
 
 	mu     sync.RWMutex
-	images map[string]*record // by ID; a record does not change, but is replaced
-	names  map[string]string  // full name to ID
+	images map[string]*record           // by ID; a record does not change, but is replaced
+	names  map[string]string            // full name to ID
+	spaces map[string]map[string]string // the same of each of Spaces
 	listed listing
 	// waiting are the names that stand for no image yet.
 	waiting waiting
@@ -130,6 +137,9 @@ type record struct {
 	Early []snapshot.Key `json:"early,omitempty"`
 	// Given says that a client brought it: see CreateName.
 	Given bool `json:"given,omitempty"`
+	// Passing says that only a namespace of Spaces ever named it: without names
+	// and containers it goes.
+	Passing bool `json:"passing,omitempty"`
 	// About is what a given image's layers may unpack to.
 	About int64 `json:"about,omitempty"`
 
@@ -180,7 +190,7 @@ func Open(ctx context.Context, c Config) (*Set, error) {
 		Config: c, catalog: names,
 		puller: pull.New(pull.Config{Blobs: c.Blobs, Remote: c.Remote, Parallel: c.Parallel, Limit: c.MaxLayer, Pass: c.Policy != Keep, Log: c.Log}),
 		images: map[string]*record{}, names: map[string]string{}, places: map[digest.Digest][]place{},
-		waiting: waiting{}, users: func(string) []string { return nil }, auths: map[string]*spec.RegistryAuth{},
+		spaces: map[string]map[string]string{}, waiting: waiting{}, users: func(string) []string { return nil }, auths: map[string]*spec.RegistryAuth{},
 	}
 	s.noting.life, s.noting.stop = context.WithCancel(context.WithoutCancel(ctx))
 	err = c.DB.View(func(tx *kv.Tx) error {
@@ -200,9 +210,14 @@ func Open(ctx context.Context, c Config) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
-	for _, name := range names.List() {
-		if name.Image != "" {
-			s.names[name.Name] = name.Image
+	for _, space := range c.Spaces {
+		s.spaces[space] = map[string]string{}
+	}
+	for _, space := range s.homes() {
+		for _, name := range s.namesIn(space).List() {
+			if name.Image != "" {
+				s.home(space)[name.Name] = name.Image
+			}
 		}
 	}
 	if err := s.awaitNamed(ctx); err != nil {
@@ -227,6 +242,37 @@ func (s *Set) usersOf(id string) []string {
 	return all
 }
 
+// homes are the namespaces whose names stand for images, the node's own first.
+func (s *Set) homes() []string { return append([]string{spec.DefaultNamespace}, s.Spaces...) }
+
+// home are the names of one of homes, with the IDs of what they stand for; nil
+// for another namespace. mu is held, for as long as they are used.
+func (s *Set) home(namespace string) map[string]string {
+	if namespace == spec.DefaultNamespace {
+		return s.names
+	}
+	return s.spaces[namespace]
+}
+
+// named is a name in its namespace.
+type named struct{ space, name string }
+
+// everyName lists the names of an image in all of homes.
+func (s *Set) everyName(id string) []named {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var all []named
+	for _, space := range s.homes() {
+		for name, of := range s.home(space) {
+			if of == id {
+				all = append(all, named{space, name})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b named) int { return cmp.Or(cmp.Compare(a.space, b.space), cmp.Compare(a.name, b.name)) })
+	return all
+}
+
 // usersByID leaves out those who know the image by a name, for which a client
 // that removes the name does not ask.
 func (s *Set) usersByID(id string) []string {
@@ -236,15 +282,25 @@ func (s *Set) usersByID(id string) []string {
 	return slices.Clone(users(id))
 }
 
+// naming is what an image is called from now on, in one of homes.
+type naming struct {
+	space  string // "" is the default namespace
+	names  []string
+	labels map[string]string
+}
+
 // keep makes rec an image of this node, called by names. A name that stood for
 // another image moves. at is where its parts can be had again, if anywhere.
-func (s *Set) keep(ctx context.Context, rec *record, names []string, at *place) (_ spec.Image, err error) {
+func (s *Set) keep(ctx context.Context, rec *record, as naming, at *place) (_ spec.Image, err error) {
 	ctx, end := span.Start(ctx, "record image", "image", rec.Image.ID)
 	defer func() { end(err) }()
 	s.write.Lock()
 	defer s.write.Unlock()
 	id := rec.Image.ID
 	rec.Image.Pulled = time.Now().UTC()
+	if old := s.image(id); as.space != "" {
+		rec.Passing = old == nil || old.Passing || old.Given && len(s.namesOf(id)) == 0
+	}
 	var places map[digest.Digest][]place
 	if at != nil {
 		places = s.settlePlaces(digests(rec.parts()), *at)
@@ -252,19 +308,20 @@ func (s *Set) keep(ctx context.Context, rec *record, names []string, at *place) 
 	change := catalog.Change{Also: func(tx *kv.Tx) error {
 		return errors.Join(kv.PutJSON(tx, bucket, id, rec), putPlaces(tx, places))
 	}}
-	for _, name := range names {
-		change.Set = append(change.Set, catalog.Record{Name: name, Target: rec.Target, Image: id})
+	space := cmp.Or(as.space, spec.DefaultNamespace)
+	for _, name := range as.names {
+		change.Set = append(change.Set, catalog.Record{Name: name, Target: rec.Target, Image: id, Labels: as.labels})
 	}
-	if err := s.apply(ctx, spec.DefaultNamespace, change); err != nil {
+	if err := s.apply(ctx, space, change); err != nil {
 		return spec.Image{}, err
 	}
 	s.takePlaces(places)
 	s.mu.Lock()
 	s.images[id] = rec
 	s.listed.changed++
-	for _, name := range names {
-		s.names[name] = id
-		s.waiting.stop(name)
+	for _, name := range as.names {
+		s.home(space)[name] = id
+		s.waiting.stop(named{space, name})
 	}
 	s.mu.Unlock()
 	return s.show(rec), nil
@@ -273,7 +330,7 @@ func (s *Set) keep(ctx context.Context, rec *record, names []string, at *place) 
 // show makes what callers see of a record.
 func (s *Set) show(rec *record) spec.Image {
 	image := rec.Image
-	image.Names = shown(s.namesOf(image.ID))
+	image.Names = s.shownNames(image.ID)
 	image.Containers = len(s.usersOf(image.ID))
 	image.Sources = s.sourcesOf(rec)
 	image.Size = s.sizeOf(s.noting.life, rec)
@@ -283,13 +340,37 @@ func (s *Set) show(rec *record) spec.Image {
 	return image
 }
 
-// shown are the names that people can call an image by. Clients also give
-// others, such as <none>@sha256:….
-func shown(names []string) []string {
-	return slices.DeleteFunc(names, func(name string) bool {
-		_, err := reference.Parse(name)
-		return err != nil
-	})
+// shownNames are the names that people can call an image by: the node's own,
+// and those of other namespaces that are not the node's for something else.
+// Clients also give names that are none, such as <none>@sha256:…, and by digest
+// what has a tag too.
+func (s *Set) shownNames(id string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	names, tagged := []string{}, false
+	add := func(text string, own bool) {
+		name, err := reference.Parse(text)
+		if err != nil || slices.Contains(names, text) || !own && tagged && name.Untagged() {
+			return
+		}
+		names, tagged = append(names, text), tagged || !name.Untagged()
+	}
+	for name, of := range s.names {
+		if of == id {
+			add(name, true)
+		}
+	}
+	for _, untagged := range []bool{false, true} {
+		for _, space := range s.Spaces {
+			for name, of := range s.spaces[space] {
+				if _, taken := s.names[name]; of == id && !taken && strings.Contains(name, "@") == untagged {
+					add(name, false)
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func (s *Set) namesOf(id string) []string {
@@ -313,7 +394,7 @@ func (s *Set) all() []*record {
 
 // call is what people call an image.
 func (s *Set) call(rec *record) string {
-	if names := shown(s.namesOf(rec.Image.ID)); len(names) > 0 {
+	if names := s.shownNames(rec.Image.ID); len(names) > 0 {
 		if name, err := reference.Parse(names[0]); err == nil {
 			return name.Familiar()
 		}
