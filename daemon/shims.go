@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"berth/base/errs"
 	"berth/node/container"
 	"berth/node/container/shim"
 	"berth/node/keeper"
@@ -49,6 +50,14 @@ func (p processes) Forget(ctx context.Context, id string) error {
 		return p.shims.Forget(ctx, id)
 	}
 	return p.keeper.Forget(ctx, id)
+}
+
+// ReopenLog implements container.Processes.
+func (p processes) ReopenLog(ctx context.Context, id string) error {
+	if p.shims.Has(id) {
+		return errs.New(errs.Unsupported, "the log of a shim's container stays where it is")
+	}
+	return p.keeper.ReopenLog(ctx, id)
 }
 
 // Signal implements container.Processes.

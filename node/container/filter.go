@@ -51,6 +51,8 @@ func (s *Set) compileOne(ctx context.Context, key, value string) (test, error) {
 		return func(c *spec.Container) bool { return strings.HasPrefix(c.ID, value) }, nil
 	case "name":
 		return byName(value)
+	case "pod":
+		return func(c *spec.Container) bool { return c.Pod != "" && strings.HasPrefix(c.Pod, value) }, nil
 	case "label":
 		return func(c *spec.Container) bool { return hasLabel(c.Config.Labels, value) }, nil
 	case "label!":

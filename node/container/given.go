@@ -43,6 +43,20 @@ func checkIdentifier(what, name string) error {
 // CreateGiven adds a container whose OCI spec its client wrote. It is durable
 // when this returns. errs.Exists: the namespace has one of that id.
 func (s *Set) CreateGiven(ctx context.Context, g spec.Given) (spec.Given, error) {
+	g.Owned = false
+	return s.createGiven(ctx, g)
+}
+
+// AdmitGiven adds a container that the node has made for a pod. It outlives
+// the node when this returns, and the machine's going down soon after: nothing
+// here waits for a disk, also when it is removed. errs.Exists: the namespace
+// has one of that id.
+func (s *Set) AdmitGiven(ctx context.Context, g spec.Given) (spec.Given, error) {
+	g.Owned = true
+	return s.createGiven(ctx, g)
+}
+
+func (s *Set) createGiven(ctx context.Context, g spec.Given) (spec.Given, error) {
 	g.Namespace = orElse(g.Namespace, spec.DefaultNamespace)
 	if err := errors.Join(checkIdentifier("namespace", g.Namespace), checkIdentifier("container id", g.ID)); err != nil {
 		return g, err
@@ -80,10 +94,38 @@ func (s *Set) admit(c *container) error {
 }
 
 // nameLocked lets a given container be found by its name, unless another has
-// it: who named it did not ask us. mu is held.
+// it: who named it did not ask us. Of the containers that one pod has had under
+// a name it is the last. mu is held.
 func (s *Set) nameLocked(c *container) {
-	if name := c.name(); s.names[name] == "" {
+	name := c.name()
+	other := s.containers[s.names[name]]
+	if other == nil && s.names[name] == "" || other != nil && succeeds(c, other) {
 		s.names[name] = c.id
+	}
+}
+
+// succeeds says whether c has come in the place of another.
+func succeeds(c, other *container) bool {
+	a, b := c.given.Load(), other.given.Load()
+	return a != nil && b != nil && a.Owned && b.Owned && a.Created.After(b.Created)
+}
+
+// unnameLocked takes the name from a container that goes, and gives it to the
+// one that had it before, if that is still there. mu is held, and c is not in
+// the index any more.
+func (s *Set) unnameLocked(c *container) {
+	name := c.name()
+	if s.names[name] != c.id {
+		return
+	}
+	delete(s.names, name)
+	if g := c.given.Load(); g == nil || !g.Owned {
+		return
+	}
+	for _, other := range s.containers {
+		if other.given.Load() != nil && other.name() == name {
+			s.nameLocked(other)
+		}
 	}
 }
 
@@ -183,6 +225,7 @@ func (s *Set) updateGiven(ctx context.Context, c *container, change func(*spec.G
 		return err
 	}
 	next.Namespace, next.ID, next.Created, next.Runtime = before.Namespace, before.ID, before.Created, before.Runtime
+	next.Owned = before.Owned
 	next.Updated = time.Now().UTC()
 	view := s.wear(c, &next, viewOf(&next))
 	if err := s.db.write(ctx, c); err != nil {

@@ -26,8 +26,10 @@ func viewOf(g *spec.Given) *spec.Container {
 	}
 	c := &spec.Container{
 		ID:        g.ID,
-		Name:      orElse(g.Labels[nameLabel], shortName(g.ID)),
+		Name:      orElse(orElse(g.Name, g.Labels[nameLabel]), shortName(g.ID)),
 		Namespace: g.Namespace,
+		Pod:       g.Sandbox,
+		Quiet:     g.Quiet,
 		Created:   g.Created,
 		Image:     g.Image,
 		Runtime:   g.Runtime,
@@ -36,6 +38,7 @@ func viewOf(g *spec.Given) *spec.Container {
 		Networks:  []spec.Endpoint{},
 		Ports:     []spec.PortMapping{},
 		Snapshot:  g.SnapshotKey,
+		LogPath:   g.Log,
 	}
 	c.Config = spec.ContainerConfig{
 		Name:        c.Name,
@@ -47,6 +50,8 @@ func viewOf(g *spec.Given) *spec.Container {
 		StopSignal:  g.Labels[stopSignalLabel],
 		Restart:     restartWish(g.Labels),
 		Runtime:     g.Runtime,
+		OpenStdin:   g.Stdin,
+		StdinOnce:   g.StdinOnce,
 	}
 	if p := oci.Process; p != nil {
 		c.Args = p.Args

@@ -23,7 +23,7 @@ func (s *Set) Get(_ context.Context, ref string) (spec.Container, error) {
 
 // List returns containers, newest first: the running ones, or all. Filters:
 // id name label status ancestor exited before since network volume health
-// publish expose. A filter on the state chooses from all. What the list holds
+// publish expose pod. A filter on the state chooses from all. What the list holds
 // must not be changed.
 func (s *Set) List(ctx context.Context, all bool, filter spec.Filter) ([]spec.Container, error) {
 	fits, err := s.compile(ctx, filter)
@@ -34,7 +34,7 @@ func (s *Set) List(ctx context.Context, all bool, filter spec.Filter) ([]spec.Co
 	list := []spec.Container{}
 	for _, c := range s.all() {
 		view := c.get()
-		if (all || busy(view.State.Status)) && fits(view) {
+		if (all || busy(view.State.Status)) && !view.Quiet && fits(view) {
 			list = append(list, *view)
 		}
 	}

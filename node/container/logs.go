@@ -64,12 +64,16 @@ func (s *Set) LogPosition(_ context.Context, ref string) (logfile.Position, erro
 // logged fails with errs.Unsupported where the output is not the node's, and
 // says where it goes.
 func (c *container) logged() error {
-	if c.given.Load() == nil {
+	g := c.given.Load()
+	if g == nil || g.Owned && !g.Quiet {
 		return nil
 	}
 	c.mu.Lock()
 	request := c.request
 	c.mu.Unlock()
+	if request != nil && request.Log != nil {
+		return nil
+	}
 	where := ""
 	if request != nil {
 		where = orElse(request.Streams.Stdout, request.Streams.Stderr)

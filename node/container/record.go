@@ -2,7 +2,9 @@ package container
 
 import (
 	"context"
+	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -32,6 +34,7 @@ type record struct {
 	Dismissed bool         `json:"dismissed,omitempty"`
 
 	given *spec.Given // from a bucket of its own, for it is big and hardly changes
+	fresh bool        // given is not in that bucket yet
 }
 
 // tombstone is how a removed container ended.
@@ -42,18 +45,25 @@ type tombstone struct {
 
 // records keeps the durable copies.
 type records struct {
-	db   *kv.DB
-	boot string
+	db    *kv.DB
+	boot  string
+	owned string // folder of what is written of owned containers and is not durable yet
+	log   *slog.Logger
 
 	mu         sync.Mutex
+	writes     map[string]uint64 // of owned containers' files that are there: which write it was
+	written    uint64
 	tombstones map[string]tombstone
 	oldest     []string // ids of tombstones in the order of their removal
 }
 
-func openRecords(db *kv.DB, boot string) (*records, []record, error) {
-	r := &records{db: db, boot: boot, tombstones: map[string]tombstone{}}
+func openRecords(c *Config) (*records, []record, error) {
+	r := &records{
+		db: c.DB, boot: c.Boot, owned: filepath.Join(c.State, "given"), log: c.Log,
+		tombstones: map[string]tombstone{}, writes: map[string]uint64{},
+	}
 	var found []record
-	err := db.View(func(tx *kv.Tx) error {
+	err := r.db.View(func(tx *kv.Tx) error {
 		err := kv.EachJSON(tx, bucket, "", func(key string, rec record) error {
 			if rec.Container.Namespace != "" {
 				given, _, err := kv.GetJSON[spec.Given](tx, givenBucket, key)
@@ -73,6 +83,9 @@ func openRecords(db *kv.DB, boot string) (*records, []record, error) {
 			return nil
 		})
 	})
+	if err == nil {
+		found, err = r.readOwned(found)
+	}
 	r.oldest = slices.SortedFunc(maps.Keys(r.tombstones), func(a, b string) int {
 		return r.tombstones[a].Removed.Compare(r.tombstones[b].Removed)
 	})
@@ -82,6 +95,9 @@ func openRecords(db *kv.DB, boot string) (*records, []record, error) {
 // write makes the container's record durable before it returns.
 func (r *records) write(ctx context.Context, c *container) error {
 	given := c.given.Load()
+	if given != nil && given.Owned {
+		return r.writeOwned(c)
+	}
 	err := r.db.Update(ctx, func(tx *kv.Tx) error { return r.put(tx, c) })
 	if err == nil {
 		c.mu.Lock()
@@ -121,7 +137,7 @@ func (r *records) remove(ctx context.Context, c *container) error {
 	stone := tombstone{Exit: exitOf(c.get()), Removed: time.Now()}
 	c.gone.Store(true)
 	old := r.tooOld(stone.Removed)
-	err := r.db.Update(ctx, func(tx *kv.Tx) error {
+	bury := func(tx *kv.Tx) error {
 		for _, id := range old {
 			if err := tx.Delete(tombstoneBucket, id); err != nil {
 				return err
@@ -133,7 +149,13 @@ func (r *records) remove(ctx context.Context, c *container) error {
 			}
 		}
 		return kv.PutJSON(tx, tombstoneBucket, c.id, stone)
-	})
+	}
+	var err error
+	if given := c.given.Load(); given != nil && given.Owned {
+		err = r.removeOwned(c.id, bury)
+	} else {
+		err = r.db.Update(ctx, bury)
+	}
 	if err != nil {
 		c.gone.Store(false)
 		return err

@@ -137,9 +137,7 @@ func (s *Set) unmake(ctx context.Context, c *container, volumes bool) error {
 func (s *Set) dropFromIndex(c *container) {
 	s.mu.Lock()
 	delete(s.containers, c.id)
-	if name := c.name(); s.names[name] == c.id {
-		delete(s.names, name)
-	}
+	s.unnameLocked(c)
 	s.mu.Unlock()
 	s.dropExecs(c.id)
 }

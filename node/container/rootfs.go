@@ -100,6 +100,8 @@ func (s *Set) rootKey(ctx context.Context, c *container) (snapshot.Key, error) {
 	switch {
 	case g == nil:
 		return snapshot.Key(c.id), nil
+	case g.Owned && g.SnapshotKey != "":
+		return snapshot.Key(g.SnapshotKey), nil
 	case g.SnapshotKey == "" || s.Layers == nil:
 		return "", errs.New(errs.Unsupported, "container %s was made by another client, which keeps its files", c.name())
 	}
@@ -119,6 +121,9 @@ func (s *Set) withRoot(ctx context.Context, c *container, fn func(dir string) er
 		defer c.op.unlock()
 		if t := c.task.Load(); t.live() {
 			return fn(t.Root)
+		}
+		if s.isMounted(c.id) {
+			return fn(s.rootDir(c.id))
 		}
 	}
 	dir, err := s.mountRoot(ctx, c)

@@ -130,6 +130,8 @@ type Processes interface {
 	// Forget drops an ended process with its descriptors and its exit.
 	Forget(ctx context.Context, id string) error
 	Signal(id string, sig syscall.Signal) error
+	// ReopenLog has the process's output go to a new file of the same name.
+	ReopenLog(ctx context.Context, id string) error
 }
 
 // Set is the containers of one node.
@@ -145,6 +147,9 @@ type Set struct {
 	containers map[string]*container // by id
 	names      map[string]string     // to id; also those being created
 	pending    map[string]string     // id of a container being created to its image
+	// mounted are the roots that MountRoot has mounted, by id: in this node's
+	// life, for one that comes after it takes them down.
+	mounted map[string]bool
 
 	execMu sync.Mutex
 	execs  map[string]*execution
@@ -166,6 +171,7 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 		containers: map[string]*container{},
 		names:      map[string]string{},
 		pending:    map[string]string{},
+		mounted:    map[string]bool{},
 		execs:      map[string]*execution{},
 	}
 	if config.Idmap != nil && len(config.Idmap.UIDs) == 0 {
@@ -176,7 +182,7 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 	}
 	s.life, s.end = context.WithCancel(ctx)
 	s.forget.init(s)
-	db, found, err := openRecords(config.DB, config.Boot)
+	db, found, err := openRecords(&config)
 	if err != nil {
 		return nil, fmt.Errorf("read the records of containers: %w", err)
 	}
@@ -184,6 +190,9 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 	for _, r := range found {
 		c := newContainer(r)
 		c.rebooted = r.Boot != config.Boot
+		if r.fresh {
+			db.goOnWriting(c)
+		}
 		s.containers[c.id] = c
 		if c.given.Load() == nil {
 			s.names[c.name()] = c.id
@@ -238,7 +247,7 @@ func (s *Set) Users(image string) []string {
 func (s *Set) Claims(id string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.containers[id] != nil || s.pending[id] != ""
+	return s.containers[id] != nil || s.pending[id] != "" || s.mounted[id]
 }
 
 // find looks a container up by name, id, or the beginning of an id. Clients
@@ -341,9 +350,12 @@ func (c *container) cgroup() string {
 
 // publish tells of something that happened to a container.
 func (s *Set) publish(c *spec.Container, action string, attrs ...string) {
+	if c.Quiet {
+		return
+	}
 	all := make(map[string]string, len(c.Config.Labels)+len(attrs)/2+5)
 	maps.Copy(all, c.Config.Labels)
-	attrs = append(attrs, "name", c.Name, "image", c.Image, "namespace", orElse(c.Namespace, spec.DefaultNamespace), "container", c.ID)
+	attrs = append(attrs, "name", c.Name, "image", c.Image, "namespace", orElse(c.Namespace, spec.DefaultNamespace), "container", c.ID, "pod", c.Pod)
 	if c.Namespace != "" {
 		attrs = append(attrs, "given", "true")
 	}

@@ -14,6 +14,8 @@ import (
 type TaskRequest struct {
 	Rootfs   []snapshot.Mount `json:"rootfs,omitempty"` // that make <bundle>/rootfs; none: the spec says where the root is
 	Streams  Streams          `json:"streams"`
+	Log      *LogFile         `json:"log,omitempty"`   // instead of Streams: the node keeps the output
+	Stdin    bool             `json:"stdin,omitempty"` // with Log: there is one that Set.Stdin writes to
 	Terminal bool             `json:"terminal,omitempty"`
 	Options  *spec.Opaque     `json:"options,omitempty"`
 	Runtime  string           `json:"runtime,omitempty"` // "" is the container's own
@@ -67,6 +69,8 @@ type taskRecord struct {
 	Pid     int         `json:"pid,omitempty"`
 	Cgroup  string      `json:"cgroup,omitempty"` // in every hierarchy
 	Root    string      `json:"root,omitempty"`   // where its root file system is
+	// Run: it is made and started by one command.
+	Run bool `json:"run,omitempty"`
 	// Starting is set before its process is let go, Started after.
 	Starting bool         `json:"starting,omitempty"`
 	Started  bool         `json:"started,omitempty"`

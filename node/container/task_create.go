@@ -108,6 +108,12 @@ func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again
 
 // beginTask puts on record that the task is being made.
 func (s *Set) beginTask(c *container, req TaskRequest, oci *specs.Spec) error {
+	s.newTask(c, req, oci)
+	return s.writeTask(c)
+}
+
+// newTask makes the task that is about to be made, in memory.
+func (s *Set) newTask(c *container, req TaskRequest, oci *specs.Spec) {
 	s.forgetExecs(c) // added when the last task was just going
 	made := &task{taskRecord: taskRecord{Request: req, Root: s.rootDir(c.id)}}
 	if oci.Linux != nil && filepath.IsAbs(oci.Linux.CgroupsPath) {
@@ -122,7 +128,6 @@ func (s *Set) beginTask(c *container, req TaskRequest, oci *specs.Spec) error {
 	c.request = &made.Request
 	c.changeLocked(func(view *spec.Container) { view.Runtime = orElse(req.Runtime, c.given.Load().Runtime) })
 	c.mu.Unlock()
-	return s.writeTask(c)
 }
 
 // taskLaunch is what the runtime is asked for.
@@ -131,11 +136,16 @@ func (s *Set) taskLaunch(c *container, g *spec.Given, req TaskRequest) Launch {
 	if options == nil {
 		options = g.Options
 	}
-	return Launch{
-		ID: c.id, Bundle: s.bundleDir(c.id), TTY: req.Terminal,
-		Streams: &req.Streams, Name: g.ID, Namespace: g.Namespace,
+	l := Launch{
+		ID: c.id, Bundle: s.bundleDir(c.id), TTY: req.Terminal, Name: g.ID, Namespace: g.Namespace,
 		Rootfs: req.Rootfs, Options: options, Restore: req.Restore,
 	}
+	if req.Log != nil {
+		l.Log, l.Stdin = *req.Log, req.Stdin
+	} else {
+		l.Streams = &req.Streams
+	}
+	return l
 }
 
 // writeTaskBundle makes the bundle: the client's spec, byte for byte, and the
@@ -156,6 +166,9 @@ func (s *Set) mountTaskRoot(ctx context.Context, c *container, runtime Runtime, 
 	ctx, end := span.Start(ctx, "mount root")
 	defer func() { end(err) }()
 	root := s.rootDir(c.id)
+	if c.given.Load().Owned {
+		return s.mountOwnedRoot(ctx, c)
+	}
 	if again && c.task.Load().Root == root {
 		key, err := s.rootKey(ctx, c)
 		if err == nil {

@@ -18,6 +18,12 @@ func (s *Set) recoverGiven(ctx context.Context, c *container, v Survivor, has bo
 	if err != nil {
 		return err
 	}
+	if record != nil && record.Run && !record.Made && has { // its start was answered by nobody, but it runs
+		record.Made, record.Started, record.Pid = true, true, v.Process.Pid
+		c.change(func(c *spec.Container) {
+			c.State = spec.ContainerState{Status: spec.Running, StartedAt: time.Now().UTC(), FinishedAt: c.State.FinishedAt}
+		})
+	}
 	switch {
 	case record == nil && !has:
 		s.litterOf(ctx, c)

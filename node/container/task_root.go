@@ -46,6 +46,7 @@ func (s *Set) dropTaskRoot(ctx context.Context, id string) error {
 	if err := errors.Join(s.Snapshots.Unmount(ctx, root), s.Roots.Unmount(ctx, root)); err != nil {
 		return fmt.Errorf("unmount the root file system: %w", err)
 	}
+	s.setMounted(id, false)
 	if s.clearBundle(id) == nil {
 		return nil
 	}

@@ -267,6 +267,16 @@ func (o Owner) Forget(_ context.Context, id string) error {
 	return nil
 }
 
+// ReopenLog does nothing but know whether there is such a process.
+func (o Owner) ReopenLog(_ context.Context, id string) error {
+	o.r.mu.Lock()
+	defer o.r.mu.Unlock()
+	if o.r.processes[id] == nil {
+		return errs.New(errs.NotFound, "there is no process %s", id)
+	}
+	return nil
+}
+
 // Signal sends sig to one process.
 func (o Owner) Signal(id string, sig syscall.Signal) error {
 	o.r.mu.Lock()
