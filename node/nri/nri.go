@@ -7,17 +7,28 @@
 // there is, from that moment on, part of what a new one is told first.
 //
 // A plugin that does not answer in time, or goes away, is dropped; the step
-// goes on without it.
+// goes on without it. The library asks plugins about one step after the other,
+// so a plugin that hangs holds up all pods, once, for as long as it has to
+// answer.
+//
+// Locks, in their order: the library's block of new plugins, the library's own,
+// Plugins.mu. None of them is held while a container is changed or stopped.
 package nri
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/containerd/nri/pkg/adaptation"
+	"github.com/containerd/nri/pkg/api"
+	validator "github.com/containerd/nri/plugins/default-validator/builtin"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"berth/base/errs"
 	"berth/spec"
 )
 
@@ -27,9 +38,9 @@ type Config struct {
 	PluginDir string // of programs that the node starts; "" for DefaultPluginDir
 	ConfigDir string // of their configurations; "" for DefaultConfigDir
 	// Registration and Request are the times that a plugin has to introduce
-	// itself and to answer; 0 for the usual ones.
+	// itself and to answer; 0 for the usual ones. They hold for the process.
 	Registration, Request time.Duration
-	// Validator is the rules of the built-in validator; nil for none.
+	// Validator is what plugins may not do; nil for no such rules.
 	Validator *Validator
 
 	Name, Version string // of the program that plugins are told they talk to
@@ -39,21 +50,27 @@ type Config struct {
 
 // The usual places, as other runtimes have them.
 const (
-	DefaultSocket    = "/var/run/nri/nri.sock"
-	DefaultPluginDir = "/opt/nri/plugins"
-	DefaultConfigDir = "/etc/nri/conf.d"
+	DefaultSocket    = adaptation.DefaultSocketPath
+	DefaultPluginDir = adaptation.DefaultPluginPath
+	DefaultConfigDir = adaptation.DefaultPluginConfigPath
 )
 
-// Validator is what plugins may not change.
+// DefaultRequest is a little more than other runtimes give: a plugin that takes
+// two seconds to look at what there is shall not be lost for it.
+const DefaultRequest = 4 * time.Second
+
+// Validator is what plugins may not change, and which of them there must be.
 type Validator struct {
-	RejectOCIHooks              bool
-	RejectRuntimeDefaultSeccomp bool
-	RejectUnconfinedSeccomp     bool
-	RejectCustomSeccomp         bool
-	RejectNamespaces            bool
-	RejectSysctl                bool
-	RequiredPlugins             []string
-	TolerateMissingAnnotation   string
+	RejectHooks             bool // of the OCI runtime
+	RejectDefaultSeccomp    bool // in place of the runtime's default
+	RejectUnconfinedSeccomp bool // of containers that asked for none
+	RejectLocalhostSeccomp  bool // in place of one's own
+	RejectNamespaces        bool
+	RejectSysctls           bool
+	// Required are plugins without which no container is created, but those
+	// with the annotation Tolerate.
+	Required []string
+	Tolerate string
 }
 
 // Pods are the pods that plugins hear of; a pod.Set is one.
@@ -63,7 +80,7 @@ type Pods interface {
 	// ContainerSpec is the OCI spec of a container as it runs, or will run.
 	ContainerSpec(ctx context.Context, container string) (*specs.Spec, error)
 	// AdjustContainer changes limits of a container because a plugin asks for
-	// it; no plugin is asked about that again.
+	// it; no plugin is asked about that again. What limits leaves out stays.
 	AdjustContainer(ctx context.Context, container string, limits *specs.LinuxResources) error
 	// StopContainer ends a container that a plugin evicts.
 	StopContainer(ctx context.Context, container string, timeout time.Duration) error
@@ -77,83 +94,129 @@ type Devices interface {
 // Plugins are the plugins of a node.
 type Plugins struct {
 	config Config
+	count  atomic.Int64 // of plugins that are there, built-in ones too
+	asked  chan []*api.ContainerUpdate
 
-	mu   sync.Mutex
-	pods Pods
+	mu       sync.Mutex
+	library  *adaptation.Adaptation
+	pods     Pods // nil before Run
+	stages   map[string]stage
+	unlisted map[string]unlisted
 }
 
 // Open makes ready for plugins. None is there before Run.
 func Open(config Config) (*Plugins, error) {
-	return &Plugins{config: config}, nil
+	setDefault(&config.Socket, DefaultSocket)
+	setDefault(&config.PluginDir, DefaultPluginDir)
+	setDefault(&config.ConfigDir, DefaultConfigDir)
+	if config.Request == 0 {
+		config.Request = DefaultRequest
+	}
+	if config.Registration == 0 {
+		config.Registration = adaptation.DefaultPluginRegistrationTimeout
+	}
+	p := &Plugins{
+		config: config, asked: make(chan []*api.ContainerUpdate, 16),
+		stages: map[string]stage{}, unlisted: map[string]unlisted{},
+	}
+	keepLog(config.Log)
+	adaptation.SetPluginRegistrationTimeout(config.Registration)
+	adaptation.SetPluginRequestTimeout(config.Request)
+	var err error
+	p.library, err = p.newLibrary(config.PluginDir)
+	return p, err
+}
+
+func setDefault(s *string, usual string) {
+	if *s == "" {
+		*s = usual
+	}
+}
+
+// newLibrary makes the library's part; its programs come from dir.
+func (p *Plugins) newLibrary(dir string) (*adaptation.Adaptation, error) {
+	options := []adaptation.Option{
+		adaptation.WithSocketPath(p.config.Socket),
+		adaptation.WithPluginPath(dir),
+		adaptation.WithPluginConfigPath(p.config.ConfigDir),
+		adaptation.WithMetrics(counter{p}),
+	}
+	if v := p.config.Validator; v != nil {
+		options = append(options, adaptation.WithDefaultValidator(&validator.DefaultValidatorConfig{
+			Enable:                                true,
+			RejectOCIHookAdjustment:               v.RejectHooks,
+			RejectRuntimeDefaultSeccompAdjustment: v.RejectDefaultSeccomp,
+			RejectUnconfinedSeccompAdjustment:     v.RejectUnconfinedSeccomp,
+			RejectCustomSeccompAdjustment:         v.RejectLocalhostSeccomp,
+			RejectNamespaceAdjustment:             v.RejectNamespaces,
+			RejectSysctlAdjustment:                v.RejectSysctls,
+			RequiredPlugins:                       v.Required,
+			TolerateMissingAnnotation:             v.Tolerate,
+		}))
+	}
+	library, err := adaptation.New(p.config.Name, p.config.Version, p.synchronize, p.unsolicited, options...)
+	if err != nil {
+		return nil, fmt.Errorf("nri: %w", err)
+	}
+	return library, nil
 }
 
 // Run starts the plugins of PluginDir and takes connections until ctx is done.
+// A folder that cannot be read as one of plugins costs no more than these.
 func (p *Plugins) Run(ctx context.Context, pods Pods) error {
 	p.mu.Lock()
 	p.pods = pods
 	p.mu.Unlock()
-	<-ctx.Done()
-	return ctx.Err()
+	p.recall()
+	if err := p.start(ctx); err != nil {
+		return err
+	}
+	defer func() { p.current().Stop() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case updates := <-p.asked:
+			p.apply(ctx, updates)
+		}
+	}
 }
 
-// RunPod tells of a pod whose namespaces and network are there. An error calls
-// it off; StopPod and RemovePod have to follow.
-func (p *Plugins) RunPod(ctx context.Context, pod spec.Pod) error { return nil }
-
-// UpdatePod tells that a pod as a whole is to have other resources.
-func (p *Plugins) UpdatePod(ctx context.Context, pod spec.Pod, overhead, resources *spec.PodResources) error {
+func (p *Plugins) start(ctx context.Context) error {
+	err := p.current().Start()
+	if err == nil {
+		return nil
+	}
+	p.config.Log.ErrorContext(ctx, "plugins are not started from their folder", "folder", p.config.PluginDir, "err", err)
+	p.current().Stop()
+	library, err := p.newLibrary("/nonexistent")
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.library = library
+	p.mu.Unlock()
+	if err := library.Start(); err != nil {
+		return errs.New(errs.Internal, "nri: %w", err)
+	}
 	return nil
 }
 
-// PostUpdatePod tells that it has them.
-func (p *Plugins) PostUpdatePod(ctx context.Context, pod spec.Pod) error { return nil }
-
-// StopPod tells of a pod whose containers have ended, before its network goes.
-// Told again it does nothing.
-func (p *Plugins) StopPod(ctx context.Context, pod spec.Pod) error { return nil }
-
-// RemovePod tells of a pod that goes away.
-func (p *Plugins) RemovePod(ctx context.Context, pod spec.Pod) error { return nil }
-
-// CreateContainer has the plugins change the spec of a container to be, and
-// limits of others. An error calls it off; RemoveContainer has to follow.
-func (p *Plugins) CreateContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer, oci *specs.Spec) error {
-	return nil
+func (p *Plugins) current() *adaptation.Adaptation {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.library
 }
 
-// PostCreateContainer tells that it is there.
-func (p *Plugins) PostCreateContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer) error {
-	return nil
-}
+// Count is how many plugins there are, built-in ones too.
+func (p *Plugins) Count() int { return int(p.count.Load()) }
 
-// StartContainer tells that a container is about to start.
-func (p *Plugins) StartContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer) error {
-	return nil
-}
+// counter hears from the library how many plugins there are: before it lets
+// the next step pass.
+type counter struct{ *Plugins }
 
-// PostStartContainer tells that it has.
-func (p *Plugins) PostStartContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer) error {
-	return nil
-}
+func (c counter) UpdatePluginCount(n int) { c.count.Store(int64(n)) }
 
-// UpdateContainer has the plugins change the limits that a container is to get.
-func (p *Plugins) UpdateContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer, limits *specs.LinuxResources) error {
-	return nil
-}
-
-// PostUpdateContainer tells that it has them.
-func (p *Plugins) PostUpdateContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer) error {
-	return nil
-}
-
-// StopContainer tells of a container that has ended, by itself or not. Told
-// again it does nothing.
-func (p *Plugins) StopContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer) error {
-	return nil
-}
-
-// RemoveContainer tells of a container that goes away, and that it has ended
-// where nobody has said so yet.
-func (p *Plugins) RemoveContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer) error {
-	return nil
-}
+func (c counter) RecordPluginInvocation(string, string, error)                              {}
+func (c counter) RecordPluginLatency(string, string, time.Duration)                         {}
+func (c counter) RecordPluginAdjustments(_, _ string, _ *api.ContainerAdjustment, _, _ int) {}
