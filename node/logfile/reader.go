@@ -23,26 +23,41 @@ var errStop = errors.New("stop")
 // follower keeps the files open that are rotated away before it has read
 // them, so a slow one loses nothing.
 func Read(ctx context.Context, path string, q Query, fn func(Line) error) error {
-	r := &reader{path: path, query: q, fn: fn, buf: make([]byte, 64<<10), wake: make(chan struct{}, 1)}
+	r, err := Open(path, q)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return r.Each(ctx, fn)
+}
+
+// Open begins to read a log: what is written from now on is part of what Each
+// will tell, however much later that is called, and whatever becomes of the
+// files.
+func Open(path string, q Query) (_ *Reader, err error) {
+	r := &Reader{path: path, query: q, wake: make(chan struct{}, 1)}
 	var inode uint64
 	var offset int64
 	if q.From != "" {
-		var err error
 		if inode, offset, err = q.From.parse(); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	defer func() { closeSegments(r.list) }()
 	if q.Follow {
-		stop, err := r.watch()
-		if err != nil {
-			return fmt.Errorf("follow log: %w", err)
+		if r.stop, err = r.watch(); err != nil {
+			return nil, fmt.Errorf("follow log: %w", err)
 		}
-		defer stop()
 	}
 	if err := r.begin(inode, offset); err != nil {
-		return err
+		r.Close()
+		return nil, err
 	}
+	return r, nil
+}
+
+// Each calls fn for every record, as Read does. It may be called once.
+func (r *Reader) Each(ctx context.Context, fn func(Line) error) error {
+	r.fn, r.buf = fn, make([]byte, 64<<10)
 	err := r.run(ctx)
 	if errors.Is(err, errStop) {
 		return nil
@@ -50,12 +65,25 @@ func Read(ctx context.Context, path string, q Query, fn func(Line) error) error 
 	return err
 }
 
-type reader struct {
+// Close lets go of the files, when Each has returned.
+func (r *Reader) Close() {
+	if r.stop != nil {
+		r.stop()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	closeSegments(r.list)
+	r.list = nil
+}
+
+// Reader is a log that is being read.
+type Reader struct {
 	path  string
 	query Query
 	fn    func(Line) error
 	buf   []byte
 	err   func() error // of the context
+	stop  func()       // ends the watch
 
 	inotify *os.File
 	wake    chan struct{} // something may have changed
@@ -66,7 +94,7 @@ type reader struct {
 }
 
 // begin opens what there is and finds the place to start.
-func (r *reader) begin(inode uint64, offset int64) error {
+func (r *Reader) begin(inode uint64, offset int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.open(); err != nil {
@@ -89,7 +117,7 @@ func (r *reader) begin(inode uint64, offset int64) error {
 }
 
 // run reads, and waits for more if it shall.
-func (r *reader) run(ctx context.Context) error {
+func (r *Reader) run(ctx context.Context) error {
 	var passed <-chan time.Time
 	if r.query.Follow && !r.query.Until.IsZero() {
 		timer := time.NewTimer(time.Until(r.query.Until))
@@ -118,7 +146,7 @@ func (r *reader) run(ctx context.Context) error {
 
 // drain reads all there is. A file is done with when a newer one exists: it
 // was complete before that one came.
-func (r *reader) drain() error {
+func (r *Reader) drain() error {
 	for {
 		r.mu.Lock()
 		if len(r.list) == 0 {
@@ -141,7 +169,7 @@ func (r *reader) drain() error {
 }
 
 // pass gives a record to fn, or what the query leaves of it.
-func (r *reader) pass(l Line) error {
+func (r *Reader) pass(l Line) error {
 	q := &r.query
 	if err := r.err(); err != nil {
 		return err
@@ -168,14 +196,14 @@ func (r *reader) pass(l Line) error {
 }
 
 // look opens the files that came since the last look.
-func (r *reader) look() error {
+func (r *Reader) look() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.open()
 }
 
 // open is look with r.mu held.
-func (r *reader) open() error {
+func (r *Reader) open() error {
 	fresh, err := segments(r.path, r.newest)
 	if err != nil {
 		return err
@@ -199,7 +227,7 @@ func (r *reader) open() error {
 
 // watch wakes the reader when the log grows, and opens new files at once,
 // however slow the reader is. The returned function ends it.
-func (r *reader) watch() (stop func(), err error) {
+func (r *Reader) watch() (stop func(), err error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, err
