@@ -290,13 +290,11 @@ func (s *Set) Detach(ctx context.Context, container string) error {
 func (s *Set) detach(ctx context.Context, a *attachment) error {
 	forwards := s.forwards(a)
 	for _, e := range a.endpoints {
-		if e.cni && s.cni == nil {
-			return errs.New(errs.Unavailable, "container %.12s is on network %s, but no CNI configuration is given", a.container, e.title)
+		if !e.cni {
+			continue
 		}
-		if e.cni {
-			if err := s.cni.remove(ctx, a, e); err != nil {
-				return fmt.Errorf("network %s: %w", e.title, err)
-			}
+		if err := s.leaveCNI(ctx, a, e); err != nil {
+			return fmt.Errorf("network %s: %w", e.title, err)
 		}
 	}
 	s.forget(a)
@@ -308,6 +306,16 @@ func (s *Set) detach(ctx context.Context, a *attachment) error {
 		}
 	}
 	return err
+}
+
+func (s *Set) leaveCNI(ctx context.Context, a *attachment, e *endpoint) error {
+	switch {
+	case a.pod != nil:
+		return s.podCNI.removePod(ctx, a, e)
+	case s.cni == nil:
+		return errs.New(errs.Unavailable, "container %.12s is on the network, but no CNI configuration is given", a.container)
+	}
+	return s.cni.remove(ctx, a, e)
 }
 
 // Connect puts an attached container on one more network.

@@ -43,6 +43,7 @@ type network struct {
 // has left; it is closed when the link is gone too.
 type lease struct {
 	container string
+	link      string // on the host, that belongs to it
 	released  chan struct{}
 }
 

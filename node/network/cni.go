@@ -1,20 +1,24 @@
 package network
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 
 	"berth/base/errs"
 	"berth/spec"
@@ -23,30 +27,32 @@ import (
 // cniPlugins joins containers to the networks of a CNI configuration. The
 // folder is read at each use: networks come and go with their files.
 type cniPlugins struct {
-	dir string
-	lib *libcni.CNIConfig
+	dir     string
+	bins    []string
+	timeout time.Duration // of one operation on one container
+	lib     *libcni.CNIConfig
+
+	mu   sync.Mutex
+	read map[string]cniFile
 }
 
-func newCNIPlugins(cfg Config, h *host) *cniPlugins {
+// cniFile is a configuration as it was last read and could be understood.
+type cniFile struct {
+	content []byte
+	list    *libcni.NetworkConfigList
+}
+
+// cniTimeout is how long plugins may take unless Config says otherwise.
+const cniTimeout = time.Minute
+
+func newCNIPlugins(cfg Config, dir string, h *host) *cniPlugins {
 	bins := filepath.SplitList(cmp.Or(cfg.CNIBinDir, "/opt/cni/bin:/usr/lib/cni"))
 	cache := filepath.Join(cfg.State, "cni")
-	return &cniPlugins{cfg.CNIConfDir, libcni.NewCNIConfigWithCacheDir(bins, cache, &hostExec{host: h})}
-}
-
-// hostExec runs plugins in the host's network namespace.
-type hostExec struct {
-	invoke.RawExec
-	version.PluginDecoder
-	host *host
-}
-
-// ExecPlugin starts the plugin from a thread that is there.
-func (e *hostExec) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) (out []byte, err error) {
-	err = e.host.do(func() error {
-		out, err = e.RawExec.ExecPlugin(ctx, path, stdin, environ)
-		return err
-	})
-	return out, err
+	return &cniPlugins{
+		dir: dir, bins: bins, timeout: cmp.Or(cfg.CNITimeout, cniTimeout),
+		lib:  libcni.NewCNIConfigWithCacheDir(bins, cache, &pluginExec{host: h}),
+		read: map[string]cniFile{},
+	}
 }
 
 func cniID(name string) string {
@@ -57,18 +63,54 @@ func cniID(name string) string {
 // lists are the networks, in the order of their files. A file that cannot be
 // read makes no network.
 func (c *cniPlugins) lists() []*libcni.NetworkConfigList {
+	lists, _ := c.load()
+	return lists
+}
+
+// load reads the folder. A file that makes no sense, as one that is just being
+// written, stands for what it was before; problems tells of it.
+func (c *cniPlugins) load() (lists []*libcni.NetworkConfigList, problems error) {
 	files, err := libcni.ConfFiles(c.dir, []string{".conflist", ".conf", ".json"})
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("CNI configuration: %w", err)
 	}
 	slices.Sort(files)
-	var lists []*libcni.NetworkConfigList
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.read, func(file string, _ cniFile) bool { return !slices.Contains(files, file) })
 	for _, file := range files {
-		if list, err := readCNI(file); err == nil && networkName.MatchString(list.Name) {
+		list, err := c.file(file)
+		if err != nil {
+			problems = errors.Join(problems, fmt.Errorf("CNI configuration: %w", err))
+		}
+		if list != nil {
 			lists = append(lists, list)
 		}
 	}
-	return lists
+	return lists, problems
+}
+
+// file reads one file, and understands it again only if it has changed. The
+// caller holds mu.
+func (c *cniPlugins) file(path string) (*libcni.NetworkConfigList, error) {
+	known := c.read[path]
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return known.list, err
+	}
+	// A list may name files in a folder besides; those are read each time.
+	if known.list != nil && known.list.LoadOnlyInlinedPlugins && bytes.Equal(content, known.content) {
+		return known.list, nil
+	}
+	list, err := readCNI(path)
+	if err == nil && !networkName.MatchString(list.Name) {
+		err = errs.New(errs.Invalid, "%s: %q cannot name a network", path, list.Name)
+	}
+	if err != nil {
+		return known.list, err
+	}
+	c.read[path] = cniFile{content: content, list: list}
+	return list, nil
 }
 
 func readCNI(file string) (*libcni.NetworkConfigList, error) {
@@ -108,14 +150,9 @@ func (c *cniPlugins) add(ctx context.Context, a *attachment, p place, inside str
 		return nil, errs.New(errs.Unsupported, "no plugin of its CNI configuration publishes ports")
 	}
 	rt := runtimeConf(a, p.want, inside)
-	result, err := c.lib.AddNetworkList(ctx, list, rt)
+	out, err := c.addList(ctx, list, rt)
 	if err != nil {
-		// A plugin that failed half way cleans up when it is asked to.
-		return nil, fmt.Errorf("CNI ADD: %w", joinDel(err, c.lib.DelNetworkList(context.WithoutCancel(ctx), list, rt)))
-	}
-	out, err := types100.NewResultFromResult(result)
-	if err != nil {
-		return nil, fmt.Errorf("CNI result: %w", joinDel(err, c.lib.DelNetworkList(context.WithoutCancel(ctx), list, rt)))
+		return nil, joinDel(err, c.delList(context.WithoutCancel(ctx), list, rt))
 	}
 	e := &endpoint{network: cniID(p.cni), title: p.cni, cni: true, inside: inside, routed: true, aliases: p.want.Aliases}
 	for _, i := range out.Interfaces {
@@ -133,6 +170,35 @@ func (c *cniPlugins) add(ctx context.Context, a *attachment, p place, inside str
 	}
 	slices.SortStableFunc(e.addrs, func(a, b netip.Prefix) int { return a.Addr().BitLen() - b.Addr().BitLen() })
 	return e, nil
+}
+
+// addList runs ADD of each plugin. A plugin that failed half way cleans up
+// when it is asked to, which is left to the caller.
+func (c *cniPlugins) addList(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (*types100.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	result, err := c.lib.AddNetworkList(ctx, list, rt)
+	if err != nil {
+		return nil, fmt.Errorf("CNI ADD: %w", err)
+	}
+	out, err := types100.NewResultFromResult(result)
+	if err != nil {
+		return nil, fmt.Errorf("CNI result: %w", err)
+	}
+	return out, nil
+}
+
+// delList runs DEL of each plugin.
+func (c *cniPlugins) delList(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if !isNamespace(rt.NetNS) {
+		rt.NetNS = "" // gone, as after a reboot; addresses must be freed still
+	}
+	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
+		return fmt.Errorf("CNI DEL: %w", err)
+	}
+	return nil
 }
 
 func joinDel(err, del error) error {
@@ -158,13 +224,7 @@ func (c *cniPlugins) remove(ctx context.Context, a *attachment, e *endpoint) err
 	if err != nil {
 		return fmt.Errorf("CNI DEL: %w", err)
 	}
-	if !isNamespace(a.namespace) {
-		rt.NetNS = "" // gone, as after a reboot; addresses must be freed still
-	}
-	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
-		return fmt.Errorf("CNI DEL: %w", err)
-	}
-	return nil
+	return c.delList(ctx, list, rt)
 }
 
 // check runs CHECK: is what ADD made still there?
@@ -173,7 +233,15 @@ func (c *cniPlugins) check(ctx context.Context, a *attachment, e *endpoint) erro
 	if err != nil {
 		return err
 	}
-	return c.lib.CheckNetworkList(ctx, list, runtimeConf(a, spec.EndpointConfig{Aliases: e.aliases}, e.inside))
+	return c.checkList(ctx, list, runtimeConf(a, spec.EndpointConfig{Aliases: e.aliases}, e.inside))
+}
+
+// checkList runs CHECK of each plugin. One of a version without it is taken to
+// stand.
+func (c *cniPlugins) checkList(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	return ignore(c.lib.CheckNetworkList(ctx, list, rt), libcni.ErrorCheckNotSupp)
 }
 
 func capable(list *libcni.NetworkConfigList, capability string) bool {

@@ -43,7 +43,7 @@ func (s *Set) tryLease(n *network, container string, want, prefer []netip.Addr) 
 			}
 			return nil, wait, err
 		}
-		n.leases[addr] = &lease{container: container}
+		n.leases[addr] = &lease{container: container, link: outsideName(container, n.id)}
 		taken = append(taken, netip.PrefixFrom(addr, n.subnets[i].prefix.Bits()))
 	}
 	return taken, nil, nil

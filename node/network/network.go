@@ -42,6 +42,7 @@ package network
 import (
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"berth/base/kv"
 	"berth/spec"
@@ -75,6 +76,17 @@ type Config struct {
 	// CNIConfDir holds *.conflist files; each is a network of driver cni.
 	// CNIBinDir is where their plugins are, a list as in PATH.
 	CNIConfDir, CNIBinDir string
+	// PodCNIConfDir is the same for pods: the first network of a
+	// configuration there is what they get, and our bridge where there is
+	// none. CNIConfDir when empty.
+	PodCNIConfDir string
+	// PodNetwork is where pods go whatever is configured: the name of a
+	// bridge network, or "cni", which waits for a configuration. When empty
+	// it is as PodCNIConfDir says.
+	PodNetwork string
+	// CNITimeout is how long the plugins may take for one container, a
+	// minute when 0. Then they are killed.
+	CNITimeout time.Duration
 	// ResolvConf is the host's /etc/resolv.conf.
 	ResolvConf string
 	Log        *slog.Logger

@@ -49,7 +49,7 @@ func (s *Set) sweepLinks() error {
 		// A link is claimed from the moment its addresses are leased, which
 		// is before there is a record of it.
 		for _, held := range n.leases {
-			known[outsideName(held.container, n.id)] = true
+			known[held.link] = true
 		}
 	}
 	s.mu.Unlock()

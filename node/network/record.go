@@ -1,8 +1,11 @@
 package network
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 	"strings"
 
 	"berth/base/kv"
@@ -19,6 +22,7 @@ type attachment struct {
 	endpoints []*endpoint
 	ports     []spec.PortMapping // as they came out: no zero host ports
 	dns       []string           // asked instead of the host's servers
+	pod       *podRecord         // nil for a container
 }
 
 // endpoint is one interface of a container.
@@ -43,6 +47,16 @@ type attachmentRecord struct {
 	Endpoints []endpointRecord   `json:"endpoints"`
 	Ports     []spec.PortMapping `json:"ports,omitempty"`
 	DNS       []string           `json:"dns,omitempty"`
+	Pod       *podRecord         `json:"pod,omitempty"`
+}
+
+// podRecord is what only pods have. The configuration is that of the time of
+// ADD, for DEL when the file has changed or the machine has started again.
+type podRecord struct {
+	CNI        []byte              `json:"cni,omitempty"`
+	Args       [][2]string         `json:"args,omitempty"`
+	Abilities  map[string]any      `json:"abilities,omitempty"`
+	Interfaces []spec.PodInterface `json:"interfaces,omitempty"` // none before ADD has ended
 }
 
 type endpointRecord struct {
@@ -59,7 +73,7 @@ type endpointRecord struct {
 }
 
 func (a *attachment) record() attachmentRecord {
-	r := attachmentRecord{Container: a.container, Name: a.name, Hostname: a.hostname, Namespace: a.namespace, Ports: a.ports, DNS: a.dns}
+	r := attachmentRecord{Container: a.container, Name: a.name, Hostname: a.hostname, Namespace: a.namespace, Ports: a.ports, DNS: a.dns, Pod: a.pod}
 	for _, e := range a.endpoints {
 		r.Endpoints = append(r.Endpoints, endpointRecord{e.network, e.title, e.cni, e.inside, e.outside, e.mac, e.addrs, e.gates, e.routed, e.aliases})
 	}
@@ -67,7 +81,7 @@ func (a *attachment) record() attachmentRecord {
 }
 
 func (r attachmentRecord) attachment() *attachment {
-	a := &attachment{container: r.Container, name: r.Name, hostname: r.Hostname, namespace: r.Namespace, ports: r.Ports, dns: r.DNS}
+	a := &attachment{container: r.Container, name: r.Name, hostname: r.Hostname, namespace: r.Namespace, ports: r.Ports, dns: r.DNS, pod: r.Pod}
 	for _, e := range r.Endpoints {
 		a.endpoints = append(a.endpoints, &endpoint{e.Network, e.Title, e.CNI, e.Inside, e.Outside, e.MAC, e.Addrs, e.Gates, e.Routed, e.Aliases})
 	}
@@ -120,17 +134,28 @@ func (s *Set) load() error {
 		if err != nil {
 			return err
 		}
-		return kv.EachJSON(tx, bucket, "att/", func(key string, r attachmentRecord) error {
-			a := r.attachment()
-			if a.container != strings.TrimPrefix(key, "att/") {
-				return fmt.Errorf("record %s is of container %q", key, a.container)
+		if s.podCIDRs, _, err = kv.GetJSON[[]string](tx, bucket, "podcidr"); err != nil {
+			return err
+		}
+		err = kv.EachJSON(tx, bucket, "att/", func(key string, r attachmentRecord) error {
+			if r.Container != strings.TrimPrefix(key, "att/") {
+				return fmt.Errorf("record %s is of container %q", key, r.Container)
 			}
-			s.attachments[a.container] = a
+			s.attachments[r.Container] = r.attachment()
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := s.loadPods(); err != nil {
+			return err
+		}
+		for _, a := range s.attachments {
 			for _, e := range a.endpoints {
 				s.claim(e, a.container)
 			}
-			return nil
-		})
+		}
+		return nil
 	})
 }
 
@@ -140,7 +165,7 @@ func (s *Set) claim(e *endpoint, container string) {
 	for _, p := range e.addrs {
 		s.sources[p.Addr()] = container
 		if n != nil {
-			n.leases[p.Addr()] = &lease{container: container}
+			n.leases[p.Addr()] = &lease{container: container, link: e.outside}
 		}
 	}
 }
@@ -157,6 +182,10 @@ func (s *Set) keep(a *attachment) {
 		}
 	}
 	s.mu.Unlock()
+	s.save(a)
+}
+
+func (s *Set) save(a *attachment) {
 	record := a.record()
 	s.cfg.DB.Later(func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, "att/"+a.container, record) })
 }
@@ -169,6 +198,11 @@ func (s *Set) forget(a *attachment) {
 		s.dropSources(e, a.container)
 	}
 	s.mu.Unlock()
+	if a.pod != nil {
+		if err := os.Remove(s.podFile(a.container)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.cfg.Log.WarnContext(s.life, "the record of a pod's network stays", "pod", a.container, "err", err)
+		}
+	}
 	s.cfg.DB.Later(func(tx *kv.Tx) error { return tx.Delete(bucket, "att/"+a.container) })
 }
 
@@ -215,6 +249,5 @@ func (s *Set) Rename(container, name string) {
 	a.name = name
 	s.attachments[container] = &a
 	s.mu.Unlock()
-	record := a.record()
-	s.cfg.DB.Later(func(tx *kv.Tx) error { return kv.PutJSON(tx, bucket, "att/"+container, record) })
+	s.save(&a)
 }

@@ -33,6 +33,7 @@ type Set struct {
 	host     *host
 	firewall *firewall
 	cni      *cniPlugins // nil where no configuration is given
+	podCNI   *cniPlugins
 	upstream *upstream
 
 	life  context.Context //nolint:containedctx // the lifetime of what serves in the background
@@ -49,6 +50,9 @@ type Set struct {
 	sources     map[netip.Addr]string  // container that has an address
 	holders     map[string][]*holder   // held ports, by container
 	spread      uint32                 // turns the order of answers
+	seats       map[uint64]*seat       // links that no pod has yet, by the inode of their namespace
+	podCIDRs    []string
+	told        podStatus
 }
 
 // Open reads the records and builds what they say: bridges, rules, held
@@ -61,7 +65,7 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 	s := &Set{
 		cfg: cfg, instance: instanceOf(cfg),
 		networks: map[string]*network{}, attachments: map[string]*attachment{},
-		sources: map[netip.Addr]string{}, holders: map[string][]*holder{},
+		sources: map[netip.Addr]string{}, holders: map[string][]*holder{}, seats: map[uint64]*seat{},
 	}
 	s.cfg.ResolvConf = cmp.Or(cfg.ResolvConf, "/etc/resolv.conf")
 	s.upstream = newUpstream(s.cfg.ResolvConf)
@@ -75,8 +79,9 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 		return nil, err
 	}
 	if cfg.CNIConfDir != "" {
-		s.cni = newCNIPlugins(cfg, s.host)
+		s.cni = newCNIPlugins(cfg, cfg.CNIConfDir, s.host)
 	}
+	s.podCNI = newCNIPlugins(cfg, cmp.Or(cfg.PodCNIConfDir, cfg.CNIConfDir), s.host)
 	s.firewall = newFirewall(s.host, s.instance)
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("read network records: %w", err)
@@ -177,6 +182,10 @@ func (s *Set) Close() error {
 	for _, n := range s.networks {
 		n.names.close()
 	}
+	for _, seat := range s.seats {
+		_ = seat.ns.Close()
+	}
+	clear(s.seats)
 	s.mu.Unlock()
 	s.tasks.Wait()
 	if s.host != nil {
@@ -275,10 +284,17 @@ func (s *Set) allForwards() []forward {
 }
 
 // Claims lists the containers that hold something here, sorted.
-func (s *Set) Claims() []string {
+func (s *Set) Claims() []string { return s.claims(false) }
+
+// PodAttachments lists the pods that hold something here, sorted.
+func (s *Set) PodAttachments() []string { return s.claims(true) }
+
+func (s *Set) claims(pods bool) []string {
 	var ids []string
 	for _, a := range s.attached() {
-		ids = append(ids, a.container)
+		if (a.pod != nil) == pods {
+			ids = append(ids, a.container)
+		}
 	}
 	return ids
 }

@@ -157,13 +157,20 @@ func (s *Set) hairpin(a *attachment) error {
 		if e.cni {
 			continue
 		}
-		link, err := s.host.links.LinkByName(e.outside)
-		if err == nil {
-			err = s.host.links.LinkSetHairpin(link, true)
+		if err := s.turnBack(e); err != nil {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("set hairpin mode of %s: %w", e.outside, err)
-		}
+	}
+	return nil
+}
+
+func (s *Set) turnBack(e *endpoint) error {
+	link, err := s.host.links.LinkByName(e.outside)
+	if err == nil {
+		err = s.host.links.LinkSetHairpin(link, true)
+	}
+	if err != nil {
+		return fmt.Errorf("set hairpin mode of %s: %w", e.outside, err)
 	}
 	return nil
 }
