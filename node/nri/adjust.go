@@ -35,6 +35,30 @@ func adjust(oci *specs.Spec, asked *api.ContainerAdjustment, devices Devices) er
 	return nil
 }
 
+// dropRemoved drops variables and devices that plugins removed: these are gone
+// from what the library made of the request, and the adjustments that it
+// answers with do not name them.
+func dropRemoved(oci *specs.Spec, left *api.Container) {
+	kept := map[string]bool{}
+	for _, variable := range left.GetEnv() {
+		kept[variableName(variable)] = true
+	}
+	for _, device := range left.GetLinux().GetDevices() {
+		kept[device.GetPath()] = true
+	}
+	if oci.Process != nil {
+		oci.Process.Env = slices.DeleteFunc(oci.Process.Env, func(v string) bool { return !kept[variableName(v)] })
+	}
+	if oci.Linux != nil {
+		oci.Linux.Devices = slices.DeleteFunc(oci.Linux.Devices, func(d specs.LinuxDevice) bool { return !kept[d.Path] })
+	}
+}
+
+func variableName(variable string) string {
+	name, _, _ := strings.Cut(variable, "=")
+	return name
+}
+
 // fill makes what the generator writes into.
 func fill(oci *specs.Spec) {
 	if oci.Process == nil {
@@ -138,14 +162,17 @@ func (e editor) RemoveLinuxNamespace(kind string) error {
 func (e editor) AddPreStartHook(h specs.Hook) {
 	e.hooks().Prestart = append(e.hooks().Prestart, h) //nolint:staticcheck // deprecated, and still asked for
 }
+
 func (e editor) AddPostStartHook(h specs.Hook) { e.hooks().Poststart = append(e.hooks().Poststart, h) }
-func (e editor) AddPostStopHook(h specs.Hook)  { e.hooks().Poststop = append(e.hooks().Poststop, h) }
+
+func (e editor) AddPostStopHook(h specs.Hook) { e.hooks().Poststop = append(e.hooks().Poststop, h) }
 
 func (e editor) AddProcessEnv(name, value string) {
 	process := e.oci.Process
 	process.Env = slices.DeleteFunc(process.Env, func(v string) bool { return strings.HasPrefix(v, name+"=") })
 	process.Env = append(process.Env, name+"="+value)
 }
+
 func (e editor) ClearProcessEnv() { e.oci.Process.Env = nil }
 
 func (e editor) AddLinuxResourcesDevice(allow bool, kind string, major, minor *int64, access string) {
@@ -190,6 +217,7 @@ func (e editor) SetLinuxResourcesCPUMems(mems string)             { e.cpu().Mems
 func (e editor) SetLinuxResourcesCPUPeriod(period uint64)         { e.cpu().Period = &period }
 func (e editor) SetLinuxResourcesCPUQuota(quota int64)            { e.cpu().Quota = &quota }
 func (e editor) SetLinuxResourcesCPURealtimePeriod(period uint64) { e.cpu().RealtimePeriod = &period }
+
 func (e editor) SetLinuxResourcesCPURealtimeRuntime(runtime int64) {
 	e.cpu().RealtimeRuntime = &runtime
 }

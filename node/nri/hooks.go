@@ -95,7 +95,9 @@ func (p *Plugins) RemovePod(ctx context.Context, pod spec.Pod) error {
 // CreateContainer has the plugins change the spec of a container to be, and
 // limits of others. An error calls it off; RemoveContainer has to follow.
 func (p *Plugins) CreateContainer(ctx context.Context, pod spec.Pod, c spec.PodContainer, oci *specs.Spec) error {
-	answer, err := p.create(ctx, pod, c, oci)
+	told := fromContainer(c, oci)
+	told.State = api.ContainerState_CONTAINER_CREATED
+	answer, err := p.create(ctx, pod, told)
 	if err != nil {
 		return err
 	}
@@ -104,18 +106,18 @@ func (p *Plugins) CreateContainer(ctx context.Context, pod spec.Pod, c spec.PodC
 	if answer.GetAdjust() == nil {
 		return nil
 	}
+	dropRemoved(oci, told)
 	if err := adjust(oci, answer.GetAdjust(), p.config.Devices); err != nil {
 		return fmt.Errorf("nri: adjust the container: %w", err)
 	}
 	return nil
 }
 
-func (p *Plugins) create(ctx context.Context, pod spec.Pod, c spec.PodContainer, oci *specs.Spec) (answer *api.CreateContainerResponse, err error) {
+// create leaves told as plugins made it.
+func (p *Plugins) create(ctx context.Context, pod spec.Pod, told *api.Container) (answer *api.CreateContainerResponse, err error) {
 	defer p.hold()()
 	p.listed(pod.ID) // for containers come after RunPod has been answered
-	told := fromContainer(c, oci)
-	told.State = api.ContainerState_CONTAINER_CREATED
-	defer p.note(c.ID, alive, unlisted{container: told})
+	defer p.note(told.Id, alive, unlisted{container: told})
 	err = p.step(ctx, "create container", func(ctx context.Context, l *adaptation.Adaptation) (err error) {
 		answer, err = l.CreateContainer(ctx, &api.CreateContainerRequest{Pod: fromPod(pod), Container: told})
 		return err

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -85,7 +84,7 @@ func (p *plugin) Configure(_ context.Context, config, runtime, version string) (
 	return 0, nil
 }
 
-func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
+func (p *plugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
 	p.mu.Lock()
 	for _, pod := range pods {
 		p.pods = append(p.pods, pod.Id)
@@ -97,10 +96,7 @@ func (p *plugin) Synchronize(ctx context.Context, pods []*api.PodSandbox, contai
 	}
 	if p.hold != nil {
 		close(p.reached)
-		select {
-		case <-p.hold:
-		case <-ctx.Done():
-		}
+		<-p.hold
 	}
 	return p.syncUpdate, nil
 }
@@ -263,7 +259,7 @@ func start(t *testing.T, config nri.Config, r *rooms) *node {
 	}
 	config.Name, config.Version = "berth", "v1"
 	if config.Log == nil {
-		config.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+		config.Log = slog.New(slog.DiscardHandler)
 	}
 	plugins, err := nri.Open(config)
 	if err != nil {
@@ -353,7 +349,8 @@ func aSpec() *specs.Spec {
 		Mounts: []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/old", Type: "bind", Source: "/tmp"}},
 		Linux: &specs.Linux{
 			CgroupsPath: "/pods/x",
-			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace, Path: "/run/ns/ipc"}},
+			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace, Path: "/run/ns/ipc"}, {Type: specs.UTSNamespace}},
+			Devices:     []specs.LinuxDevice{{Path: "/dev/old", Type: "c"}},
 			Resources:   &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}, Memory: &specs.LinuxMemory{Swap: &swap}},
 			Sysctl:      map[string]string{"net.a": "1"},
 		},
@@ -467,7 +464,10 @@ func TestAdjust(t *testing.T) {
 		a.AddDevice(&api.LinuxDevice{Path: "/dev/x", Type: "c", Major: 1, Minor: 3})
 		a.AddCDIDevice(&api.CDIDevice{Name: "vendor.com/class=one"})
 		a.AddOrReplaceNamespace(&api.LinuxNamespace{Type: "ipc", Path: "/run/ns/other"})
+		a.RemoveNamespace(&api.LinuxNamespace{Type: "uts"})
+		a.RemoveDevice("/dev/old")
 		a.SetLinuxSysctl("net.b", "2")
+		a.SetLinuxSysctl(api.MarkForRemoval("net.a"), "")
 		a.SetLinuxMemoryLimit(1 << 20)
 		a.SetLinuxCPUShares(512)
 		a.AddLinuxUnified("memory.high", "1000")
