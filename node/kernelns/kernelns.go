@@ -43,8 +43,10 @@ type Config struct {
 	// Sysctls are set in each network namespace that is made.
 	Sysctls map[string]string
 	// Made is told of each network namespace that is ready, before a pod
-	// gets it, so that it can be given a link. Nil where nobody is.
+	// gets it, so that it can be given a link; Gone of one that no pod will
+	// have. Nil where nobody is.
 	Made func(ctx context.Context, net string) error
+	Gone func(net string)
 	Log  *slog.Logger
 }
 
@@ -119,7 +121,7 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 func (s *Set) Close() error {
 	var failed error
 	for dir := s.take(); dir != ""; dir = s.take() {
-		failed = errors.Join(failed, removeSet(dir))
+		failed = errors.Join(failed, s.discard(dir))
 	}
 	s.close()
 	return failed
@@ -178,9 +180,17 @@ func (s *Set) Make(ctx context.Context, id string, want Want) (_ Paths, err erro
 		err = errs.New(errs.Exists, "pod %s has kernel namespaces already", id)
 	}
 	if err != nil {
-		return Paths{}, errors.Join(err, removeSet(from))
+		return Paths{}, errors.Join(err, s.discard(from))
 	}
 	return pathsIn(dir), nil
+}
+
+// discard removes namespaces that no pod got.
+func (s *Set) discard(dir string) error {
+	if s.cfg.Gone != nil {
+		s.cfg.Gone(filepath.Join(dir, "net"))
+	}
+	return removeSet(dir)
 }
 
 // Finish sets those of a pod's sysctls that are about interfaces which were

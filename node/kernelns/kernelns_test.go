@@ -217,8 +217,8 @@ func inode(t testing.TB, path string) uint64 {
 }
 
 func TestReady(t *testing.T) {
-	told := make(chan string, 10)
-	s := open(t, Config{Ready: 2, Made: func(_ context.Context, net string) error { told <- net; return nil }})
+	told, gone := make(chan string, 10), make(chan string, 10)
+	s := open(t, Config{Ready: 2, Made: func(_ context.Context, net string) error { told <- net; return nil }, Gone: func(net string) { gone <- net }})
 	ctx, stop := context.WithCancel(t.Context())
 	ran := make(chan error)
 	go func() { ran <- s.Run(ctx) }()
@@ -237,6 +237,14 @@ func TestReady(t *testing.T) {
 	odd.Sysctls = map[string]string{"net.ipv4.conf.default.rp_filter": "0"}
 	_, err = s.Make(t.Context(), "b", odd)
 	must(t, err)
+	if _, err := s.Make(t.Context(), "a", all); !errors.Is(err, errs.Exists) { // takes a ready set, in vain
+		t.Error(err)
+	}
+	<-gone
+	<-told
+	for s.missing() {
+		<-time.After(time.Millisecond)
+	}
 	stop()
 	if err := <-ran; !errors.Is(err, context.Canceled) {
 		t.Error(err)
