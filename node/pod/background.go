@@ -1,0 +1,123 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"berth/base/errs"
+)
+
+// background is the goroutines of a Set.
+type background struct {
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// run starts fn, or says no once they are closed.
+func (b *background) run(fn func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed {
+		b.wg.Go(fn)
+	}
+	return !b.closed
+}
+
+func (b *background) close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.wg.Wait()
+}
+
+// call is work that several may wait for.
+type call[T any] struct {
+	done   chan struct{}
+	result T
+	err    error
+}
+
+// wait waits for the end of the work, or for the caller to go away.
+func (c *call[T]) wait(ctx context.Context) (T, error) {
+	select {
+	case <-c.done:
+		return c.result, c.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
+// begin starts fn, which goes on when its caller goes away and ends at the
+// latest by the Set's own deadline.
+func begin[T any](ctx context.Context, s *Set, fn func(context.Context) (T, error)) *call[T] {
+	return beginWithin(ctx, s, s.Timeout, fn)
+}
+
+func beginWithin[T any](ctx context.Context, s *Set, atMost time.Duration, fn func(context.Context) (T, error)) *call[T] {
+	c := &call[T]{done: make(chan struct{})}
+	life, cancel := context.WithTimeout(context.WithoutCancel(ctx), atMost)
+	stop := context.AfterFunc(s.life, cancel)
+	started := s.background.run(func() {
+		defer close(c.done)
+		defer cancel()
+		defer stop()
+		// What one client sends must not end the node, which has the others'
+		// pods to look after.
+		defer func() {
+			if v := recover(); v != nil {
+				s.Log.ErrorContext(life, "an operation panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+				c.err = errs.New(errs.Internal, "panic: %v", v)
+			}
+		}()
+		c.result, c.err = fn(life)
+	})
+	if !started {
+		cancel()
+		c.err = errs.New(errs.Unavailable, "the node is shutting down")
+		close(c.done)
+	}
+	return c
+}
+
+// finish runs fn to its end even if the caller goes away; the caller is then
+// told so.
+func (s *Set) finish(ctx context.Context, fn func(context.Context) error) error {
+	return s.finishWithin(ctx, s.Timeout, fn)
+}
+
+func (s *Set) finishWithin(ctx context.Context, atMost time.Duration, fn func(context.Context) error) error {
+	_, err := beginWithin(ctx, s, atMost, func(ctx context.Context) (struct{}, error) { return struct{}{}, fn(ctx) }).wait(ctx)
+	return err
+}
+
+// each runs fn for all at once and joins what failed.
+func each[T any](all []T, fn func(T) error) []error {
+	failed := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, one := range all {
+		wg.Go(func() { failed[i] = fn(one) })
+	}
+	wg.Wait()
+	return failed
+}
+
+// opLock is a mutex whose lock heeds a ctx.
+type opLock chan struct{}
+
+func newOpLock() opLock { return make(opLock, 1) }
+
+func (l opLock) lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l opLock) unlock() { <-l }
