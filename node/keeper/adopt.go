@@ -114,6 +114,7 @@ type handover struct {
 	Lock, Socket, Node int
 	Number             uint64 // of node's request, to be answered by the new program
 	Processes          []inherited
+	Kept               map[string][]int `json:",omitempty"`
 }
 
 type inherited struct {
@@ -147,6 +148,10 @@ func (s *server) upgrade(node *conn, m message) error {
 			c.sink.mu.Lock()
 			defer c.sink.mu.Unlock()
 		}
+	}
+	past.Kept = s.kept
+	for _, fds := range s.kept {
+		keep = append(keep, fds...)
 	}
 	memory, err := past.write()
 	if err != nil {
@@ -210,6 +215,10 @@ func (s *server) restore(past *handover) (*conn, error) {
 		return nil, fmt.Errorf("inherit sockets: %w", err)
 	}
 	s.socket, _ = l.(*net.UnixListener)
+	for name, fds := range past.Kept {
+		inheritable(fds, false)
+		s.kept[name] = fds
+	}
 	for _, p := range past.Processes {
 		inheritable(p.Fds, false)
 		roles, err := byRole(p.Record.Roles, p.Fds)

@@ -215,7 +215,7 @@ func (k *Keeper) ask(ctx context.Context, m message, again bool) (message, error
 		}
 		k.pending[m.Number] = waiting
 		k.mu.Unlock()
-		if err := c.send(m); err != nil {
+		if err := c.send(m, m.files...); err != nil {
 			k.mu.Lock()
 			delete(k.pending, m.Number)
 			k.mu.Unlock()

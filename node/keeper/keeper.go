@@ -20,6 +20,10 @@
 // for clients are among the descriptors that node has twice, and closes when
 // the keeper says that it has.
 //
+// Descriptors that are no process's but have to outlive node, such as the
+// listeners of seccomp, are held in a store, by names (Hold, Held, Drop); node
+// has those twice too.
+//
 // Node must therefore not be a subreaper. Where it is pid 1 it reaps what
 // falls to it, by pidfd and only the keeper's former children.
 //

@@ -28,13 +28,16 @@ type Keeper struct {
 	number atomic.Uint64  // of requests
 	reaped sync.WaitGroup // keepers that we started; they are waited for whenever they end
 
+	storing sync.Mutex // one change of the store at a time; taken before mu
+
 	mu        sync.Mutex
 	conn      *conn // nil while there is none
 	pid       int
 	changed   chan struct{} // closed and replaced when conn changes
 	pending   map[uint64]chan answer
 	processes map[string]*held
-	exits     []Exit // not delivered yet
+	kept      map[string][]int // the store: see Hold
+	exits     []Exit           // not delivered yet
 	wake      chan struct{}
 	leaving   bool // Shutdown was asked for: do not start another
 }
@@ -57,7 +60,7 @@ type held struct {
 func Open(ctx context.Context, c Config) (*Keeper, error) {
 	k := &Keeper{
 		config: c, changed: make(chan struct{}), wake: make(chan struct{}, 1),
-		pending: map[uint64]chan answer{}, processes: map[string]*held{},
+		pending: map[uint64]chan answer{}, processes: map[string]*held{}, kept: map[string][]int{},
 	}
 	if err := k.connect(ctx); err != nil {
 		return nil, fmt.Errorf("open keeper: %w", err)
@@ -84,6 +87,10 @@ func (k *Keeper) Close() error {
 		h.close()
 	}
 	clear(k.processes)
+	for _, fds := range k.kept {
+		closeAll(fds)
+	}
+	clear(k.kept)
 	return nil
 }
 
@@ -232,6 +239,9 @@ func (k *Keeper) hello(c *conn) (pid int, listed map[string]bool, err error) {
 				return 0, nil, err
 			}
 			listed[m.Record.ID] = true
+		case opKept:
+			k.learnKept(m.ID, fds)
+			listed[keptPrefix+m.ID] = true
 		case opExit, opLetGo:
 			k.event(m)
 		case opDone:
@@ -251,31 +261,50 @@ func (k *Keeper) giveBack(c *conn, listed map[string]bool) error {
 			continue
 		}
 		r, fds := (&child{record: h.record, fds: h.fds}).describe()
-		number := k.number.Add(1)
-		if err := c.send(message{Number: number, Op: opAdopt, Record: r}, fds...); err != nil {
-			return fmt.Errorf("give process %s back: %w", id, err)
+		if err := k.giveOne(c, id, message{Op: opAdopt, Record: r}, fds); err != nil {
+			return err
 		}
-		for {
-			m, fds, err := c.receive()
-			if err != nil {
-				return fmt.Errorf("give process %s back: %w", id, err)
-			}
-			closeAll(fds)
-			switch {
-			case m.Op == opExit && m.Exit != nil:
-				k.note(*m.Exit)
-			case m.Op == opLetGo:
-				k.letGo(m.ID)
-			}
-			if m.Number == number {
-				if m.Op == opFail {
-					k.config.Log.Error("process not taken back", slog.String("id", id), slog.Any("err", m.Fail.err()))
-				}
-				break
-			}
+	}
+	for name, fds := range k.kept {
+		if listed[keptPrefix+name] {
+			continue
+		}
+		if err := k.giveOne(c, name, message{Op: opKeep, ID: name}, fds); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// keptPrefix tells names of the store from ids; no id begins so.
+const keptPrefix = "/"
+
+// giveOne sends one thing to a new keeper, and waits for its answer. Call it
+// with k.mu held.
+func (k *Keeper) giveOne(c *conn, what string, request message, fds []int) error {
+	request.Number = k.number.Add(1)
+	if err := c.send(request, fds...); err != nil {
+		return fmt.Errorf("give %s back: %w", what, err)
+	}
+	for {
+		m, fds, err := c.receive()
+		if err != nil {
+			return fmt.Errorf("give %s back: %w", what, err)
+		}
+		closeAll(fds)
+		switch {
+		case m.Op == opExit && m.Exit != nil:
+			k.note(*m.Exit)
+		case m.Op == opLetGo:
+			k.letGo(m.ID)
+		}
+		if m.Number == request.Number {
+			if m.Op == opFail {
+				k.config.Log.Error("not taken back", slog.String("what", what), slog.Any("err", m.Fail.err()))
+			}
+			return nil
+		}
+	}
 }
 
 // hold takes a process into the list.

@@ -53,6 +53,7 @@ type server struct {
 	children  map[int]*child    // that we must reap
 	runtimes  map[int]chan unix.WaitStatus
 	strays    map[int]end
+	kept      map[string][]int // the store: see Keeper.Hold
 	launching int
 	cancel    map[ticket]context.CancelFunc // of launches
 	node      *conn
@@ -74,7 +75,7 @@ func Serve(ctx context.Context, c ServeConfig) error {
 	s := &server{
 		config: c, log: c.Log,
 		spaces:    newWorkspaces(min(4, runtime.GOMAXPROCS(0))),
-		processes: map[string]*child{}, children: map[int]*child{},
+		processes: map[string]*child{}, children: map[int]*child{}, kept: map[string][]int{},
 		runtimes: map[int]chan unix.WaitStatus{}, strays: map[int]end{},
 		cancel: map[ticket]context.CancelFunc{},
 	}
@@ -245,7 +246,7 @@ func (s *server) attend(ctx context.Context, node *conn) (done bool) {
 
 // handle does one request. Launches answer by themselves, later.
 func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (done bool, err error) {
-	if m.Op != opAdopt {
+	if m.Op != opAdopt && m.Op != opKeep {
 		closeAll(fds)
 	}
 	switch m.Op {
@@ -266,6 +267,11 @@ func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (
 		return false, nil
 	case opAdopt:
 		return false, s.takeOver(m.Record, fds)
+	case opKeep:
+		return false, s.keep(m.ID, fds)
+	case opDrop:
+		s.unkeep(m.ID)
+		return false, nil
 	case opCloseStdin:
 		return false, s.closeStdin(m.ID)
 	case opForget:
@@ -290,6 +296,11 @@ func (s *server) list(node *conn, number uint64) error {
 		}
 		r, fds := c.describe()
 		if err := node.send(message{Number: number, Op: opProcess, Record: r}, fds...); err != nil {
+			return err
+		}
+	}
+	for name, fds := range s.kept {
+		if err := node.send(message{Number: number, Op: opKept, ID: name}, fds...); err != nil {
 			return err
 		}
 	}

@@ -41,6 +41,9 @@ const (
 	opReopen     op = "reopen"
 	opUpgrade    op = "upgrade"
 	opShutdown   op = "shutdown"
+	opKeep       op = "keep" // descriptors of node's own, under the name ID
+	opKept       op = "kept" // one of those, in the answer to hello
+	opDrop       op = "drop"
 	opLetGo      op = "let-go" // an event: the FIFOs of ID are the clients' alone
 )
 
@@ -56,6 +59,8 @@ type message struct {
 	Force    bool     `json:"force,omitempty"`
 	Pid      int      `json:"pid,omitempty"`
 	Protocol int      `json:"protocol,omitempty"`
+
+	files []int // go beside a request; the caller's
 }
 
 // record is all that a keeper must be told to take over a process.
