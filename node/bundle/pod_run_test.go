@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,7 +60,9 @@ func (r runner) features() *features.Features {
 			r.t.Fatal(err)
 		}
 	} else if filepath.Base(r.program) == "crun" { // older than the command
+		can := true
 		f.MountOptions = []string{"rro"}
+		f.Linux = &features.Linux{MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &can}}}
 	}
 	return &f
 }
@@ -87,7 +90,7 @@ func (r runner) run(ctx context.Context, s *specs.Spec) *exec.Cmd {
 	root := filepath.Join(r.t.TempDir(), "state")
 	r.t.Cleanup(func() { _ = exec.Command(r.program, "--root", root, "delete", "-f", name).Run() })
 	cmd := exec.CommandContext(ctx, r.program, "--root", root, "run", "--bundle", dir, name)
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.Stdin = strings.NewReader("") // a pipe: crun gives /dev/null itself to a user namespace's root
 	return cmd
 }
 
@@ -103,12 +106,11 @@ func (r runner) output(in bundle.PodInput) string {
 
 func result(t *testing.T, out []byte, err error) string {
 	t.Helper()
-	if exit := new(exec.ExitError); err != nil {
-		var ok bool
-		if exit, ok = err.(*exec.ExitError); !ok {
-			t.Fatal(err)
-		}
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
 		return strings.TrimSpace(string(out)) + fmt.Sprintf(" exit %d", exit.ExitCode())
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(out))
 }
@@ -441,6 +443,7 @@ func TestRunPropagation(t *testing.T) {
 				r := runner{t, r.program}
 				cmd := r.command(t.Context(), realInput(t, pod,
 					"mkdir /mnt/own && mount -t tmpfs tmpfs /mnt/own && touch /mnt/own/file && echo ready && read go && ls /mnt/below", with(dir, p)))
+				cmd.Stdin = nil
 				stdin, err := cmd.StdinPipe()
 				if err != nil {
 					t.Fatal(err)
@@ -565,6 +568,7 @@ func TestRunLimitsAndExec(t *testing.T) {
 			t.Errorf("user %+v", user)
 		}
 		cmd := r.run(t.Context(), s)
+		cmd.Stdin = nil
 		stdin, err := cmd.StdinPipe()
 		if err != nil {
 			t.Fatal(err)

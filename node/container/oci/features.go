@@ -23,10 +23,12 @@ func (r *Runtime) Features(ctx context.Context) ([]byte, error) {
 	case r.name != "crun":
 		return nil, errs.New(errs.Unsupported, "runtime %s does not say what it can do: %v", r.name, err)
 	}
+	can := true
 	out, err = json.Marshal(features.Features{
 		OCIVersionMin: "1.0.0", OCIVersionMax: "1.0.2",
 		Hooks:        []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		MountOptions: mountOptions(),
+		Linux:        &features.Linux{MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &can}}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("runtime %s: features: %w", r.name, err)
