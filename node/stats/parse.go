@@ -89,3 +89,25 @@ func parseNetDev(text []byte) []spec.InterfaceStats {
 	}
 	return list
 }
+
+// each calls fn with the lines of text that are a word and a number.
+func each(text []byte, fn func(key []byte, n uint64)) {
+	for line := range bytes.Lines(text) {
+		key, rest, _ := bytes.Cut(line, []byte(" "))
+		if n, ok := digits(rest); ok {
+			fn(key, n)
+		}
+	}
+}
+
+// digits reads a number that a line break may follow. Nothing is allocated.
+func digits(text []byte) (n uint64, ok bool) {
+	text = bytes.TrimSpace(text)
+	for _, c := range text {
+		if c < '0' || c > '9' || n > (1<<64-1-9)/10 {
+			return 0, false
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n, len(text) > 0
+}

@@ -34,16 +34,22 @@ type Reader struct {
 	memory  uint64 // of the machine, in bytes
 	cpus    int
 	pages   []string // sizes of huge pages
+	passes
 }
 
 // Open finds the machine's cgroup hierarchies.
-func Open() (*Reader, error) {
-	r := &Reader{root: "/sys/fs/cgroup", proc: "/proc", cpus: runtime.NumCPU(), pages: hugePages()}
-	var st unix.Statfs_t
-	if err := unix.Statfs(r.root, &st); err != nil {
+func Open() (*Reader, error) { return OpenAt("/sys/fs/cgroup", "/proc") }
+
+// OpenAt is Open of what is mounted elsewhere than usual, or looks like it.
+func OpenAt(root, proc string) (*Reader, error) {
+	r := &Reader{root: root, proc: proc, cpus: runtime.NumCPU(), pages: hugePages()}
+	var st unix.Stat_t
+	if err := unix.Stat(r.root, &st); err != nil {
 		return nil, fmt.Errorf("cgroups: %w", err)
 	}
-	r.unified = st.Type == unix.CGROUP2_SUPER_MAGIC
+	// Only the root of version 2 has it: each tree of version 1 is below.
+	r.unified = unix.Stat(filepath.Join(r.root, "cgroup.controllers"), &st) == nil
+	r.passes.open(r)
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return nil, fmt.Errorf("size of memory: %w", err)
