@@ -150,6 +150,8 @@ type StoreUsage struct {
 	Metadata    int64 `json:"metadata" doc:"the trees of layers"`
 	Layers      int64 `json:"layers" doc:"layers that are kept as folders"`
 	Uppers      int64 `json:"uppers" doc:"what containers have written"`
+	Inodes      int64 `json:"inodes" doc:"files and folders of all but the uppers"`
+	UpperInodes int64 `json:"upperInodes"`
 }
 
 // ImageUsage is what one image takes, its blobs included.

@@ -91,6 +91,7 @@ var waits = map[string]bool{
 	"/containerd.services.transfer.v1.Transfer/Transfer": true,
 	"/containerd.services.content.v1.Content/Write":      true,
 	"/grpc.health.v1.Health/Watch":                       true,
+	"/runtime.v1.RuntimeService/GetContainerEvents":      true,
 }
 
 // makes are the methods that put something into a namespace.

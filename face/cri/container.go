@@ -158,7 +158,7 @@ func containerState(s spec.State) cri.ContainerState {
 func (s *Server) imageShown(c spec.PodContainer) *cri.ImageSpec {
 	shown := &cri.ImageSpec{Image: c.Config.Image, UserSpecifiedImage: c.Config.UserImage}
 	if s.Images != nil && c.Config.Image == c.ImageID {
-		if name := s.Images.TagOf(c.ImageID); name != "" {
+		if name := s.Images.NameOf(c.ImageID, c.Config.UserImage); name != "" {
 			shown.Image = name
 		}
 	}

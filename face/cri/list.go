@@ -1,8 +1,6 @@
 package cri
 
 import (
-	"errors"
-
 	"google.golang.org/protobuf/proto"
 
 	"berth/base/errs"
@@ -18,13 +16,13 @@ func gone(err error) error {
 }
 
 // only is the whole id of the one thing that a filter names; found is false
-// where there is none. No id at all is any thing.
+// where there is none, or several begin so. No id at all is any thing.
 func only(id string, find func(string) (string, error)) (whole string, found bool, err error) {
 	if id == "" {
 		return "", true, nil
 	}
 	whole, err = find(id)
-	if errors.Is(err, errs.NotFound) {
+	if kind := errs.KindOf(err); kind == errs.NotFound || kind == errs.Conflict {
 		return "", false, nil
 	}
 	return whole, err == nil, err

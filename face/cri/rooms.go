@@ -39,8 +39,9 @@ type Containers interface {
 
 // Images say how people call what a container runs.
 type Images interface {
-	// TagOf is a name with a tag of an image, by its ID; "" where it has none.
-	TagOf(id string) string
+	// NameOf is a name of an image, by its ID: the wanted one where it has
+	// that. "": it has none.
+	NameOf(id, wanted string) string
 }
 
 // Streams run commands in containers and carry bytes to and fro.

@@ -108,6 +108,7 @@ type Set struct {
 	scrubs  scrubs
 	noting  noting
 	watches watches
+	gauge   gauge
 
 	write sync.Mutex // one change of names or records at a time
 

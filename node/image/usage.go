@@ -146,8 +146,10 @@ func (a adder) Shares(ctx context.Context, groups map[string][]snapshot.Key) (ma
 		if info.Kind == snapshot.KindCommitted {
 			parents[info.Key], sizes[info.Key] = info.Parent, usage.Size
 			totals.Layers += usage.Size
+			totals.Inodes += usage.Inodes
 		} else {
 			totals.Uppers += usage.Size
+			totals.UpperInodes += usage.Inodes
 		}
 		return err
 	})

@@ -25,6 +25,10 @@ type Totals struct {
 	Layers int64 `json:"layers"`
 	// Uppers is the folders of Active snapshots.
 	Uppers int64 `json:"uppers"`
+	// Inodes and UpperInodes are how many files and folders that is: those of
+	// Active snapshots are only in the second.
+	Inodes      int64 `json:"inodes"`
+	UpperInodes int64 `json:"upperInodes"`
 }
 
 // Part is a kind of thing that a store keeps.

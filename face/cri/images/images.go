@@ -26,23 +26,16 @@ type Store interface {
 	Remove(ctx context.Context, ref string) error
 }
 
-// Usage is what images, and what containers write, take of a file system.
-type Usage struct {
-	At                  time.Time
-	Path                string // on the file system
-	Bytes, Inodes       uint64
-	Written, WrittenIno uint64 // by containers, on the same one
-}
-
-// Disk measures. It answers at once, with what it measured last.
+// Disk measures. It answers with what it measured a moment ago.
 type Disk interface {
-	Usage(ctx context.Context) (Usage, error)
+	Footprint(ctx context.Context) (image.Footprint, error)
 }
 
 // Config says what a Service works with.
 type Config struct {
 	Images Store
 	Disk   Disk
+	Path   string // that is on the file system of Images
 	// Handler says whether there is a runtime of that name.
 	Handler func(name string) error
 	// Pinned says of a name whether the image is to stay when disk is wanted.
@@ -165,15 +158,15 @@ func (s *Service) RemoveImage(ctx context.Context, r *cri.RemoveImageRequest) (*
 
 // ImageFsInfo says what images take, and what containers wrote.
 func (s *Service) ImageFsInfo(ctx context.Context, _ *cri.ImageFsInfoRequest) (*cri.ImageFsInfoResponse, error) {
-	u, err := s.Disk.Usage(ctx)
+	f, err := s.Disk.Footprint(ctx)
 	if err != nil {
 		return nil, err
 	}
-	of := func(bytes, inodes uint64) []*cri.FilesystemUsage {
+	of := func(bytes, inodes int64) []*cri.FilesystemUsage {
 		return []*cri.FilesystemUsage{{
-			Timestamp: u.At.UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: u.Path},
-			UsedBytes: &cri.UInt64Value{Value: bytes}, InodesUsed: &cri.UInt64Value{Value: inodes},
+			Timestamp: f.At.UnixNano(), FsId: &cri.FilesystemIdentifier{Mountpoint: s.Path},
+			UsedBytes: &cri.UInt64Value{Value: uint64(max(bytes, 0))}, InodesUsed: &cri.UInt64Value{Value: uint64(max(inodes, 0))},
 		}}
 	}
-	return &cri.ImageFsInfoResponse{ImageFilesystems: of(u.Bytes, u.Inodes), ContainerFilesystems: of(u.Written, u.WrittenIno)}, nil
+	return &cri.ImageFsInfoResponse{ImageFilesystems: of(f.Bytes, f.Inodes), ContainerFilesystems: of(f.Written, f.WrittenNodes)}, nil
 }

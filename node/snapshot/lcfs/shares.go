@@ -159,12 +159,14 @@ func (s *Store) totals(ctx context.Context, sh *sharing) (totals snapshot.Totals
 		sh.count(bytes, sh.images[sh.deltas[n]])
 	}
 	totals.Objects += disk(s.objects.Dir())
+	totals.Inodes++
 	for _, dir := range []string{"meta", "recipes", "mnt", "pending"} {
-		bytes, err := diskOfFiles(filepath.Join(s.dir, dir))
+		bytes, inodes, err := diskOfFiles(filepath.Join(s.dir, dir))
 		if err != nil {
 			return totals, err
 		}
 		totals.Metadata += bytes
+		totals.Inodes += inodes
 	}
 	return totals, s.countFolders(ctx, &totals, linked)
 }
@@ -179,6 +181,7 @@ func (s *Store) countObjects(ctx context.Context, sh *sharing, p part, totals *s
 		}
 		if folder, found := s.objects.StatFolder(byte(first)); found {
 			totals.Objects += folder.Blocks * sectorSize
+			totals.Inodes++
 		}
 		for _, object := range here {
 			st, err := s.objects.Stat(object)
@@ -191,6 +194,7 @@ func (s *Store) countObjects(ctx context.Context, sh *sharing, p part, totals *s
 			bytes := st.Blocks * sectorSize
 			totals.Objects += bytes
 			totals.ObjectCount++
+			totals.Inodes++
 			if st.Nlink > 1 {
 				linked[st.Ino] = struct{}{}
 			}
@@ -230,36 +234,39 @@ func (s *Store) countFolders(ctx context.Context, totals *snapshot.Totals, linke
 		}
 	}
 	totals.Layers += disk(s.layers)
+	totals.Inodes++
 	entries, err := os.ReadDir(s.layers)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		bytes, err := s.diskOfFolder(ctx, e.Name(), linked)
+		bytes, inodes, err := s.diskOfFolder(ctx, e.Name(), linked)
 		if err != nil {
 			return err
 		}
 		if active[e.Name()] {
 			totals.Uppers += bytes
+			totals.UpperInodes += inodes
 		} else {
 			totals.Layers += bytes
+			totals.Inodes += inodes
 		}
 	}
 	return nil
 }
 
-// diskOfFolder is the disk that a folder in layers/ takes, without the inodes
-// in counted, to which it adds files of several names.
-func (s *Store) diskOfFolder(ctx context.Context, id string, counted map[uint64]struct{}) (bytes int64, err error) {
+// diskOfFolder is the disk and the inodes that a folder in layers/ takes,
+// without those in counted, to which it adds files of several names.
+func (s *Store) diskOfFolder(ctx context.Context, id string, counted map[uint64]struct{}) (bytes, inodes int64, err error) {
 	dirfd, err := openFolder(filepath.Join(s.layers, id))
 	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
+		return 0, 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer unix.Close(dirfd)
-	bytes = disk(filepath.Join(s.layers, id))
+	bytes, inodes = disk(filepath.Join(s.layers, id)), 1
 	err = folder.Walk(ctx, dirfd, func(e *folder.Entry) error {
 		if e.Stat.Nlink > 1 && !e.IsDir() {
 			if _, met := counted[e.Stat.Ino]; met {
@@ -268,24 +275,26 @@ func (s *Store) diskOfFolder(ctx context.Context, id string, counted map[uint64]
 			counted[e.Stat.Ino] = struct{}{}
 		}
 		bytes += e.Stat.Blocks * sectorSize
+		inodes++
 		return nil
 	})
 	if errs.IsAny(err, unix.ENOENT) {
 		err = nil // deleted meanwhile
 	}
-	return bytes, err
+	return bytes, inodes, err
 }
 
-// diskOfFiles is the disk that a folder and the files in it take. Mounts in it
-// are not of this file system.
-func diskOfFiles(dir string) (bytes int64, err error) {
+// diskOfFiles is the disk and the inodes that a folder and the files in it take.
+// Mounts in it are not of this file system.
+func diskOfFiles(dir string) (bytes, inodes int64, err error) {
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
 		if !e.IsDir() {
 			bytes += disk(filepath.Join(dir, e.Name()))
+			inodes++
 		}
 	}
-	return bytes + disk(dir), err
+	return bytes + disk(dir), inodes + 1, err
 }
 
 // disk is what one file or folder takes of the disk; 0 if it is not there.
