@@ -34,7 +34,7 @@ func (n *node) collect(ctx context.Context) error {
 		},
 		collect.Cgroups(n.cgroup()),
 	)
-	_, err := collect.Sweep(ctx, n.containers.Claims, n.log.With("room", "collect"), rooms...)
+	_, err := collect.Sweep(ctx, n.claims, n.log.With("room", "collect"), rooms...)
 	if err != nil {
 		n.log.WarnContext(ctx, "some leftovers of a crash stay", "err", err)
 	}

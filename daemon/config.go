@@ -49,6 +49,8 @@ type NodeConfig struct {
 	Network    NetworkDefaults          `toml:"network"`
 	Storage    StorageDefaults          `toml:"storage"`
 	Builder    BuilderDefaults          `toml:"builder"`
+	CRI        CRIDefaults              `toml:"cri"`
+	NRI        NRIDefaults              `toml:"nri"`
 
 	Version spec.Version    `toml:"-"` // of this program
 	Log     io.Writer       `toml:"-"`
@@ -104,6 +106,11 @@ type NetworkDefaults struct {
 	Pools      []string `toml:"pools"` // CIDR ranges that new networks are cut from
 	CNIConfDir string   `toml:"cni_conf_dir"`
 	CNIBinDir  string   `toml:"cni_bin_dir"`
+	// CNITimeoutSeconds is how long plugins may take for one container; 60 when 0.
+	CNITimeoutSeconds int `toml:"cni_timeout"`
+	// PodNetwork is where pods go whatever CNI says: a bridge network of the
+	// node, or "cni", which waits for a configuration.
+	PodNetwork string `toml:"pod_network"`
 }
 
 // withFile completes c from its configuration file and the defaults.

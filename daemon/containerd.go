@@ -160,7 +160,7 @@ func (n *node) services() []containerd.Service {
 	stores := bits.NewStores(held)
 	streams := streaming.New()
 	log := n.log.With("room", "containerd")
-	return []containerd.Service{
+	return append(n.kubeServices(),
 		containerd.NewVersion(n.config.Version.Version, n.config.Version.Commit),
 		&containerd.Introspection{ID: n.id, Root: n.config.Root, Snapshotters: n.snapshotters(), Runtime: n.describeRuntime},
 		&containerd.Namespaces{Set: e.namespaces, Events: e.exchange, Leases: e.leases},
@@ -179,7 +179,7 @@ func (n *node) services() []containerd.Service {
 			Givens: n.containers, Running: n.containers, Controls: n.containers, Meter: e.meter,
 			Contents: checkpoints{e.contents}, Mounts: e.mounts, Making: n.checkpointsMade(), Restored: n.checkpointsUsed(), Log: log,
 		},
-	}
+	)
 }
 
 // snapshotters are the names of the store: those that clients ask for, and its

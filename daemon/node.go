@@ -31,6 +31,7 @@ import (
 	"berth/node/image"
 	"berth/node/keeper"
 	"berth/node/network"
+	"berth/node/pod"
 	"berth/node/profile"
 	"berth/node/snapshot"
 	"berth/node/volume"
@@ -79,6 +80,8 @@ type node struct {
 	runtimes   *runtimes
 	shims      *shim.Driver
 	containers *container.Set
+	pods       pods
+	cri        kubernetes
 	blobs      *blob.Store
 	engine     engine
 	builder    *builder.Builder
@@ -130,7 +133,7 @@ func (n *node) run(ctx context.Context) error {
 
 	for _, open := range []func(context.Context) error{
 		n.openKeeper, n.openSnapshots, n.openLazy, n.openBlobs, n.openEngine, n.openImages, n.openSnapshotNames,
-		n.openNetworks, n.openVolumes, n.openRuntimes, n.openShims, n.openContainers, n.openBuilder,
+		n.openNetworks, n.openVolumes, n.openRuntimes, n.openShims, n.openContainers, n.openPods, n.openCRI, n.openBuilder,
 	} {
 		if err := open(ctx); err != nil {
 			return err
@@ -153,6 +156,12 @@ func (n *node) run(ctx context.Context) error {
 	g.Go("leases", n.engine.leases.Run)
 	g.Go("upgrade", n.upgradeKeeper)
 	g.Go("network", n.networks.Run)
+	g.Go("namespaces", n.pods.namespaces.Run)
+	g.Go("pods", n.pods.set.Run)
+	g.Go("plugins", n.runPlugins)
+	g.Go("seccomp", n.pods.watcher.Run)
+	g.Go("cri", n.runCRI)
+	g.Go("streams", n.runStreams)
 	g.Go("collect", n.collect)
 	g.Go("scrub", func(ctx context.Context) error { return n.images.ScrubEvery(ctx, n.config.Storage.scrubDays()) })
 	g.Go("builder", n.builder.Run)
@@ -253,7 +262,8 @@ func (n *node) openImages(ctx context.Context) (err error) {
 		},
 		Freed: n.wakeCollector, Scrubbed: n.toldScrub, Damaged: n.toldDamage,
 		Lazy: n.lazily, Content: n.engine.contents, Leases: n.engine.leases, Named: n.engine.teller.ImageNamed,
-		Log: log,
+		Spaces: []string{pod.Namespace},
+		Log:    log,
 	})
 	if err != nil {
 		return err
@@ -269,7 +279,8 @@ func (n *node) openNetworks(ctx context.Context) error {
 	}
 	n.networks, err = network.Open(ctx, network.Config{
 		DB: n.db, State: n.config.State, Pools: pools,
-		CNIConfDir: n.config.Network.CNIConfDir, CNIBinDir: n.config.Network.CNIBinDir,
+		CNIConfDir: n.config.Network.CNIConfDir, CNIBinDir: n.config.Network.CNIBinDir, CNITimeout: n.config.Network.cniTimeout(),
+		PodCNIConfDir: n.podCNIConfDir(), PodNetwork: n.config.Network.PodNetwork,
 		ResolvConf: "/etc/resolv.conf", Log: n.log.With("room", "network"),
 	})
 	if err != nil {

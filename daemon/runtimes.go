@@ -61,10 +61,13 @@ func openRuntimes(ctx context.Context, c NodeConfig, state string, k *keeper.Kee
 	return r, nil
 }
 
+// names lists the runtimes.
+func (r *runtimes) names() []string { return slices.Sorted(maps.Keys(r.byName)) }
+
 // choose picks the usual runtime: crun, the faster one, where it works, else
 // runc.
 func (r *runtimes) choose(name string) error {
-	names := slices.Sorted(maps.Keys(r.byName))
+	names := r.names()
 	switch {
 	case len(names) == 0:
 		return errs.New(errs.NotFound, "neither crun nor runc is installed: apt-get install crun")

@@ -138,12 +138,7 @@ func (s *Set) halt(ctx context.Context, m *member, timeout time.Duration) error 
 	if err := s.Runner.Stop(ctx, Key(m.id), &seconds, ""); err != nil {
 		return ignoreMissing(err)
 	}
-	if s.Hooks == nil {
-		return nil
-	}
-	return s.hook(ctx, "stop container", func(ctx context.Context) error {
-		return s.Hooks.StopContainer(ctx, m.pod.get(), s.show(m))
-	})
+	return s.tellStop(ctx, m)
 }
 
 // StopFor kills a container and has its status say why: reason in one word or
