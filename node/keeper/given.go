@@ -19,8 +19,8 @@ type given struct {
 }
 
 // layGiven is lay for Launch.Streams.
-func layGiven(l *Launch) (_ *plumbing, err error) {
-	g := &given{plumbing: newPlumbing(), streams: l.Streams}
+func layGiven(l *Launch, n *nulls) (_ *plumbing, err error) {
+	g := &given{plumbing: newPlumbing(n), streams: l.Streams}
 	in, out, complaints, err := l.Streams.places()
 	if err != nil {
 		return nil, err

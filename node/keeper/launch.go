@@ -21,6 +21,7 @@ import (
 // plumbing is the descriptors of one launch: ours by role, and those that
 // the runtime gets as 0, 1 and 2.
 type plumbing struct {
+	nulls   *nulls
 	ours    map[role]int
 	theirs  [3]int
 	capture int // what the runtime itself says; -1: nowhere
@@ -29,20 +30,20 @@ type plumbing struct {
 	listens [2]int // what the logger reads; -1: nothing
 }
 
-func newPlumbing() *plumbing {
-	return &plumbing{ours: map[role]int{}, theirs: [3]int{-1, -1, -1}, capture: -1, listens: [2]int{-1, -1}}
+func newPlumbing(n *nulls) *plumbing {
+	return &plumbing{nulls: n, ours: map[role]int{}, theirs: [3]int{-1, -1, -1}, capture: -1, listens: [2]int{-1, -1}}
 }
 
 func (p *plumbing) null(i int) (err error) {
-	p.theirs[i], err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	p.theirs[i], err = p.nulls.open()
 	return err
 }
 
-func lay(l *Launch) (_ *plumbing, err error) {
+func lay(l *Launch, n *nulls) (_ *plumbing, err error) {
 	if l.Streams != nil {
-		return layGiven(l)
+		return layGiven(l, n)
 	}
-	p := newPlumbing()
+	p := newPlumbing(n)
 	defer func() {
 		if err != nil {
 			p.close()
@@ -225,7 +226,7 @@ func (s *server) start(ctx context.Context, l *Launch) (_ *child, err error) {
 		}
 		s.notes.release(slot)
 	}()
-	if p, err = lay(l); err != nil {
+	if p, err = lay(l, s.nulls); err != nil {
 		return nil, err
 	}
 	c.fds = p.ours

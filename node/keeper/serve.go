@@ -41,6 +41,7 @@ type server struct {
 	log    *slog.Logger
 	notes  *notes
 	spaces *workspaces
+	nulls  *nulls
 	socket *net.UnixListener
 	lock   *os.File
 	oom    string // what processes start with, not the keeper's own
@@ -75,6 +76,7 @@ func Serve(ctx context.Context, c ServeConfig) error {
 	s := &server{
 		config: c, log: c.Log,
 		spaces:    newWorkspaces(min(4, runtime.GOMAXPROCS(0))),
+		nulls:     newNulls(),
 		processes: map[string]*child{}, children: map[int]*child{}, kept: map[string][]int{},
 		runtimes: map[int]chan unix.WaitStatus{}, strays: map[int]end{},
 		cancel: map[ticket]context.CancelFunc{},
@@ -129,6 +131,7 @@ func (s *server) begin() (node *conn, err error) {
 
 // end removes what would mislead the next keeper.
 func (s *server) end() {
+	s.nulls.close()
 	_ = s.socket.Close()
 	_ = os.Remove(s.config.Socket + ".notes")
 	_ = os.Remove(s.config.PidFile)
