@@ -32,6 +32,8 @@ type cniPlugins struct {
 	timeout time.Duration // of one operation on one container
 	lib     *libcni.CNIConfig
 
+	adding sync.RWMutex // read by each ADD, written by what collects leftovers
+
 	mu   sync.Mutex
 	read map[string]cniFile
 }
@@ -177,6 +179,8 @@ func (c *cniPlugins) add(ctx context.Context, a *attachment, p place, inside str
 func (c *cniPlugins) addList(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (*types100.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
+	c.adding.RLock()
+	defer c.adding.RUnlock()
 	result, err := c.lib.AddNetworkList(ctx, list, rt)
 	if err != nil {
 		return nil, fmt.Errorf("CNI ADD: %w", err)

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
@@ -148,6 +149,35 @@ func (c *cniPlugins) status(ctx context.Context, list *libcni.NetworkConfigList)
 		return errs.New(errs.Unavailable, "CNI network %s: %w", list.Name, err)
 	}
 	return nil
+}
+
+// collectCNI lets plugins free what belongs to nobody any more, as after a
+// power cut, where the configuration's version has it and does not say that
+// others use the network too. No ADD runs meanwhile; while one does, nothing
+// is collected.
+func (s *Set) collectCNI(ctx context.Context) error {
+	c := s.podCNI
+	if !c.adding.TryLock() {
+		return nil
+	}
+	defer c.adding.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, min(c.timeout, statusGood))
+	defer cancel()
+	var failed error
+	for _, list := range c.lists() {
+		args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}} // [], where there are none
+		for _, a := range s.attached() {
+			for _, e := range a.endpoints {
+				if e.cni && e.title == list.Name {
+					args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: a.container, IfName: e.inside})
+				}
+			}
+		}
+		if err := c.lib.GCNetworkList(ctx, list, args); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("CNI GC of network %s: %w", list.Name, err))
+		}
+	}
+	return failed
 }
 
 // abilities are what plugins get who declare them.

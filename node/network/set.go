@@ -26,6 +26,12 @@ const familyAll = unix.AF_UNSPEC
 // checkEvery is how often Run looks whether the rules are still there.
 const checkEvery = 10 * time.Second
 
+// When Run has CNI plugins collect leftovers: not while all pods come back.
+const (
+	collectAfter = time.Minute
+	collectEvery = 6 * time.Hour
+)
+
 // Set is the networks of a node.
 type Set struct {
 	cfg      Config
@@ -143,17 +149,27 @@ func (s *Set) ensureDefault(ctx context.Context) error {
 	return err
 }
 
-// Run puts the rules back when somebody has flushed them, until ctx is done.
-// Names and held ports are served from Open to Close, whether it runs or not.
+// Run puts the rules back when somebody has flushed them, and has CNI plugins
+// collect leftovers, until ctx is done. Names and held ports are served from
+// Open to Close, whether it runs or not.
 func (s *Set) Run(ctx context.Context) error {
-	tick := time.NewTicker(checkEvery)
+	tick, leftovers := time.NewTicker(checkEvery), time.NewTimer(collectAfter)
 	defer tick.Stop()
+	defer leftovers.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 			s.repair(ctx)
+		case <-leftovers.C:
+			leftovers.Reset(collectEvery)
+			if s.instance != "" {
+				continue // another node of this machine may be on the same networks
+			}
+			if err := s.collectCNI(ctx); err != nil {
+				s.cfg.Log.WarnContext(ctx, "CNI plugins cannot collect leftovers", "err", err)
+			}
 		}
 	}
 }
