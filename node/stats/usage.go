@@ -40,8 +40,10 @@ type Usage struct {
 		OwnFaults, OwnMajorFaults uint64
 
 		Kernel, Peak, Failures, OOMKills uint64 // Finer
-		// SwapLimit is of memory and swap together on version 1.
+		// SwapLimit is of memory and swap together on version 1. On version 2 it
+		// can be 0 and a limit: SwapLimited.
 		SwapLimit, Reservation uint64
+		SwapLimited            bool
 	}
 	Tasks    Level // threads
 	Pressure struct {

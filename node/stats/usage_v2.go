@@ -68,7 +68,8 @@ func (p *Pass) memoryV2(u *Usage, at func(string) []byte, want Parts) {
 		}
 	})
 	m.WorkingSet = WithoutCache(m.Usage, inactive)
-	m.Swap, m.SwapLimit = number(at("memory.swap.current")), number(at("memory.swap.max"))
+	m.Swap = number(at("memory.swap.current"))
+	m.SwapLimit, m.SwapLimited = digits(at("memory.swap.max"))
 	if want&Finer == 0 {
 		return
 	}
