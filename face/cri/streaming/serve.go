@@ -25,6 +25,12 @@ func (s *Server) handler() http.Handler {
 		"exec": s.serveExec, "attach": s.serveAttach, "portforward": s.servePorts,
 	} {
 		handle := func(w http.ResponseWriter, r *http.Request) {
+			leave, ok := s.enter()
+			if !ok {
+				http.Error(w, "the node is about to end", http.StatusServiceUnavailable)
+				return
+			}
+			defer leave()
 			t, ok := s.tickets.take(kind, r.PathValue("token"))
 			if !ok {
 				http.NotFound(w, r)
@@ -32,7 +38,7 @@ func (s *Server) handler() http.Handler {
 			}
 			ctx, cancel := context.WithCancel(r.Context())
 			defer cancel()
-			serve(&watched{ResponseWriter: w, ctx: ctx, gone: cancel}, r.WithContext(ctx), t)
+			serve(&watched{ResponseWriter: w, ctx: ctx, gone: cancel, pumps: &s.pumps}, r.WithContext(ctx), t)
 		}
 		mux.HandleFunc("GET /"+kind+"/{token}", handle)
 		mux.HandleFunc("POST /"+kind+"/{token}", handle)

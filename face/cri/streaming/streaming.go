@@ -90,15 +90,19 @@ type Server struct {
 	listener net.Listener
 	base     url.URL
 	tickets  tickets
-	pumps    sync.WaitGroup  // whatever reads from a client
+	door     sync.Mutex
+	closed   bool            // nobody is let in any more
+	pumps    sync.WaitGroup  // whatever serves a client
 	life     context.Context //nolint:containedctx // streams end with it
 	end      context.CancelFunc
 }
 
-// Open listens. The server's life is ctx's; Run has to come next. The library
-// that speaks SPDY logs to log, that of the last call.
+// LeadLog has the library that speaks SPDY write to log. It has one log for the
+// whole process: this is to be called once, before any stream is there.
+func LeadLog(log *slog.Logger) { klog.SetSlogLogger(log) }
+
+// Open listens. The server's life is ctx's; Run has to come next.
 func Open(ctx context.Context, config Config) (*Server, error) {
-	klog.SetSlogLogger(config.Log)
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", cmp.Or(config.Addr, "127.0.0.1:0"))
 	if err != nil {
@@ -131,7 +135,7 @@ const headerTimeout = 30 * time.Second
 // Run serves until ctx ends; then all streams end too.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.pumps.Wait()
-	defer s.end()
+	defer s.close()
 	server := &http.Server{
 		Handler: s.handler(), ReadHeaderTimeout: headerTimeout,
 		BaseContext: func(net.Listener) context.Context { return s.life },
@@ -139,12 +143,30 @@ func (s *Server) Run(ctx context.Context) error {
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		ErrorLog:     slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 	}
-	stop := context.AfterFunc(ctx, func() { s.end(); _ = server.Close() })
+	stop := context.AfterFunc(ctx, func() { s.close(); _ = server.Close() })
 	defer stop()
 	if err := server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve streams: %w", err)
 	}
 	return nil
+}
+
+// enter says whether a client is served; leave then ends that.
+func (s *Server) enter() (leave func(), ok bool) {
+	s.door.Lock()
+	defer s.door.Unlock()
+	if s.closed {
+		return nil, false
+	}
+	s.pumps.Add(1)
+	return s.pumps.Done, true
+}
+
+func (s *Server) close() {
+	s.door.Lock()
+	s.closed = true
+	s.door.Unlock()
+	s.end()
 }
 
 // Exec answers with the URL of a command's streams.

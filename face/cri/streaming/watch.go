@@ -3,20 +3,23 @@ package streaming
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"sync"
 )
 
 // watched tells when a client has gone that took the connection over: after
-// that net/http does not look any more.
-// The connection ends with ctx.
+// that net/http does not look any more, and SPDY's library not after the client
+// has said that it will go. The connection ends with ctx.
 type watched struct {
 	http.ResponseWriter
-	ctx  context.Context //nolint:containedctx // a connection has no other way to end with one
-	gone func()
+	ctx   context.Context //nolint:containedctx // a connection has no other way to end with one
+	gone  func()
+	pumps *sync.WaitGroup
 }
 
 // Hijack is http.Hijacker's.
@@ -33,21 +36,24 @@ func (w *watched) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	c := &watchedConn{Conn: conn, gone: w.gone}
-	context.AfterFunc(w.ctx, func() { _ = conn.Close() })
-	in := bufio.NewReader(io.MultiReader(bytes.NewReader(bytes.Clone(early)), c))
-	return c, bufio.NewReadWriter(in, bufio.NewWriter(c)), nil
+	from, to := io.Pipe()
+	c := &watchedConn{Conn: conn, from: from}
+	context.AfterFunc(w.ctx, func() { _ = c.Close() })
+	all := io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn)
+	w.pumps.Go(func() {
+		defer w.gone()
+		_, err := io.Copy(to, all)
+		_ = to.CloseWithError(cmp.Or(err, io.EOF))
+	})
+	return c, bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c)), nil
 }
 
+// watchedConn reads what a pump has read.
 type watchedConn struct {
 	net.Conn
-	gone func()
+	from *io.PipeReader
 }
 
-func (c *watchedConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if err != nil {
-		c.gone()
-	}
-	return n, err
-}
+func (c *watchedConn) Read(p []byte) (int, error) { return c.from.Read(p) }
+
+func (c *watchedConn) Close() error { return errors.Join(c.from.Close(), c.Conn.Close()) }
