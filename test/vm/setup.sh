@@ -4,7 +4,8 @@
 #   and then under software emulation;
 # - Debian's cloud kernels, 6.1 of bookworm and 6.12 of its backports, unpacked
 #   into .cache/vm/<series>/ without installing them: vmlinuz, kernel/ (plain
-#   .ko files), modules.dep.
+#   .ko files), modules.dep;
+# - AppArmor's parser and what profiles include, in .cache/vm/apparmor/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cache=$PWD/.cache/vm
@@ -57,8 +58,22 @@ kernel() { # kernel SERIES SUITE
 	mv "$cache/$series.new" "$cache/$series"
 }
 
+apparmor() {
+	[ -e "$cache/apparmor/sbin/apparmor_parser" ] && return
+	echo "vm: fetching AppArmor's parser" >&2
+	apt_of bookworm
+	(cd "$apt" && apt-get download -qq apparmor)
+	dpkg -x "$apt"/apparmor_*.deb "$apt/apparmor"
+	rm -rf "$cache/apparmor" && mkdir -p "$cache/apparmor/etc" "$cache/apparmor/sbin"
+	cp -r "$apt"/apparmor/etc/apparmor "$cache/apparmor/etc/"
+	mkdir "$cache/apparmor/etc/apparmor.d"
+	cp -r "$apt"/apparmor/etc/apparmor.d/{abi,abstractions,tunables} "$cache/apparmor/etc/apparmor.d/"
+	cp "$(find "$apt/apparmor" -name apparmor_parser -type f)" "$cache/apparmor/sbin/"
+}
+
 mkdir -p "$cache"
 qemu
 kernel 6.1 bookworm
 kernel 6.12 bookworm-backports
+apparmor
 rm -rf "$cache/apt"
