@@ -227,7 +227,7 @@ func (n *node) plain(name string) bool {
 
 // serveGRPC answers clients of containerd.
 func (n *node) serveGRPC(ctx context.Context, listener net.Listener) error {
-	server := containerd.Server{Namespaces: n.engine.namespaces, Log: n.log.With("room", "containerd")}
+	server := containerd.Server{Namespaces: n.engine.namespaces, Ended: n.metrics.cri.ended, Log: n.log.With("room", "containerd")}
 	if n.config.OTLP != "" {
 		server.Tracer = otel.Tracer("berth/face/containerd")
 	}

@@ -14,12 +14,12 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
-	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/base/errs"
 	"berth/face/containerd"
 	"berth/face/cri"
 	"berth/face/cri/images"
+	usage "berth/face/cri/metrics"
 	"berth/face/cri/streaming"
 	"berth/image/reference"
 	"berth/node/image"
@@ -45,6 +45,7 @@ func (n *node) openCRI(ctx context.Context) (err error) {
 		return err
 	}
 	log := n.log.With("room", "cri")
+	streaming.LeadLog(log)
 	n.cri.streams, err = streaming.Open(ctx, streaming.Config{
 		Addr: cmp.Or(c.StreamAddr, "127.0.0.1:0"), TLS: certificate,
 		Containers: streaming.Of(n.containers), Pods: n.pods.set, Ref: pod.Key, Dial: network.Dial, Log: log,
@@ -57,9 +58,11 @@ func (n *node) openCRI(ctx context.Context) (err error) {
 		Images: space, Disk: n.images, Path: n.config.Root, Pinned: c.isPinned, Patience: c.patience(), Log: log,
 		Handler: func(name string) error { _, err := n.podRuntime(name); return err },
 	})
+	meter := usage.New(ctx, usage.Config{Pods: n.pods.set, Layers: n.snapshots, Meter: n.engine.meter, Root: n.config.Root, Log: log})
+	n.onClose("statistics of pods", meter.Close)
 	n.cri.server = cri.New(cri.Config{
 		Pods: n.pods.set, Containers: n.pods.set, Images: podNames{space}, Streams: n.cri.streams,
-		Meter: api.UnimplementedRuntimeServiceServer{}, Network: n.networks, Node: n.kubeNode(ctx), Log: log,
+		Meter: meter, Network: n.networks, Node: n.kubeNode(ctx), Log: log,
 	})
 	n.bus.Tap(n.cri.server.Tell)
 	return nil

@@ -23,6 +23,7 @@ type metrics struct {
 	events   *prometheus.CounterVec
 	runtime  *prometheus.HistogramVec
 	damage   *prometheus.CounterVec
+	cri      *criMetrics
 }
 
 func newMetrics(version spec.Version) *metrics {
@@ -46,6 +47,7 @@ func newMetrics(version spec.Version) *metrics {
 	build.Set(1)
 	m.registry.MustRegister(build, m.events, m.runtime, m.damage,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.cri = newCRIMetrics(m.registry)
 	return m
 }
 

@@ -260,7 +260,7 @@ func (n *node) openImages(ctx context.Context) (err error) {
 		Notify: func(action, id, name string) {
 			n.events.Publish("image", action, id, map[string]string{"name": name})
 		},
-		Freed: n.wakeCollector, Scrubbed: n.toldScrub, Damaged: n.toldDamage,
+		Pulled: n.metrics.cri.pulled, Freed: n.wakeCollector, Scrubbed: n.toldScrub, Damaged: n.toldDamage,
 		Lazy: n.lazily, Content: n.engine.contents, Leases: n.engine.leases, Named: n.engine.teller.ImageNamed,
 		Spaces: []string{pod.Namespace},
 		Log:    log,
@@ -364,6 +364,7 @@ func (n *node) survivors() ([]container.Survivor, error) {
 func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	n.metrics.registry.MustRegister(newCensus(ctx, n.containers, n.log))
 	n.metrics.countScrubs(n.images)
+	n.observePods()
 	face := &rest.Server{
 		Containers: n.containers, Images: n.images, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events}, Events: n.bus,
 		System: n, Builder: n.builder, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),

@@ -50,6 +50,9 @@ type Server struct {
 		Ensure(ctx context.Context, name string) error
 	}
 	Tracer trace.Tracer // nil for no spans
+	// Ended is told of each call how it went, by the call's whole name; nil where
+	// nobody wants to know. What waits for something to happen is left out.
+	Ended func(method string, took time.Duration, err error)
 	Log    *slog.Logger
 }
 
@@ -168,6 +171,9 @@ func (s *Server) begin(ctx, life context.Context, method string) (context.Contex
 			span.SetStatus(codes.Error, (*err).Error())
 		}
 		span.End()
+		if s.Ended != nil && !waits[method] {
+			s.Ended(method, time.Since(begun), *err)
+		}
 		s.Log.DebugContext(ctx, "call", "method", path.Base(method), "took", time.Since(begun), "err", *err)
 	}
 }

@@ -69,6 +69,13 @@ func (s *Server) Tell(e spec.Event) {
 	}
 }
 
+// Subscribers is how many clients hear of events now.
+func (s *Server) Subscribers() int {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	return len(s.feed.clients)
+}
+
 // podOf is the id of the pod that an event is about.
 func podOf(e spec.Event) string {
 	if e.Type == "pod" {

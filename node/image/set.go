@@ -75,6 +75,8 @@ type Config struct {
 	// Notify hears what happened: pull, push, load, tag, untag, delete, commit,
 	// prune. It is called from many goroutines and must not wait. May be nil.
 	Notify func(action, id, name string)
+	// Pulled hears how each pull went; nil where nobody wants to know.
+	Pulled func(Pulled)
 	// Freed hears that there may be something to collect: calling Collect is
 	// then up to it, at another time. Where it is nil the Set does so by itself,
 	// and who removes an image waits for that.

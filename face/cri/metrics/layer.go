@@ -18,6 +18,7 @@ import (
 type layers struct {
 	store Layers
 	life  context.Context //nolint:containedctx // counting goes on after the call that began it
+	end   context.CancelFunc
 	log   *slog.Logger
 	wait  sync.WaitGroup
 
@@ -44,7 +45,8 @@ const (
 )
 
 func (l *layers) init(ctx context.Context, store Layers, log *slog.Logger) {
-	l.life, l.store, l.log, l.known = ctx, store, log, map[string]*layer{}
+	l.life, l.end = context.WithCancel(ctx)
+	l.store, l.log, l.known = store, log, map[string]*layer{}
 }
 
 // of tells what containers have written, by their ids. Those that could not be

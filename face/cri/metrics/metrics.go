@@ -63,15 +63,19 @@ type Service struct {
 }
 
 // New makes a service. What a call has begun to count, and not ended, goes on
-// after it until ctx is done.
+// after it until ctx is done or Close.
 func New(ctx context.Context, c Config) *Service {
 	s := &Service{Config: c, seen: map[string]*reading{}, nets: map[string]traffic{}}
 	s.layers.init(ctx, c.Layers, c.Log)
 	return s
 }
 
-// Close waits for what is still being counted. The context of New is to be done.
-func (s *Service) Close() { s.layers.wait.Wait() }
+// Close breaks off what is still being counted.
+func (s *Service) Close() error {
+	s.layers.end()
+	s.layers.wait.Wait()
+	return nil
+}
 
 // ContainerStats measures one container. Of one that does not run there is
 // what it has written.
