@@ -17,6 +17,13 @@ func (s *Server) CreateContainer(ctx context.Context, r *cri.CreateContainerRequ
 	if err != nil {
 		return nil, err
 	}
+	if r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions() == nil {
+		pod, err := s.Pods.Pod(r.GetPodSandboxId())
+		if err != nil {
+			return nil, err
+		}
+		config.Security.Namespaces = pod.Config.Security.Namespaces // as its pod has it
+	}
 	id, err := s.Containers.CreateContainer(ctx, r.GetPodSandboxId(), config)
 	return &cri.CreateContainerResponse{ContainerId: id}, err
 }

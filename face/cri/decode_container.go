@@ -143,10 +143,11 @@ func signal(number cri.Signal) (string, error) {
 	return strings.Replace(name, "MINUS", "-", 1), nil
 }
 
-// signalShown is a signal by its name, with or without SIG.
+// signalShown is a signal by its name, with or without SIG. Where neither the
+// client nor the image says one it is that which everybody gets.
 func signalShown(name string) cri.Signal {
 	if name == "" {
-		return cri.Signal_SIGNAL_RUNTIME_DEFAULT
+		return cri.Signal_SIGNAL_SIGTERM
 	}
 	name = "SIGNAL_SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")
 	name = strings.Replace(name, "+", "PLUS", 1)
