@@ -83,7 +83,7 @@ func (c *cniPlugins) load() (lists []*libcni.NetworkConfigList, problems error) 
 	for _, file := range files {
 		list, err := c.file(file)
 		if err != nil {
-			problems = errors.Join(problems, fmt.Errorf("CNI configuration: %w", err))
+			problems = errors.Join(problems, fmt.Errorf("CNI configuration %s: %w", file, err))
 		}
 		if list != nil {
 			lists = append(lists, list)
@@ -106,7 +106,7 @@ func (c *cniPlugins) file(path string) (*libcni.NetworkConfigList, error) {
 	}
 	list, err := readCNI(path)
 	if err == nil && !networkName.MatchString(list.Name) {
-		err = errs.New(errs.Invalid, "%s: %q cannot name a network", path, list.Name)
+		err = errs.New(errs.Invalid, "%q cannot name a network", list.Name)
 	}
 	if err != nil {
 		return known.list, err

@@ -135,7 +135,13 @@ func (s *Set) podStands(ctx context.Context, a *attachment, req PodRequest) bool
 		return s.plugged(a.namespace, e)
 	}
 	list, err := libcni.NetworkConfFromBytes(a.pod.CNI)
-	return err == nil && s.podCNI.checkList(ctx, list, a.podConf(e)) == nil
+	if err == nil {
+		err = s.podCNI.checkList(ctx, list, a.podConf(e))
+	}
+	if err != nil {
+		s.cfg.Log.WarnContext(ctx, "a pod's network does not stand: it is made anew", "pod", a.container, "err", err)
+	}
+	return err == nil
 }
 
 // attachToBridge uses the link that the namespace has already, or makes one.

@@ -40,8 +40,11 @@ func (s *Set) attachByPlugins(ctx context.Context, req PodRequest, list *libcni.
 	a := &attachment{
 		container: req.ID, name: req.Name + "." + req.Namespace, hostname: req.Name, namespace: req.NetNS, endpoints: []*endpoint{e}, ports: ports,
 		pod: &podRecord{CNI: list.Bytes, Abilities: abilities, Args: [][2]string{
-			{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", req.Namespace}, {"K8S_POD_NAME", req.Name},
-			{"K8S_POD_INFRA_CONTAINER_ID", req.ID}, {"K8S_POD_UID", req.UID},
+			{"IgnoreUnknown", "1"},
+			{"K8S_POD_NAMESPACE", req.Namespace},
+			{"K8S_POD_NAME", req.Name},
+			{"K8S_POD_INFRA_CONTAINER_ID", req.ID},
+			{"K8S_POD_UID", req.UID},
 		}},
 	}
 	if a.pod.CNI, err = wholeList(list); err != nil {
