@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"context"
-	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -12,7 +10,6 @@ import (
 	"berth/node/bundle"
 	"berth/node/container"
 	"berth/node/image"
-	"berth/node/keeper"
 	"berth/node/kernelns"
 	"berth/node/nri"
 	"berth/node/pod"
@@ -34,6 +31,9 @@ type CRIDefaults struct {
 	// SeccompProfileRoot is where localhost profiles with a relative name are;
 	// kubelet's folder when empty.
 	SeccompProfileRoot string `toml:"seccomp_profile_root"`
+	// SeccompTrusting: annotations of pods may have forbidden system calls go
+	// through (audit), and recorded profiles written below SeccompProfileRoot.
+	SeccompTrusting bool `toml:"seccomp_trusting"`
 	// Pause is a static program that runs as the first process of a PID
 	// namespace that a pod's containers share; a tiny one of the node's own
 	// when empty.
@@ -52,6 +52,25 @@ func (d CRIDefaults) On() bool { return d.Enabled == nil || *d.Enabled }
 type NRIDefaults struct {
 	Enabled *bool  `toml:"enabled"` // true when nil
 	Socket  string `toml:"socket"`  // nri's own place when empty; a node in folders of its own has it there
+	// PluginDir is of programs that the node starts, ConfigDir of what they are
+	// told; nri's own places when empty.
+	PluginDir string `toml:"plugin_dir"`
+	ConfigDir string `toml:"config_dir"`
+	// RequestSeconds is how long a plugin may take for an answer; 4 when 0.
+	RequestSeconds int           `toml:"request_seconds"`
+	Validator      *NRIValidator `toml:"validator"`
+}
+
+// NRIValidator is what plugins may not change, and which of them there must be.
+type NRIValidator struct {
+	RejectHooks             bool     `toml:"reject_hooks"`
+	RejectDefaultSeccomp    bool     `toml:"reject_default_seccomp"`
+	RejectUnconfinedSeccomp bool     `toml:"reject_unconfined_seccomp"`
+	RejectLocalhostSeccomp  bool     `toml:"reject_localhost_seccomp"`
+	RejectNamespaces        bool     `toml:"reject_namespaces"`
+	RejectSysctls           bool     `toml:"reject_sysctls"`
+	Required                []string `toml:"required"`
+	Tolerate                string   `toml:"tolerate"` // annotation of who needs none of Required
 }
 
 const (
@@ -98,7 +117,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 	}
 	if n.pods.watcher, err = seccomp.Open(ctx, seccomp.Config{
 		State: n.config.State, Profiles: filepath.Join(n.config.Root, "seccomp"), Localhost: n.profileRoot(),
-		Keeper: keptDescriptors{n.keeper, n.log}, Events: n.events, Log: n.log.With("room", "seccomp"),
+		Trusting: n.config.CRI.SeccompTrusting, Keeper: n.keeper, Events: n.events, Log: n.log.With("room", "seccomp"),
 		Stop: func(ctx context.Context, id, reason, message string) error {
 			return n.pods.set.StopFor(ctx, id, reason, message)
 		},
@@ -135,7 +154,9 @@ func (n *node) openPlugins(devices nri.Devices) (err error) {
 		socket = filepath.Join(n.config.State, "nri.sock")
 	}
 	n.pods.plugins, err = nri.Open(nri.Config{
-		Socket: socket, Name: "berth", Version: n.config.Version.Version, Devices: devices, Log: n.log.With("room", "nri"),
+		Socket: socket, PluginDir: n.config.NRI.PluginDir, ConfigDir: n.config.NRI.ConfigDir,
+		Request: time.Duration(n.config.NRI.RequestSeconds) * time.Second, Validator: (*nri.Validator)(n.config.NRI.Validator),
+		Name: "berth", Version: n.config.Version.Version, Devices: devices, Log: n.log.With("room", "nri"),
 	})
 	return err
 }
@@ -192,21 +213,6 @@ func (i podImages) Resolve(ctx context.Context, ref string) (pod.Image, error) {
 		out.Name = tags[0]
 	}
 	return out, nil
-}
-
-// keptDescriptors are those that the keeper keeps while there is no node.
-type keptDescriptors struct {
-	*keeper.Keeper
-	log *slog.Logger
-}
-
-// Held implements seccomp.Keeper.
-func (k keptDescriptors) Held() map[string][]*os.File {
-	held, err := k.Keeper.Held()
-	if err != nil {
-		k.log.Error("what the keeper has kept is not to be had", "err", err)
-	}
-	return held
 }
 
 // claims says whether an id is that of a container, or of a pod or a container

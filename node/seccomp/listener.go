@@ -52,7 +52,7 @@ func programOf(pid int) program {
 	if pid <= 0 || unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &stat) != nil {
 		return program{}
 	}
-	return program{uint64(stat.Dev), stat.Ino}
+	return program{stat.Dev, stat.Ino}
 }
 
 // listener answers the calls of one process and all that came of it: those of
@@ -109,7 +109,7 @@ func (w *Watcher) serve(l *listener) {
 		return
 	}
 	w.served.Go(func() {
-		defer context.AfterFunc(ctx, func() { l.file.SetReadDeadline(time.Unix(1, 0)) })()
+		defer context.AfterFunc(ctx, func() { _ = l.file.SetReadDeadline(time.Unix(1, 0)) })()
 		err := w.answerAll(ctx, l)
 		if ctx.Err() != nil {
 			return // the next node goes on
@@ -163,7 +163,7 @@ func (w *Watcher) answerAll(ctx context.Context, l *listener) error {
 func next(fd uintptr) (asked notification, over bool, err error) {
 	ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
-		if _, err := unix.Poll(ready, 0); err == unix.EINTR { //nolint:errorlint // an errno
+		if _, err := unix.Poll(ready, 0); errors.Is(err, unix.EINTR) {
 			continue
 		} else if err != nil {
 			return asked, false, err

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 )
@@ -111,9 +112,8 @@ func readRecorded(root *os.Root, file string) (Recorded, error) {
 
 // emptyProfile allows what every runtime needs to start a container at all.
 func emptyProfile() Recorded {
-	no := uint(1) // EPERM
 	return Recorded{LinuxSeccomp: specs.LinuxSeccomp{
-		DefaultAction: specs.ActErrno, DefaultErrnoRet: &no, Architectures: native(),
+		DefaultAction: specs.ActErrno, DefaultErrnoRet: new(uint(unix.EPERM)), Architectures: native(),
 		Syscalls: []specs.LinuxSyscall{{Names: append(unasked(), "execve"), Action: specs.ActAllow}},
 	}}
 }

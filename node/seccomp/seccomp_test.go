@@ -66,14 +66,12 @@ func TestTable(t *testing.T) {
 	}
 }
 
-func number(n uint) *uint { return &n }
-
 func aProfile() *specs.LinuxSeccomp {
 	return &specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno,
 		Syscalls: []specs.LinuxSyscall{
 			{Names: []string{"openat", "write", "execve"}, Action: specs.ActAllow},
-			{Names: []string{"mkdir", "write"}, Action: specs.ActErrno, ErrnoRet: number(13)},
+			{Names: []string{"mkdir", "write"}, Action: specs.ActErrno, ErrnoRet: new(uint(13))},
 			{Names: []string{"reboot"}, Action: specs.ActKillProcess},
 			{Names: []string{"acct"}, Action: specs.ActTrap},
 			{Names: []string{"personality"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 0, Value: 8, Op: specs.OpEqualTo}}},
@@ -137,7 +135,7 @@ func TestRewrite(t *testing.T) {
 func TestVerdicts(t *testing.T) {
 	p := aProfile()
 	p.Syscalls = append(p.Syscalls,
-		specs.LinuxSyscall{Names: []string{"fake"}, Action: specs.ActErrno, ErrnoRet: number(0)},
+		specs.LinuxSyscall{Names: []string{"fake"}, Action: specs.ActErrno, ErrnoRet: new(uint(0))},
 		specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{
 			{Index: 0, Value: 1, Op: specs.OpEqualTo}, {Index: 0, Value: 2, Op: specs.OpEqualTo},
 		}},
