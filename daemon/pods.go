@@ -2,8 +2,12 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"path/filepath"
+	"sync"
 	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 
 	"berth/base/clock"
 	"berth/base/errs"
@@ -127,7 +131,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 	config := pod.Config{
 		DB: n.db, State: n.config.State, Boot: boot,
 		Runner: n.containers, Networks: n.networks, Namespaces: n.pods.namespaces, Snapshots: n.snapshots,
-		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime,
+		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime, Features: n.podFeatures(),
 		Seccomp: n.pods.watcher, Devices: devices,
 		Host: n.host, ProfileRoot: n.profileRoot(), Log: n.log.With("room", "pod"),
 	}
@@ -190,6 +194,37 @@ func (n *node) podRuntime(handler string) (string, error) {
 		return "", errs.New(errs.NotFound, "there is no runtime for handler %q: %w", handler, err)
 	}
 	return handler, nil
+}
+
+// podFeatures asks each runtime what it can do, once.
+func (n *node) podFeatures() pod.Features {
+	var mu sync.Mutex
+	known := map[string]*features.Features{}
+	return func(ctx context.Context, name string) *features.Features {
+		if name == container.RuntimeV2 || formerly[name] {
+			name = n.runtimes.usual
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if can, ok := known[name]; ok {
+			return can
+		}
+		says, ok := n.runtimes.byName[name].(featured)
+		if !ok {
+			return nil
+		}
+		text, err := says.Features(ctx)
+		if err != nil {
+			n.log.DebugContext(ctx, "a runtime does not say what it can do", "runtime", name, "err", err)
+			return nil
+		}
+		can := &features.Features{}
+		if json.Unmarshal(text, can) != nil {
+			can = nil
+		}
+		known[name] = can
+		return can
+	}
 }
 
 // podImages are the images of Kubernetes as containers need them.

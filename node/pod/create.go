@@ -145,6 +145,7 @@ func (s *Set) makeMember(ctx context.Context, m *member) (err error) {
 	if err := s.adjust(ctx, m, oci); err != nil {
 		return err
 	}
+	oci.Version = bundle.LowestVersion(oci)
 	given, err := s.given(m, image, oci)
 	if err != nil {
 		return err
@@ -156,12 +157,10 @@ func (s *Set) makeMember(ctx context.Context, m *member) (err error) {
 	if _, err := s.Runner.AdmitGiven(ctx, given); err != nil {
 		return err
 	}
-	if s.Hooks == nil {
-		return nil
-	}
-	return s.hook(ctx, "created", func(ctx context.Context) error {
+	s.told(ctx, "container created", m.id, func(ctx context.Context) error {
 		return s.Hooks.PostCreateContainer(ctx, m.pod.get(), m.rec.Load().Container)
 	})
+	return nil
 }
 
 // dismissMember takes away all that there may be of a container that nobody was
@@ -171,6 +170,7 @@ func (s *Set) dismissMember(ctx context.Context, m *member) error {
 		return err
 	}
 	s.forgetMember(m)
+	s.tellRemoval(ctx, m)
 	return nil
 }
 
@@ -199,9 +199,9 @@ func (s *Set) prepare(ctx context.Context, m *member, image Image) (*specs.Spec,
 	if err != nil {
 		return nil, err
 	}
-	_, end := span.Start(ctx, "make the spec")
+	ctx, end := span.Start(ctx, "make the spec")
 	oci, user, err := bundle.PodSpec(ctx, bundle.PodInput{
-		Pod: pod, Container: c, Image: image.Config, Host: s.Host, Rootfs: root,
+		Pod: pod, Container: c, Image: image.Config, Host: s.Host, Runtime: s.Features(ctx, pod.Runtime), Rootfs: root,
 		CgroupPath: cgroupPath(&pod.Config, m.id), Idmap: idmap(&pod.Config), PIDNS: pidns,
 		ResolvConf: s.podPath(m.pod, resolvConf), Hosts: s.podPath(m.pod, hosts), HostnameFile: s.podPath(m.pod, hostnameFile), Shm: s.shmOf(m.pod),
 		Images: volumes, Devices: s.Devices, ProfileDir: s.ProfileRoot,
@@ -234,10 +234,10 @@ func (s *Set) makeRoot(ctx context.Context, m *member, image Image) (root string
 // pod asks for it.
 func (s *Set) adjust(ctx context.Context, m *member, oci *specs.Spec) error {
 	pod, c := m.pod.get(), m.rec.Load().Container
-	if s.Hooks != nil {
-		if err := s.hook(ctx, "create", func(ctx context.Context) error { return s.Hooks.CreateContainer(ctx, pod, c, oci) }); err != nil {
-			return err
-		}
+	if err := s.ask(ctx, "create container", func(ctx context.Context) error {
+		return s.Hooks.CreateContainer(ctx, pod, c, oci)
+	}); err != nil {
+		return err
 	}
 	if s.Seccomp == nil || oci.Linux == nil {
 		return nil
@@ -250,9 +250,6 @@ func (s *Set) adjust(ctx context.Context, m *member, oci *specs.Spec) error {
 		return fmt.Errorf("watch system calls: %w", err)
 	}
 	oci.Linux.Seccomp = profile
-	if profile != nil && profile.ListenerPath != "" && oci.Version < "1.1.0" {
-		oci.Version = "1.1.0"
-	}
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"berth/base/clock"
 	"berth/base/errs"
+	"berth/node/bundle"
 	"berth/node/snapshot"
 	"berth/spec"
 )
@@ -76,6 +77,7 @@ func (s *Set) recover(ctx context.Context, p *pod) error {
 		}
 	}
 	rec := p.rec.Load()
+	bundle.ReservePodLabels(rec.Pod.ProcessLabel)
 	rebooted := rec.Boot != s.Boot
 	if rebooted {
 		if err := s.afterReboot(p); err != nil {

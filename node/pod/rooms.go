@@ -4,6 +4,7 @@ import (
 	"context"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 
 	"berth/node/container"
 	"berth/node/kernelns"
@@ -132,3 +133,6 @@ type Devices interface {
 // Runtimes finds the runtime of a handler's name, "" being the usual one.
 // errs.NotFound: there is none of that name.
 type Runtimes func(handler string) (runtime string, err error)
+
+// Features is what a runtime says that it can do; nil where it says nothing.
+type Features func(ctx context.Context, runtime string) *features.Features

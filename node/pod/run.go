@@ -12,6 +12,7 @@ import (
 	"berth/base/errs"
 	"berth/base/span"
 	"berth/base/undo"
+	"berth/node/bundle"
 	"berth/spec"
 )
 
@@ -106,16 +107,22 @@ func (s *Set) make(ctx context.Context, p *pod) (err error) {
 		}
 	}()
 	u.Add("forget the pod", func(ctx context.Context) error { return s.dismiss(ctx, p) })
+	if err := s.label(p); err != nil {
+		return err
+	}
 	if err := s.beginPod(p); err != nil {
 		return err
 	}
 	if err := s.build(ctx, p); err != nil {
 		return err
 	}
-	if s.Hooks != nil {
-		if err := s.hook(ctx, "run pod", func(ctx context.Context) error { return s.Hooks.RunPod(ctx, p.get()) }); err != nil {
-			return err
-		}
+	u.Add("tell plugins", func(ctx context.Context) error {
+		s.tellPodStop(ctx, p)
+		s.tellPodRemoval(ctx, p)
+		return nil
+	})
+	if err := s.ask(ctx, "run pod", func(ctx context.Context) error { return s.Hooks.RunPod(ctx, p.get()) }); err != nil {
+		return err
 	}
 	if err := s.change(p, func(r *podRecord) { r.Phase = made }); err != nil {
 		return err
@@ -135,6 +142,7 @@ func (s *Set) dismiss(ctx context.Context, p *pod) error {
 		return err
 	}
 	s.forget(p)
+	bundle.ReleasePodLabels(p.get().ProcessLabel)
 	return nil
 }
 
@@ -146,6 +154,14 @@ func (s *Set) forget(p *pod) {
 	if s.names[nameOf(&config)] == p {
 		delete(s.names, nameOf(&config))
 	}
+}
+
+// label gives the pod its own place under SELinux.
+func (s *Set) label(p *pod) (err error) {
+	next := *p.rec.Load()
+	next.Pod.ProcessLabel, next.Pod.MountLabel, err = bundle.PodLabels(next.Pod.Config)
+	p.rec.Store(&next)
+	return err
 }
 
 // beginPod puts on record that the pod is being made.

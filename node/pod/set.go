@@ -29,6 +29,7 @@ type Config struct {
 	Images     Images
 	Events     Events
 	Runtimes   Runtimes
+	Features   Features
 	Seccomp    Seccomp // may be nil
 	Hooks      Hooks   // may be nil
 	Devices    Devices // may be nil

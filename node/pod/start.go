@@ -59,20 +59,18 @@ func (s *Set) start(ctx context.Context, m *member) (err error) {
 	if err := s.changeMember(m, func(r *containerRecord) { r.Started = true }); err != nil {
 		return err
 	}
-	if s.Hooks != nil {
-		if err := s.hook(ctx, "start", func(ctx context.Context) error { return s.Hooks.StartContainer(ctx, m.pod.get(), c) }); err != nil {
-			return errors.Join(err, s.failed(m, err))
-		}
+	if err := s.ask(ctx, "start container", func(ctx context.Context) error {
+		return s.Hooks.StartContainer(ctx, m.pod.get(), c)
+	}); err != nil {
+		return errors.Join(err, s.failed(m, err))
 	}
 	if err := s.runTask(ctx, m); err != nil {
 		return fmt.Errorf("start container %s: %w", m.id, errors.Join(err, s.failed(m, err)))
 	}
-	if s.Hooks == nil {
-		return nil
-	}
-	return s.hook(ctx, "started", func(ctx context.Context) error {
+	s.told(ctx, "container started", m.id, func(ctx context.Context) error {
 		return s.Hooks.PostStartContainer(ctx, m.pod.get(), s.show(m))
 	})
+	return nil
 }
 
 func (s *Set) runTask(ctx context.Context, m *member) (err error) {
@@ -138,7 +136,8 @@ func (s *Set) halt(ctx context.Context, m *member, timeout time.Duration) error 
 	if err := s.Runner.Stop(ctx, Key(m.id), &seconds, ""); err != nil {
 		return ignoreMissing(err)
 	}
-	return s.tellStop(ctx, m)
+	s.tellStop(ctx, m)
+	return nil
 }
 
 // StopFor kills a container and has its status say why: reason in one word or
@@ -195,14 +194,7 @@ func (s *Set) removeLocked(ctx context.Context, m *member) (err error) {
 		return fmt.Errorf("remove container %s: %w", m.id, err)
 	}
 	s.forgetMember(m)
-	if s.Hooks == nil {
-		return nil
-	}
-	if err := s.hook(ctx, "remove container", func(ctx context.Context) error {
-		return s.Hooks.RemoveContainer(ctx, m.pod.get(), m.rec.Load().Container)
-	}); err != nil {
-		s.Log.WarnContext(ctx, "a plugin does not take the removal of a container well", "container", m.id, "err", err)
-	}
+	s.tellRemoval(ctx, m)
 	return nil
 }
 
@@ -255,10 +247,10 @@ func (s *Set) update(ctx context.Context, m *member, resources spec.PodResources
 	if err != nil {
 		return err
 	}
-	if s.Hooks != nil {
-		if err := s.Hooks.UpdateContainer(ctx, m.pod.get(), s.show(m), limits); err != nil {
-			return err
-		}
+	if err := s.ask(ctx, "update container", func(ctx context.Context) error {
+		return s.Hooks.UpdateContainer(ctx, m.pod.get(), s.show(m), limits)
+	}); err != nil {
+		return err
 	}
 	if err := s.limit(ctx, m, limits, annotations, func(oci *specs.Spec) error { return bundle.Merge(oci, resources, s.Host) }); err != nil {
 		return err
@@ -268,10 +260,10 @@ func (s *Set) update(ctx context.Context, m *member, resources spec.PodResources
 	}); err != nil {
 		return err
 	}
-	if s.Hooks == nil {
-		return nil
-	}
-	return s.Hooks.PostUpdateContainer(ctx, m.pod.get(), s.show(m))
+	s.told(ctx, "container updated", m.id, func(ctx context.Context) error {
+		return s.Hooks.PostUpdateContainer(ctx, m.pod.get(), s.show(m))
+	})
+	return nil
 }
 
 // limit sets limits where they are: in the cgroup of one that runs, in the spec

@@ -8,6 +8,7 @@ import (
 
 	"berth/base/errs"
 	"berth/base/span"
+	"berth/node/bundle"
 	"berth/spec"
 )
 
@@ -43,11 +44,7 @@ func (s *Set) stop(ctx context.Context, p *pod) (err error) {
 	if err := s.stopMembers(ctx, p); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
-	if s.Hooks != nil { // while the namespaces are there
-		if err := s.hook(ctx, "stop", func(ctx context.Context) error { return s.Hooks.StopPod(ctx, p.get()) }); err != nil {
-			s.Log.WarnContext(ctx, "a plugin does not take the stop of a pod well", "pod", p.id, "err", err)
-		}
-	}
+	s.tellPodStop(ctx, p) // while the namespaces are there
 	if err := s.dismantle(ctx, p); err != nil {
 		return fmt.Errorf("stop pod %s: %w", p.id, err)
 	}
@@ -171,15 +168,12 @@ func (s *Set) remove(ctx context.Context, p *pod) (err error) {
 	if err := errors.Join(each(p.all(), func(m *member) error { return s.removeMember(ctx, m) })...); err != nil {
 		return err
 	}
-	if s.Hooks != nil {
-		if err := s.hook(ctx, "remove", func(ctx context.Context) error { return s.Hooks.RemovePod(ctx, p.get()) }); err != nil {
-			s.Log.WarnContext(ctx, "a plugin does not take the removal of a pod well", "pod", p.id, "err", err)
-		}
-	}
+	s.tellPodRemoval(ctx, p)
 	if err := s.db.dropPod(p.id); err != nil {
 		return err
 	}
 	s.forget(p)
+	bundle.ReleasePodLabels(p.get().ProcessLabel)
 	s.traces.left(p.id)
 	view := p.get()
 	s.publish(&view, "remove")
@@ -201,10 +195,10 @@ func (s *Set) UpdatePod(ctx context.Context, id string, overhead, resources *spe
 		if !p.ready() {
 			return errs.New(errs.Conflict, "pod %s is not ready", p.id)
 		}
-		if s.Hooks != nil {
-			if err := s.Hooks.UpdatePod(ctx, p.get(), overhead, resources); err != nil {
-				return fmt.Errorf("update pod %s: %w", p.id, err)
-			}
+		if err := s.ask(ctx, "update pod", func(ctx context.Context) error {
+			return s.Hooks.UpdatePod(ctx, p.get(), overhead, resources)
+		}); err != nil {
+			return fmt.Errorf("update pod %s: %w", p.id, err)
 		}
 		if err := s.change(p, func(r *podRecord) {
 			if overhead != nil {
@@ -216,16 +210,7 @@ func (s *Set) UpdatePod(ctx context.Context, id string, overhead, resources *spe
 		}); err != nil {
 			return err
 		}
-		if s.Hooks == nil {
-			return nil
-		}
-		return s.Hooks.PostUpdatePod(ctx, p.get())
+		s.told(ctx, "pod updated", p.id, func(ctx context.Context) error { return s.Hooks.PostUpdatePod(ctx, p.get()) })
+		return nil
 	})
-}
-
-// hook calls a hook as a step.
-func (s *Set) hook(ctx context.Context, name string, fn func(context.Context) error) (err error) {
-	ctx, end := span.Start(ctx, "hooks: "+name)
-	defer func() { end(err) }()
-	return fn(ctx)
 }

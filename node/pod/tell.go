@@ -3,6 +3,7 @@ package pod
 import (
 	"context"
 
+	"berth/base/span"
 	"berth/spec"
 )
 
@@ -18,19 +19,49 @@ func (s *Set) Tell(e spec.Event) {
 	if m == nil {
 		return
 	}
-	begin(s.life, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.tellStop(ctx, m) })
+	s.background.run(func() { s.tellStop(s.life, m) })
 }
 
-// tellStop tells plugins that a container has ended; once is enough for them.
-func (s *Set) tellStop(ctx context.Context, m *member) error {
+// told tells plugins of what nobody can call off any more.
+func (s *Set) told(ctx context.Context, what, id string, tell func(context.Context) error) {
+	if s.Hooks == nil {
+		return
+	}
+	ctx, end := span.Start(ctx, "hooks: "+what)
+	err := tell(ctx)
+	end(err)
+	if err != nil && ctx.Err() == nil {
+		s.Log.WarnContext(ctx, "a plugin does not take it well", "what", what, "id", id, "err", err)
+	}
+}
+
+// ask asks plugins for what they may call off.
+func (s *Set) ask(ctx context.Context, what string, ask func(context.Context) error) (err error) {
 	if s.Hooks == nil {
 		return nil
 	}
-	err := s.hook(ctx, "stop container", func(ctx context.Context) error {
+	ctx, end := span.Start(ctx, "hooks: "+what)
+	defer func() { end(err) }()
+	return ask(ctx)
+}
+
+// tellStop tells plugins that a container has ended; once is enough for them.
+func (s *Set) tellStop(ctx context.Context, m *member) {
+	s.told(ctx, "container stopped", m.id, func(ctx context.Context) error {
 		return s.Hooks.StopContainer(ctx, m.pod.get(), s.show(m))
 	})
-	if err != nil {
-		s.Log.WarnContext(ctx, "a plugin does not take the end of a container well", "container", m.id, "err", err)
-	}
-	return nil
+}
+
+func (s *Set) tellRemoval(ctx context.Context, m *member) {
+	s.told(ctx, "container removed", m.id, func(ctx context.Context) error {
+		return s.Hooks.RemoveContainer(ctx, m.pod.get(), m.rec.Load().Container)
+	})
+}
+
+func (s *Set) tellPodStop(ctx context.Context, p *pod) {
+	s.told(ctx, "pod stopped", p.id, func(ctx context.Context) error { return s.Hooks.StopPod(ctx, p.get()) })
+}
+
+func (s *Set) tellPodRemoval(ctx context.Context, p *pod) {
+	s.told(ctx, "pod removed", p.id, func(ctx context.Context) error { return s.Hooks.RemovePod(ctx, p.get()) })
 }
