@@ -8,8 +8,12 @@
 // Names that begin with a dot are sets that nobody has yet: the next Open
 // removes them.
 //
-// A few sets of fresh namespaces are kept ready while Run runs, so that most
-// pods cost a rename. What is asked for in addition, a host name and sysctls,
+// With Config.NetDir the file net is a symbolic link into that folder, where
+// CNI plugins that run in pods of their own look for network namespaces, and
+// people with ip netns.
+//
+// A few sets of fresh namespaces are kept ready while Run runs, once there has
+// been a pod, so that most pods cost a rename. What is asked for in addition, a host name and sysctls,
 // is written on a thread that enters them.
 package kernelns
 
@@ -17,6 +21,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,6 +46,9 @@ import (
 type Config struct {
 	Dir   string // empty after a reboot
 	Ready int    // sets of namespaces that Run keeps ready; none when 0
+	// NetDir is where network namespaces are, /run/netns for one; in Dir
+	// when empty.
+	NetDir string
 	// Sysctls are set in each network namespace that is made.
 	Sysctls map[string]string
 	// Made is told of each network namespace that is ready, before a pod
@@ -74,8 +83,9 @@ type Set struct {
 	own  [3]*os.File // this process's, in the order of kinds
 	wake chan struct{}
 
-	mu    sync.Mutex
-	ready []string // folders
+	mu     sync.Mutex
+	wanted bool     // there has been a pod: ready sets are worth their price
+	ready  []string // folders
 }
 
 // kind is a namespace that threads enter and leave.
@@ -103,18 +113,73 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil { //nolint:gosec // runtimes of users enter
 		return nil, err
 	}
-	entries, err := os.ReadDir(cfg.Dir)
-	if err != nil {
+	if err := s.openNetDir(); err != nil {
 		return nil, err
 	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
-			if err := removeSet(filepath.Join(cfg.Dir, e.Name())); err != nil {
-				s.cfg.Log.WarnContext(ctx, "namespaces of a former start stay", "folder", e.Name(), "err", err)
-			}
-		}
+	if err := s.sweep(); err != nil {
+		s.cfg.Log.WarnContext(ctx, "namespaces of a former start stay", "err", err)
 	}
 	return s, nil
+}
+
+// sweep removes what no pod has.
+func (s *Set) sweep() error {
+	entries, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	linked := map[string]bool{}
+	var failed error
+	for _, e := range entries {
+		dir := filepath.Join(s.cfg.Dir, e.Name())
+		if strings.HasPrefix(e.Name(), ".") {
+			failed = errors.Join(failed, removeSet(dir))
+			continue
+		}
+		s.wanted = true
+		if to, err := os.Readlink(filepath.Join(dir, "net")); err == nil {
+			linked[to] = true
+		}
+	}
+	if s.cfg.NetDir == "" {
+		return failed
+	}
+	left, err := filepath.Glob(filepath.Join(s.cfg.NetDir, s.prefix()+"*"))
+	failed = errors.Join(failed, err)
+	for _, path := range left {
+		if !linked[path] {
+			failed = errors.Join(failed, unpin(path))
+		}
+	}
+	return failed
+}
+
+// openNetDir makes the folder a mount that is shared, as all do who use
+// /run/netns: else the first of them would hide what is in it already.
+func (s *Set) openNetDir() error {
+	dir := s.cfg.NetDir
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as ip netns makes it
+		return err
+	}
+	err := unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if err = unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", dir, err)
+	}
+	return nil
+}
+
+// prefix tells this node's files in NetDir from those of others.
+func (s *Set) prefix() string {
+	sum := sha256.Sum256([]byte(s.cfg.Dir))
+	return "berth-" + hex.EncodeToString(sum[:3]) + "-"
 }
 
 // Close lets go of everything but the namespaces of pods.
@@ -166,7 +231,7 @@ func (s *Set) Make(ctx context.Context, id string, want Want) (_ Paths, err erro
 	from := ""
 	if suits(want) {
 		from = s.take()
-		s.poke()
+		s.refill()
 	}
 	if from == "" {
 		if from, err = s.fresh(want); err != nil {
@@ -251,6 +316,9 @@ func (s *Set) Paths(id string) (Paths, error) {
 func pathsIn(dir string) Paths {
 	at := func(file string) string {
 		path := filepath.Join(dir, file)
+		if to, err := os.Readlink(path); err == nil {
+			path = to
+		}
 		var st unix.Statfs_t
 		if unix.Statfs(path, &st) != nil || st.Type != unix.NSFS_MAGIC {
 			return ""
@@ -271,15 +339,29 @@ func removeSet(dir string) error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("unmount namespace %s: %w", path, err)
+		if to, err := os.Readlink(path); err == nil {
+			if err := errors.Join(unpin(to), os.Remove(path)); err != nil {
+				return err
+			}
+			continue
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := unpin(path); err != nil {
 			return err
 		}
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// unpin unmounts and removes a file with a namespace on it; none is no error.
+func unpin(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unmount namespace %s: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -329,7 +411,7 @@ func (s *Set) prepare(ctx context.Context) error {
 func (s *Set) missing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.ready) < s.cfg.Ready
+	return s.wanted && len(s.ready) < s.cfg.Ready
 }
 
 // take gives the oldest ready set away, or "".
@@ -344,7 +426,11 @@ func (s *Set) take() string {
 	return dir
 }
 
-func (s *Set) poke() {
+// refill has Run look what is missing.
+func (s *Set) refill() {
+	s.mu.Lock()
+	s.wanted = true
+	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
 	default: // it has yet to look

@@ -77,7 +77,7 @@ func expect(what, got, want string) error {
 var all = Want{Net: true, IPC: true, UTS: true}
 
 func TestMake(t *testing.T) {
-	s := open(t, Config{Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}})
+	s := open(t, Config{Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}})
 	here, err := os.Hostname()
 	must(t, err)
 	want := all
@@ -179,7 +179,7 @@ func TestSomeShared(t *testing.T) {
 }
 
 func TestOwned(t *testing.T) {
-	s := open(t, Config{Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}})
+	s := open(t, Config{Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}})
 	maps := []spec.IDMapping{{Container: 0, Host: 100000, Length: 65536}}
 	want := all
 	want.Idmap = &Idmap{maps, maps}
@@ -222,6 +222,12 @@ func TestReady(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ran := make(chan error)
 	go func() { ran <- s.Run(ctx) }()
+	if s.missing() {
+		t.Error("something is made ready before there is a pod")
+	}
+	_, err := s.Make(t.Context(), "first", all)
+	must(t, err)
+	must(t, s.Remove(t.Context(), "first"))
 	first := inode(t, <-told)
 	<-told
 	for s.missing() {
@@ -275,6 +281,63 @@ func TestReady(t *testing.T) {
 			t.Errorf("%s is there still", dir)
 		}
 	}
+}
+
+func TestNetDir(t *testing.T) {
+	dir, netDir := t.TempDir(), filepath.Join(t.TempDir(), "netns")
+	t.Cleanup(func() { _ = unix.Unmount(netDir, unix.MNT_DETACH) })
+	s := open(t, Config{Dir: dir, NetDir: netDir})
+	maps := []spec.IDMapping{{Container: 0, Host: 100000, Length: 65536}}
+	for id, want := range map[string]Want{"plain": all, "mapped": {Net: true, IPC: true, UTS: true, Hostname: "web", Idmap: &Idmap{maps, maps}}} {
+		paths, err := s.Make(t.Context(), id, want)
+		must(t, err)
+		if filepath.Dir(paths.Net) != netDir || filepath.Dir(paths.IPC) != filepath.Join(dir, id) {
+			t.Errorf("paths %+v", paths)
+		}
+		if !strings.HasPrefix(filepath.Base(paths.Net), "berth-") {
+			t.Errorf("name %s", paths.Net)
+		}
+		within(t, s, paths, func() error { return expect("lo is up", fmt.Sprint(loIsUp()), "true") })
+	}
+	must(t, s.prepare(t.Context()))
+	s.mu.Lock()
+	s.ready = nil // as a crash does
+	s.mu.Unlock()
+	touch(t, filepath.Join(netDir, "cni-of-others"))
+	touch(t, filepath.Join(netDir, s.prefix()+"halfmade"))
+	s = open(t, Config{Dir: dir, NetDir: netDir})
+	if left := names(t, netDir); len(left) != 3 {
+		t.Errorf("left: %v", left)
+	}
+	for _, id := range []string{"plain", "mapped", "mapped"} {
+		must(t, s.Remove(t.Context(), id))
+	}
+	if left := names(t, netDir); strings.Join(left, " ") != "cni-of-others" {
+		t.Errorf("left: %v", left)
+	}
+	if left := names(t, dir); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	if n := strings.Count(string(mounts), " "+netDir+" "); n != 1 {
+		t.Errorf("%s is mounted %d times", netDir, n)
+	}
+}
+
+func touch(t testing.TB, path string) {
+	t.Helper()
+	must(t, os.WriteFile(path, nil, 0o600))
+}
+
+func names(t testing.TB, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
 }
 
 func BenchmarkMake(b *testing.B) {

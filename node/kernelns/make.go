@@ -1,6 +1,7 @@
 package kernelns
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -71,7 +73,7 @@ func (s *Set) makePlain(dir string, want Want) error {
 		}
 		for _, k := range kinds {
 			if want.has(k) {
-				if err := bind("/proc/thread-self/ns/"+k.file, filepath.Join(dir, k.file)); err != nil {
+				if err := s.pin("/proc/thread-self/ns/", dir, k); err != nil {
 					return err
 				}
 			}
@@ -110,7 +112,7 @@ func (s *Set) makeOwned(dir string, want Want) error {
 	}
 	for _, k := range kinds {
 		if want.has(k) {
-			if err := bind(from+k.file, filepath.Join(dir, k.file)); err != nil {
+			if err := s.pin(from, dir, k); err != nil {
 				return err
 			}
 		}
@@ -140,8 +142,11 @@ func (s *Set) furnish() error {
 		return err
 	}
 	for name, value := range s.cfg.Sysctls {
-		if err := write(plainName(name), value); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		err := write(plainName(name), value)
+		// What this kernel has not, or what is about groups that a user
+		// namespace has not, stays as it is.
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("set sysctl %s: %w", name, err)
 		}
 	}
 	return nil
@@ -163,6 +168,19 @@ func loopbackUp() error {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
 	return nil
+}
+
+// pin binds a namespace of those in from to its file in dir.
+func (s *Set) pin(from, dir string, k kind) error {
+	path := filepath.Join(dir, k.file)
+	if k.flag != unix.CLONE_NEWNET || s.cfg.NetDir == "" {
+		return bind(from+k.file, path)
+	}
+	at := filepath.Join(s.cfg.NetDir, s.prefix()+strings.ToLower(rand.Text()[:16]))
+	if err := os.Symlink(at, path); err != nil { // before: what it leads to is removed with it
+		return err
+	}
+	return bind(from+k.file, at)
 }
 
 func bind(namespace, path string) error {
