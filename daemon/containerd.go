@@ -29,6 +29,7 @@ import (
 	"berth/node/content"
 	"berth/node/lease"
 	"berth/node/namespace"
+	"berth/node/pod"
 	"berth/node/sandbox"
 	"berth/node/snapshot/rootfs"
 	"berth/node/stats"
@@ -73,7 +74,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	}
 	n.engine.teller = bits.Teller{Events: n.engine.exchange}
 	n.engine.contents, err = content.Open(content.Config{
-		DB: n.db, Blobs: n.blobs, Leases: n.engine.leases, Namespace: spec.DefaultNamespace,
+		DB: n.db, Blobs: n.blobs, Leases: n.engine.leases, Namespaces: []string{spec.DefaultNamespace, pod.Namespace},
 		Created: n.engine.teller.ContentCreated, Deleted: n.engine.teller.ContentDeleted,
 		Log: n.log.With("room", "content"),
 	})

@@ -65,7 +65,7 @@ func (w *Writer) Commit(ctx context.Context, size int64, expected digest.Digest,
 	s.letGo(ctx, w.namespace, w.lease, w.in.Ref)
 	err = w.Close()
 	s.Created(ctx, w.namespace, info.clone())
-	if s.Natives != nil && w.namespace == s.Namespace {
+	if s.hasNatives(w.namespace) {
 		s.Natives.Arrived(ctx, d)
 	}
 	return info.clone(), err

@@ -3,7 +3,8 @@
 // in package image/blob, however many namespaces have them: whoever names the
 // digest of a blob that is here need not bring it again.
 //
-// Blobs of the node's own images are seen in the default namespace. They
+// Blobs of the node's own images are seen in the namespaces that name these: the
+// default one, and that of Kubernetes. They
 // belong to node/image (see Natives); a record of their own they get when a
 // client changes their labels, or holds them.
 //
@@ -55,13 +56,13 @@ type Info struct {
 
 // Natives are the blobs of the node's own images.
 type Natives interface {
-	// EachPart tells of each blob once.
-	EachPart(ctx context.Context, fn func(Info)) error
-	// Part describes one. NotFound: no image has it.
-	Part(ctx context.Context, d digest.Digest) (Info, error)
+	// EachPart tells of each blob of a namespace's images once.
+	EachPart(ctx context.Context, namespace string, fn func(Info)) error
+	// Part describes one. NotFound: no image of the namespace has it.
+	Part(ctx context.Context, namespace string, d digest.Digest) (Info, error)
 	// Bring opens a blob that is not kept, wherever it has to be had from.
 	Bring(ctx context.Context, d digest.Digest) (*os.File, error)
-	// Arrived hears that a blob has come into the default namespace.
+	// Arrived hears that a blob has come into one of these namespaces.
 	Arrived(ctx context.Context, d digest.Digest)
 }
 
@@ -70,9 +71,9 @@ type Config struct {
 	DB     *kv.DB
 	Blobs  *blob.Store
 	Leases *lease.Set
-	// Namespace is the one in which Natives are seen.
-	Namespace string
-	Natives   Natives // nil: none
+	// Namespaces are those in which Natives are seen.
+	Namespaces []string
+	Natives    Natives // nil: none
 	// Created and Deleted hear of what clients commit and delete; of what is
 	// collected they do not. They must not wait. May be nil.
 	Created func(ctx context.Context, namespace string, info Info)
@@ -168,14 +169,18 @@ func (s *Set) recorded(namespace string, d digest.Digest) (Info, bool) {
 }
 
 func (s *Set) native(ctx context.Context, namespace string, d digest.Digest) (Info, error) {
-	if s.Natives == nil || namespace != s.Namespace {
+	if !s.hasNatives(namespace) {
 		return Info{}, missing(d)
 	}
-	info, err := s.Natives.Part(ctx, d)
+	info, err := s.Natives.Part(ctx, namespace, d)
 	if errors.Is(err, errs.NotFound) {
 		return Info{}, missing(d)
 	}
 	return info.clone(), err
+}
+
+func (s *Set) hasNatives(namespace string) bool {
+	return s.Natives != nil && slices.Contains(s.Namespaces, namespace)
 }
 
 func (s *Set) isNative(ctx context.Context, namespace string, d digest.Digest) bool {
@@ -190,8 +195,8 @@ func missing(d digest.Digest) error {
 // List returns what a namespace has, by digest.
 func (s *Set) List(ctx context.Context, namespace string) ([]Info, error) {
 	all := map[digest.Digest]Info{}
-	if s.Natives != nil && namespace == s.Namespace {
-		if err := s.Natives.EachPart(ctx, func(i Info) { all[i.Digest] = i.clone() }); err != nil {
+	if s.hasNatives(namespace) {
+		if err := s.Natives.EachPart(ctx, namespace, func(i Info) { all[i.Digest] = i.clone() }); err != nil {
 			return nil, err
 		}
 	}

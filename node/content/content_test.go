@@ -52,7 +52,7 @@ func (w *world) open() {
 	}())
 	w.must(func() error { w.leases, err = lease.Open(lease.Config{DB: w.db}); return err }())
 	w.must(func() error {
-		w.Set, err = content.Open(content.Config{DB: w.db, Blobs: w.blobs, Leases: w.leases, Namespace: "default", Natives: w.natives})
+		w.Set, err = content.Open(content.Config{DB: w.db, Blobs: w.blobs, Leases: w.leases, Namespaces: []string{"default"}, Natives: w.natives})
 		return err
 	}())
 	w.leases.Own(w.Set)
@@ -111,7 +111,7 @@ type natives struct {
 	came  []digest.Digest
 }
 
-func (n *natives) EachPart(_ context.Context, fn func(content.Info)) error {
+func (n *natives) EachPart(_ context.Context, _ string, fn func(content.Info)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, i := range n.all {
@@ -120,7 +120,7 @@ func (n *natives) EachPart(_ context.Context, fn func(content.Info)) error {
 	return nil
 }
 
-func (n *natives) Part(_ context.Context, d digest.Digest) (content.Info, error) {
+func (n *natives) Part(_ context.Context, _ string, d digest.Digest) (content.Info, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i, ok := n.all[d]

@@ -15,9 +15,12 @@ import (
 // Items implements lease.Owner.
 func (s *Set) Items(ctx context.Context, fn func(lease.Item)) error {
 	var all []lease.Item
-	if s.Natives != nil {
-		err := s.Natives.EachPart(ctx, func(i Info) {
-			all = append(all, lease.Item{Namespace: s.Namespace, Resource: contentOf(i.Digest), Labels: i.Labels, Root: true})
+	for _, namespace := range s.Namespaces {
+		if !s.hasNatives(namespace) {
+			continue
+		}
+		err := s.Natives.EachPart(ctx, namespace, func(i Info) {
+			all = append(all, lease.Item{Namespace: namespace, Resource: contentOf(i.Digest), Labels: i.Labels, Root: true})
 		})
 		if err != nil {
 			return err
@@ -41,13 +44,11 @@ func (s *Set) Items(ctx context.Context, fn func(lease.Item)) error {
 		all = append(all, item)
 	}
 	s.mu.Unlock()
-	recorded := map[lease.Resource]bool{}
+	recorded := map[resource]bool{}
 	for _, i := range all[natives:] {
-		if i.Namespace == s.Namespace {
-			recorded[i.Resource] = true
-		}
+		recorded[resource{i.Namespace, i.Resource}] = true
 	}
-	natively := slices.DeleteFunc(all[:natives:natives], func(i lease.Item) bool { return recorded[i.Resource] })
+	natively := slices.DeleteFunc(all[:natives:natives], func(i lease.Item) bool { return recorded[resource{i.Namespace, i.Resource}] })
 	for _, list := range [][]lease.Item{natively, all[natives:]} {
 		for _, i := range list {
 			fn(i)

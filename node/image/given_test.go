@@ -204,7 +204,7 @@ func TestParts(t *testing.T) {
 		r.Push(t, "one", "v1", one)
 		n.pull(r.Host() + "/one:v1")
 		parts := map[digest.Digest]content.Info{}
-		n.must(n.set.EachPart(t.Context(), func(i content.Info) { parts[i.Digest] = i }))
+		n.must(n.set.EachPart(t.Context(), spec.DefaultNamespace, func(i content.Info) { parts[i.Digest] = i }))
 		if len(parts) != len(one.Blobs) {
 			t.Errorf("%d parts, want %d", len(parts), len(one.Blobs))
 		}
@@ -227,7 +227,7 @@ func TestParts(t *testing.T) {
 		}
 		_, err = n.set.Remove(t.Context(), r.Host()+"/one:v1", false)
 		n.must(err)
-		if _, err := n.set.Part(t.Context(), one.Manifest.Digest); errs.KindOf(err) != errs.NotFound {
+		if _, err := n.set.Part(t.Context(), spec.DefaultNamespace, one.Manifest.Digest); errs.KindOf(err) != errs.NotFound {
 			t.Error(err)
 		}
 		n.must(n.snapshots.Walk(t.Context(), func(i snapshot.Info) error { t.Error("left:", i.Key); return nil }))

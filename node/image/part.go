@@ -15,6 +15,7 @@ import (
 	"berth/base/errs"
 	"berth/image/manifest"
 	"berth/node/content"
+	"berth/spec"
 )
 
 // The labels that containerd's clients give the parts of images that they
@@ -26,8 +27,8 @@ const (
 )
 
 // EachPart implements content.Natives.
-func (s *Set) EachPart(ctx context.Context, fn func(content.Info)) error {
-	parts, err := s.parts(ctx)
+func (s *Set) EachPart(ctx context.Context, namespace string, fn func(content.Info)) error {
+	parts, err := s.parts(ctx, namespace)
 	for _, part := range parts {
 		fn(part)
 	}
@@ -35,8 +36,8 @@ func (s *Set) EachPart(ctx context.Context, fn func(content.Info)) error {
 }
 
 // Part implements content.Natives.
-func (s *Set) Part(ctx context.Context, d digest.Digest) (content.Info, error) {
-	parts, err := s.parts(ctx)
+func (s *Set) Part(ctx context.Context, namespace string, d digest.Digest) (content.Info, error) {
+	parts, err := s.parts(ctx, namespace)
 	if err != nil {
 		return content.Info{}, err
 	}
@@ -47,36 +48,59 @@ func (s *Set) Part(ctx context.Context, d digest.Digest) (content.Info, error) {
 	return part, nil
 }
 
-// parts are the blobs of the images that this node made or pulled, as their
+// parts are the blobs of the images that this node made or pulled, as a
 // namespace sees them. They are listed anew when an image has come or gone.
-func (s *Set) parts(ctx context.Context) (map[digest.Digest]content.Info, error) {
+func (s *Set) parts(ctx context.Context, namespace string) (map[digest.Digest]content.Info, error) {
 	s.mu.RLock()
-	parts, as := s.listed.parts, s.listed.as
-	stale := parts == nil || as != s.listed.changed
-	as = s.listed.changed
+	was := s.listed.in[namespace]
+	parts, as := was.parts, s.listed.changed
+	stale := parts == nil || was.as != as
 	s.mu.RUnlock()
 	if !stale {
 		return parts, nil
 	}
 	parts = map[digest.Digest]content.Info{}
 	for _, rec := range s.all() {
-		if rec.Given {
-			continue // its blobs are its namespace's
+		if rec.Given || !s.isOf(rec, namespace) {
+			continue // a given one's blobs are its namespace's
 		}
 		if err := s.addParts(ctx, parts, rec); err != nil {
 			return nil, fmt.Errorf("list parts of image %s: %w", rec.Image.ID, err)
 		}
 	}
 	s.mu.Lock()
-	s.listed.parts, s.listed.as = parts, as
+	if s.listed.in == nil {
+		s.listed.in = map[string]seen{}
+	}
+	s.listed.in[namespace] = seen{parts, as}
 	s.mu.Unlock()
 	return parts, nil
 }
 
-// listing remembers parts. changed counts what makes them outdated.
+// isOf says whether an image is one of a namespace's. All that nobody named
+// elsewhere are the default one's.
+func (s *Set) isOf(rec *record, namespace string) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, id := range s.home(namespace) {
+		if id == rec.Image.ID {
+			return true
+		}
+	}
+	return namespace == spec.DefaultNamespace && !rec.Passing
+}
+
+// listing remembers parts by namespace. changed counts what makes them
+// outdated.
 type listing struct {
-	parts       map[digest.Digest]content.Info
-	as, changed uint64
+	in      map[string]seen
+	changed uint64
+}
+
+// seen are the parts in a namespace, as they were at a count of changes.
+type seen struct {
+	parts map[digest.Digest]content.Info
+	as    uint64
 }
 
 func (s *Set) addParts(ctx context.Context, parts map[digest.Digest]content.Info, rec *record) error {
@@ -146,7 +170,12 @@ func (s *Set) Bring(ctx context.Context, d digest.Digest) (*os.File, error) {
 }
 
 func (s *Set) bring(ctx context.Context, d digest.Digest) (err error) {
-	part, err := s.Part(ctx, d)
+	var part content.Info
+	for _, namespace := range s.homes() {
+		if part, err = s.Part(ctx, namespace, d); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ func (s *Set) Tag(ctx context.Context, source, name string) error {
 	}
 	s.mu.Lock()
 	s.names[to.String()] = id
+	s.listed.changed++
 	s.mu.Unlock()
 	s.Notify("tag", id, to.Familiar())
 	return nil
@@ -104,8 +105,8 @@ func (s *Set) drop(ctx context.Context, rec *record, names []named, whole bool) 
 	}
 	if whole {
 		delete(s.images, id)
-		s.listed.changed++
 	}
+	s.listed.changed++
 	s.mu.Unlock()
 	var removed []spec.RemovedImage
 	for _, name := range names {

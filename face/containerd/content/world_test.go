@@ -83,7 +83,7 @@ func (w *world) open() {
 	w.leases, err = lease.Open(lease.Config{DB: db, Freed: func(ctx context.Context) error { _, err := w.images.Collect(ctx); return err }, Log: log})
 	must(err)
 	w.content, err = rooms.Open(rooms.Config{
-		DB: db, Blobs: w.blobs, Leases: w.leases, Namespace: spec.DefaultNamespace,
+		DB: db, Blobs: w.blobs, Leases: w.leases, Namespaces: []string{spec.DefaultNamespace},
 		Created: teller.ContentCreated, Deleted: teller.ContentDeleted, Log: log,
 	})
 	must(err)

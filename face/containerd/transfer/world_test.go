@@ -78,7 +78,7 @@ func newWorld(t *testing.T) *world {
 		return err
 	}})
 	w.must(err)
-	w.contents, err = content.Open(content.Config{DB: db, Blobs: blobs, Leases: w.leases, Namespace: spec.DefaultNamespace, Log: log})
+	w.contents, err = content.Open(content.Config{DB: db, Blobs: blobs, Leases: w.leases, Namespaces: []string{spec.DefaultNamespace}, Log: log})
 	w.must(err)
 	w.images, err = image.Open(t.Context(), image.Config{DB: db, Blobs: blobs, Snapshots: w.store, Content: w.contents, Leases: w.leases, Log: log})
 	w.must(err)
