@@ -90,6 +90,15 @@ type pods struct {
 	watcher    *seccomp.Watcher
 }
 
+// netDir is where people and plugins look for network namespaces; a node that
+// is not the machine's only one keeps its own to itself.
+func (n *node) netDir() string {
+	if n.config.State == DefaultState {
+		return "/run/netns"
+	}
+	return ""
+}
+
 // openPods opens the rooms of pods and brings the pods together with what is
 // there of them.
 func (n *node) openPods(ctx context.Context) (err error) {
@@ -105,7 +114,10 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		ready = 0
 	}
 	n.pods.namespaces, err = kernelns.Open(ctx, kernelns.Config{
-		Dir: filepath.Join(n.config.State, "kernelns"), Ready: ready,
+		Dir: filepath.Join(n.config.State, "kernelns"), Ready: ready, NetDir: n.netDir(),
+		// As Kubernetes' other runtimes have it: no capability is needed for
+		// low ports and for ping.
+		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
 		Made: n.networks.PlugReady, Gone: n.networks.UnplugReady, Log: n.log.With("room", "kernelns"),
 	})
 	if err != nil {
