@@ -32,11 +32,14 @@ type kubernetes struct {
 	server  *cri.Server // nil where none is served
 	images  *images.Service
 	streams *streaming.Server
+	meter   *usage.Service // also where none is served
 }
 
 // openCRI makes the door for Kubernetes.
 func (n *node) openCRI(ctx context.Context) (err error) {
-	c := n.config.CRI
+	c, log := n.config.CRI, n.log.With("room", "cri")
+	n.cri.meter = usage.New(ctx, usage.Config{Pods: n.pods.set, Layers: n.snapshots, Meter: n.engine.meter, Root: n.config.Root, Log: log})
+	n.onClose("statistics of pods", n.cri.meter.Close)
 	if !c.On() {
 		return nil
 	}
@@ -44,7 +47,6 @@ func (n *node) openCRI(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	log := n.log.With("room", "cri")
 	streaming.LeadLog(log)
 	n.cri.streams, err = streaming.Open(ctx, streaming.Config{
 		Addr: cmp.Or(c.StreamAddr, "127.0.0.1:0"), TLS: certificate,
@@ -58,11 +60,9 @@ func (n *node) openCRI(ctx context.Context) (err error) {
 		Images: space, Disk: n.images, Path: n.config.Root, Pinned: c.isPinned, Patience: c.patience(), Log: log,
 		Handler: func(name string) error { _, err := n.podRuntime(name); return err },
 	})
-	meter := usage.New(ctx, usage.Config{Pods: n.pods.set, Layers: n.snapshots, Meter: n.engine.meter, Root: n.config.Root, Log: log})
-	n.onClose("statistics of pods", meter.Close)
 	n.cri.server = cri.New(cri.Config{
 		Pods: n.pods.set, Containers: n.pods.set, Images: podNames{space}, Streams: n.cri.streams,
-		Meter: meter, Network: n.networks, Node: n.kubeNode(ctx), Log: log,
+		Meter: n.cri.meter, Network: n.networks, Node: n.kubeNode(ctx), Log: log,
 	})
 	n.bus.Tap(n.cri.server.Tell)
 	return nil

@@ -53,7 +53,7 @@ type Server struct {
 	// Ended is told of each call how it went, by the call's whole name; nil where
 	// nobody wants to know. What waits for something to happen is left out.
 	Ended func(method string, took time.Duration, err error)
-	Log    *slog.Logger
+	Log   *slog.Logger
 }
 
 // Serve answers calls of the services on what listener accepts, until ctx is

@@ -31,6 +31,8 @@ type Server struct {
 	Events     Events
 	System     System
 	Builder    Builder
+	Pods       Pods
+	PodMeter   PodMeter
 
 	Metrics http.Handler // answers /metrics
 	Tracer  trace.Tracer // makes a span of each request
@@ -52,6 +54,7 @@ func (s *Server) Handler() http.Handler {
 	r.volumes()
 	r.system()
 	r.builder()
+	r.pods()
 	r.description()
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", s.Metrics)
@@ -79,6 +82,7 @@ func tags() []*huma.Tag {
 	return []*huma.Tag{
 		{Name: "containers", Description: "What runs, and what could"},
 		{Name: "execs", Description: "Further processes in running containers"},
+		{Name: "pods", Description: "Containers that share a network and a fate, as Kubernetes has them"},
 		{Name: "images", Description: "What containers are made from"},
 		{Name: "networks", Description: "What containers talk over"},
 		{Name: "volumes", Description: "What outlives containers"},

@@ -152,6 +152,15 @@ var calls = []struct {
 		_, err := c.BuildCachePrune(bg, spec.BuildCachePrune{All: true, Keep: 7})
 		return err
 	}, "prune cache {All:true Unused:0 Keep:7 Filter:[]}"},
+	{"PodStop", func(c *client.Client) error { return c.PodStop(bg, "shop/web") }, "stop pod aa2"},
+	{"PodRemove", func(c *client.Client) error { return c.PodRemove(bg, "aa2", true) }, "remove pod aa2"},
+	{"PodStats", func(c *client.Client) error {
+		all, err := c.PodStats(bg, []string{"test/web", "aa2"})
+		if err == nil && all[0].Memory != 7 {
+			return errors.New("not its memory")
+		}
+		return err
+	}, "usage [bb1 aa2]"},
 	{"Info", func(c *client.Client) error { _, err := c.Info(bg); return err }, "info"},
 	{"DiskUsage", func(c *client.Client) error { _, err := c.DiskUsage(bg); return err }, "df"},
 	{"SystemScrub", func(c *client.Client) error {

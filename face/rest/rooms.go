@@ -135,3 +135,19 @@ type Builder interface {
 	Prune(ctx context.Context, request spec.BuildCachePrune) (spec.BuildCache, error)
 	Share(ctx context.Context) (spec.DiskShare, error)
 }
+
+// Pods is what the API needs of a node's pods. Lists come from memory.
+type Pods interface {
+	Pod(id string) (spec.Pod, error)
+	Pods() []spec.Pod
+	Containers() []spec.PodContainer
+	ContainersOf(pod string) []spec.PodContainer
+	StopPod(ctx context.Context, id string) error
+	RemovePod(ctx context.Context, id string) error
+	Trace(pod string) []spec.PodTraceStep
+}
+
+// PodMeter tells what ready pods use; all where none is named.
+type PodMeter interface {
+	Usage(ctx context.Context, ids []string) ([]spec.PodStats, error)
+}

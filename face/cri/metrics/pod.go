@@ -123,9 +123,12 @@ func sum(containers []spec.PodContainer, of map[string]*reading) *reading {
 		}
 		all.rate += r.rate
 		all.CPU.Total += r.CPU.Total
+		all.CPU.ThrottledTime += r.CPU.ThrottledTime
 		all.Processes.Count += r.Processes.Count
+		all.IO = append(all.IO, r.IO...)
 		m, n := &all.Memory, &r.Memory
 		m.Usage, m.WorkingSet, m.RSS = m.Usage+n.Usage, m.WorkingSet+n.WorkingSet, m.RSS+n.RSS
+		m.OOMKills += n.OOMKills
 		m.Faults, m.MajorFaults, m.Limit = m.Faults+n.Faults, m.MajorFaults+n.MajorFaults, m.Limit+n.Limit
 		limited = limited && n.Limit > 0
 	}
