@@ -118,7 +118,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		// As Kubernetes' other runtimes have it: no capability is needed for
 		// low ports and for ping.
 		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
-		Made: n.networks.PlugReady, Gone: n.networks.UnplugReady, Log: n.log.With("room", "kernelns"),
+		Made:    n.networks.PlugReady, Gone: n.networks.UnplugReady, Log: n.log.With("room", "kernelns"),
 	})
 	if err != nil {
 		return err
