@@ -1,10 +1,12 @@
 package seccomp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 	"unsafe"
@@ -43,18 +45,6 @@ type answer struct {
 	flags uint32
 }
 
-// program is a file that runs, wherever it is.
-type program struct{ device, inode uint64 }
-
-// programOf what a process runs; none if there is no such process.
-func programOf(pid int) program {
-	var stat unix.Stat_t
-	if pid <= 0 || unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &stat) != nil {
-		return program{}
-	}
-	return program{stat.Dev, stat.Ino}
-}
-
 // listener answers the calls of one process and all that came of it: those of
 // the container, or of a command in it.
 type listener struct {
@@ -62,9 +52,9 @@ type listener struct {
 	name string // in the keeper
 	file *os.File
 	raw  syscall.RawConn
-	// runtime is what the process runs until it becomes the container's: calls
-	// of that are not the container's. None: the process has begun.
-	runtime program
+	// begun: the process runs what is the container's. Until then it is the
+	// OCI runtime, whose calls are not the container's.
+	begun bool
 }
 
 // newListener listens to a copy of file.
@@ -224,14 +214,26 @@ func (w *Watcher) judge(ctx context.Context, l *listener, name string, asked not
 	return no, l.of.Mode == audit
 }
 
-// isRuntime says whether a process is still the OCI runtime.
+// isRuntime says whether a process is still the OCI runtime, which runs from
+// where the container does not see it.
 func (l *listener) isRuntime(pid int) bool {
-	if l.runtime == (program{}) || pid == notFromHere {
+	if !l.begun {
+		l.begun = pid == notFromHere || runsOwnProgram(pid)
+	}
+	return !l.begun
+}
+
+// runsOwnProgram says whether what a process runs is on one of the mounts that
+// it sees.
+func runsOwnProgram(pid int) bool {
+	var program unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/exe", pid), 0, unix.STATX_MNT_ID, &program); err != nil || program.Mask&unix.STATX_MNT_ID == 0 {
+		return !errors.Is(err, unix.ENOENT) // one that has gone tells nothing
+	}
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
 		return false
 	}
-	if programOf(pid) == l.runtime {
-		return true
-	}
-	l.runtime = program{} // for good: nobody goes back
-	return false
+	id := strconv.FormatUint(program.Mnt_id, 10) + " "
+	return bytes.HasPrefix(mounts, []byte(id)) || bytes.Contains(mounts, []byte("\n"+id))
 }

@@ -39,6 +39,14 @@ func newBox(t *testing.T, runtime string, command ...string) *box {
 		}
 	}
 	b := &box{runtime: runtime, dir: t.TempDir()}
+	t.Cleanup(func() {
+		for _, dir := range []string{"*/berth-seccomp/" + b.id, "*/berth-seccomp"} {
+			left, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", dir))
+			for _, group := range left {
+				unix.Rmdir(group)
+			}
+		}
+	})
 	b.id = fmt.Sprintf("seccomp-%d-%d", os.Getpid(), time.Now().UnixNano())
 	bin := filepath.Join(b.dir, "rootfs", "bin")
 	busybox, _ := exec.LookPath("busybox")
@@ -46,7 +54,7 @@ func newBox(t *testing.T, runtime string, command ...string) *box {
 	if err := errors.Join(err, os.MkdirAll(bin, 0o755), os.WriteFile(filepath.Join(bin, "busybox"), program, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "mount", "sleep", "swapoff", "hostname", "true", "cat", "ls", "echo"} {
+	for _, name := range []string{"sh", "mount", "sleep", "swapoff", "hostname", "true", "cat", "ls", "touch"} {
 		if err := os.Symlink("busybox", filepath.Join(bin, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -250,7 +258,6 @@ func TestRecord(t *testing.T) {
 		w := open(t, Config{Trusting: true, Localhost: localhost})
 		work(t, w)
 		b := newBox(t, runtime, "ls /bin; mkdir /mnt/dir; echo done; swapoff /x")
-		before := b.spec.Linux.Seccomp
 		b.watch(t, w, "record=shop/web.json")
 		if out, err := b.run(t); !strings.Contains(out, "done") || err == nil {
 			t.Fatalf("%v: %s", err, out)
@@ -290,7 +297,6 @@ func TestRecord(t *testing.T) {
 		if out, err := other.run(t); err == nil {
 			t.Errorf("something else under the recorded profile: %s", out)
 		}
-		_ = before
 	})
 }
 
@@ -366,6 +372,30 @@ func TestNodeThatEnds(t *testing.T) {
 		}
 		eventually(t, "no descriptor in the keeper", func() bool { return keeper.count() == 0 })
 		stopNext()
+	})
+}
+
+// What is executed in a container is watched with it.
+func TestExec(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, runtime string) {
+		w := open(t, Config{})
+		work(t, w)
+		b := newBox(t, runtime, "touch /mnt/up; while [ ! -e /mnt/go ]; do sleep 0.05; done")
+		b.watch(t, w, "deny")
+		var wg sync.WaitGroup
+		wg.Go(func() { b.run(t) })
+		eventually(t, "the container", func() bool { _, err := os.Stat(filepath.Join(b.dir, "rootfs/mnt/up")); return err == nil })
+		out, err := b.command(t.Context(), "exec", b.id, "/bin/swapoff", "/x").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "not permitted") {
+			t.Errorf("%v: %s", err, out)
+		}
+		if got := counted(w); got["swapoff"] != 1 || len(got) != 1 {
+			t.Errorf("counted %v", got)
+		}
+		if err := os.WriteFile(filepath.Join(b.dir, "rootfs/mnt/go"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		wg.Wait()
 	})
 }
 

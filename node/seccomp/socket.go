@@ -76,11 +76,11 @@ func (w *Watcher) receive(ctx context.Context, conn *net.UnixConn) error {
 	if c == nil {
 		return errs.New(errs.NotFound, "container %q is not watched", state.Metadata)
 	}
-	return w.take(ctx, c, file, state.Pid)
+	return w.take(ctx, c, file)
 }
 
 // take begins to answer what is asked through file, of which it makes a copy.
-func (w *Watcher) take(ctx context.Context, c *watched, file *os.File, pid int) error {
+func (w *Watcher) take(ctx context.Context, c *watched, file *os.File) error {
 	c.mu.Lock()
 	c.holds++
 	name := fmt.Sprintf("%s%s/%d", heldPrefix, c.Container, c.holds)
@@ -89,7 +89,6 @@ func (w *Watcher) take(ctx context.Context, c *watched, file *os.File, pid int) 
 	if err != nil {
 		return err
 	}
-	l.runtime = programOf(pid)
 	if w.config.Keeper != nil {
 		if err := w.config.Keeper.Hold(ctx, name, file); err != nil {
 			w.config.Log.WarnContext(ctx, "system calls fail if the node ends", "container", c.Container, "err", err)
