@@ -50,6 +50,8 @@ type Set struct {
 	rules  sync.Mutex // held ports and the rules for them
 	turns  turns      // one operation on a container at a time
 
+	unplugger unplugger
+
 	mu          sync.Mutex
 	networks    map[string]*network    // by id
 	attachments map[string]*attachment // by container

@@ -242,26 +242,4 @@ func (s *Set) plugged(namespace string, e *endpoint) bool {
 	return stands
 }
 
-// unplug removes the link of an endpoint in the background: the kernel takes
-// tens of milliseconds to be sure that nobody uses it. The addresses are
-// free when it is gone.
-func (s *Set) unplug(e *endpoint) {
-	free := s.retire(e)
-	s.tasks.Go(func() {
-		defer free()
-		if err := s.deleteLink(e.outside); err != nil {
-			s.cfg.Log.ErrorContext(s.life, "cannot remove a link", "link", e.outside, "err", err)
-		}
-	})
-}
-
-func (s *Set) deleteLink(name string) error {
-	link, err := s.host.links.LinkByName(name)
-	if err == nil {
-		err = s.host.links.LinkDel(link)
-	}
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	return ignore(err, unix.ENODEV)
-}
+func (s *Set) deleteLink(name string) error { return s.host.deleteLinks([]string{name}) }
