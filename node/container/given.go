@@ -264,7 +264,8 @@ func copyGiven(g *spec.Given) spec.Given {
 }
 
 // RemoveGiven takes away a container that has no task; what its client made
-// for it, its snapshot above all, is left. errs.Conflict: it has a task.
+// for it, its snapshot above all, is left. errs.Conflict: it has a task. An ended
+// one of a pod's container goes with it.
 func (s *Set) RemoveGiven(ctx context.Context, namespace, id string) error {
 	c, err := s.lockGiven(ctx, namespace, id)
 	if err != nil {
@@ -272,7 +273,8 @@ func (s *Set) RemoveGiven(ctx context.Context, namespace, id string) error {
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
 		defer c.op.unlock()
-		if c.task.Load() != nil || busy(c.status()) && c.given.Load() == nil {
+		g, t := c.given.Load(), c.task.Load()
+		if t != nil && (!g.Owned || t.live()) || busy(c.status()) && g == nil {
 			return errs.New(errs.Conflict, "container %s has a task: delete that before", id)
 		}
 		c.callOff()

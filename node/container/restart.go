@@ -23,6 +23,9 @@ func (s *Set) Restart(ctx context.Context, ref string, timeout *int, signal stri
 	if err != nil {
 		return err
 	}
+	if err := c.mayStart(); err != nil {
+		return err
+	}
 	stop, err := s.stopping(c, timeout, signal)
 	if err != nil {
 		return err

@@ -44,9 +44,20 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 			}
 			return err
 		}
+		if err := c.mayStart(); err != nil {
+			return err
+		}
 		c.fresh()
 		return s.start(ctx, c)
 	})
+}
+
+// mayStart fails with errs.Conflict where only a pod's client may start it.
+func (c *container) mayStart() error {
+	if g := c.given.Load(); g != nil && g.Owned {
+		return errs.New(errs.Conflict, "container %s is in a pod: the pod's client starts it, or another in its place", c.name())
+	}
+	return nil
 }
 
 // start runs the process of a container that has none. op is held.

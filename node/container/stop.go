@@ -56,14 +56,25 @@ func (s *Set) stopping(c *container, timeout *int, signal string) (stopping, err
 	if timeout != nil {
 		seconds = *timeout
 	}
+	if g := c.given.Load(); g != nil && g.Owned && seconds == 0 {
+		sig = syscall.SIGKILL // as Kubernetes means it
+	}
 	return stopping{sig, time.Duration(seconds) * time.Second}, nil
 }
 
 // halt ends the process, and the restarts. op is not held.
 func (s *Set) halt(ctx context.Context, c *container, stop stopping) error {
+	begun := s.begun(c)
 	end, err := s.askToEnd(ctx, c, stop.signal)
 	if end == nil || err != nil {
 		return err
+	}
+	if !begun && stop.signal != syscall.SIGKILL {
+		again, err := s.askAgain(ctx, c, end, stop)
+		if err != nil {
+			return err
+		}
+		stop.grace = again
 	}
 	if stop.grace < 0 {
 		<-end.done
@@ -74,6 +85,63 @@ func (s *Set) halt(ctx context.Context, c *container, stop stopping) error {
 	}
 	s.publish(c.get(), "stop")
 	return nil
+}
+
+// beginner is a Runtime that can tell whether a container's process is the
+// client's program already, and not still the runtime on its way there: that one
+// swallows signals.
+type beginner interface {
+	Begun(id string) bool
+}
+
+func (s *Set) begun(c *container) bool {
+	r, err := s.runtime(c.get())
+	if err != nil {
+		return true
+	}
+	b, ok := r.(beginner)
+	return !ok || !alive(c.status()) || b.Begun(c.id)
+}
+
+// askAgain sends the signal anew once the program is there, and tells what is
+// left of the grace. No lock is held while it waits.
+func (s *Set) askAgain(ctx context.Context, c *container, end *ending, stop stopping) (left time.Duration, err error) {
+	asked := time.Now()
+	look := time.NewTicker(beginLook)
+	defer look.Stop()
+	for {
+		left = stop.grace
+		if stop.grace >= 0 {
+			if left -= time.Since(asked); left <= 0 {
+				return 0, nil
+			}
+		}
+		select {
+		case <-end.done:
+			return max(left, 0), nil
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-look.C:
+		}
+		if s.begun(c) {
+			return left, s.signalRun(ctx, c, end, stop.signal)
+		}
+	}
+}
+
+// beginLook is how often one looks whether a program has begun.
+const beginLook = 3 * time.Millisecond
+
+// signalRun sends a signal to the run that end is of, if that goes on.
+func (s *Set) signalRun(ctx context.Context, c *container, end *ending, sig syscall.Signal) error {
+	if err := c.op.lock(ctx); err != nil {
+		return err
+	}
+	defer c.op.unlock()
+	if c.ending() != end || !alive(c.status()) {
+		return nil
+	}
+	return s.send(ctx, c, sig)
 }
 
 // askToEnd sends the signal and returns the end to wait for, or nil where

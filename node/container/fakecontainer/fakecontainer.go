@@ -36,6 +36,9 @@ type Runtime struct {
 	// Fail, where set, is asked before each operation, "run", "delete" and so
 	// on: what it returns is what the operation returns.
 	Fail func(op, id string) error
+	// Slow is how long a container's process is still the runtime's after its
+	// start: it does not heed TERM until then.
+	Slow time.Duration
 
 	mu        sync.Mutex
 	lastPid   int
@@ -55,6 +58,7 @@ type process struct {
 	config  []byte
 	started bool
 	paused  bool
+	begun   time.Time
 	deleted bool
 	exit    *container.Exit
 	in      *io.PipeReader // of cat's stdin

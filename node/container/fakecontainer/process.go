@@ -113,7 +113,7 @@ func (w logWriter) Write(text []byte) (int, error) {
 func (r *Runtime) begin(p *process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.started, p.Pid = true, max(p.Pid, p.later)
+	p.started, p.Pid, p.begun = true, max(p.Pid, p.later), time.Now().Add(r.Slow)
 	p.write(p.script.output)
 	switch {
 	case p.script.cat:
@@ -209,6 +209,14 @@ func (r *Runtime) end(id string, how func(*container.Exit)) {
 	}
 }
 
+// Begun says whether a container's process is what it is to be.
+func (r *Runtime) Begun(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.processes[id]
+	return p == nil || !time.Now().Before(p.begun)
+}
+
 // signal does to the processes what a kernel would.
 func (r *Runtime) signal(id string, sig syscall.Signal, all bool) error {
 	r.mu.Lock()
@@ -217,7 +225,7 @@ func (r *Runtime) signal(id string, sig syscall.Signal, all bool) error {
 	switch {
 	case sig == syscall.SIGKILL:
 		r.told.Go(func() { r.End(id, 128+int(sig)) })
-	case sig == syscall.SIGTERM && p.script.onTERM >= 0:
+	case sig == syscall.SIGTERM && p.script.onTERM >= 0 && r.Begun(id):
 		r.told.Go(func() { r.End(id, p.script.onTERM) })
 	}
 	if all {
