@@ -30,6 +30,9 @@ import (
 	"berth/spec"
 )
 
+// kube is a namespace that names images, too.
+const kube = "k8s.io"
+
 // node is what a Set works on.
 type node struct {
 	*testing.T
@@ -68,7 +71,7 @@ func (n *node) open() {
 		n.Fatal(err)
 	}
 	n.set, err = image.Open(n.Context(), image.Config{
-		DB: n.db, Blobs: n.blobs, Snapshots: n.store, Policy: n.policy, Log: log, MaxLayer: 8 << 20,
+		DB: n.db, Blobs: n.blobs, Snapshots: n.store, Policy: n.policy, Log: log, MaxLayer: 8 << 20, Spaces: []string{kube},
 		Notify: func(action, _, name string) {
 			n.mu.Lock()
 			defer n.mu.Unlock()

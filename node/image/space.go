@@ -3,7 +3,6 @@ package image
 import (
 	"cmp"
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -189,6 +188,14 @@ func (sp *Space) Pull(ctx context.Context, req SpacePull) (string, error) {
 // unless somebody else names it; while containers use it, it goes after them.
 // NotFound: the space has none.
 func (sp *Space) Remove(ctx context.Context, ref string) error {
+	if err := sp.remove(ctx, ref); err != nil {
+		return err
+	}
+	sp.set.collectSoon(ctx)
+	return nil
+}
+
+func (sp *Space) remove(ctx context.Context, ref string) error {
 	s := sp.set
 	s.write.Lock()
 	defer s.write.Unlock()
@@ -202,35 +209,6 @@ func (sp *Space) Remove(ctx context.Context, ref string) error {
 		mine = append(mine, named{sp.name, name})
 	}
 	last := len(s.everyName(id)) == len(mine) && (rec.Given || rec.Passing)
-	if _, err := s.drop(ctx, rec, mine, last && len(s.usersOf(id)) == 0); err != nil {
-		return err
-	}
-	s.collectLater()
-	return nil
-}
-
-// Label gives a label to the names that are wanted to have it, and takes it from
-// the others.
-func (sp *Space) Label(ctx context.Context, key, value string, wanted func(name string) bool) error {
-	var failed error
-	for _, rec := range sp.set.namesIn(sp.name).List() {
-		want := ""
-		if wanted(rec.Name) {
-			want = value
-		}
-		if rec.Labels[key] == want {
-			continue
-		}
-		_, err := sp.set.UpdateName(ctx, sp.name, "", rec.Name, func(rec catalog.Record) (catalog.Record, error) {
-			if rec.Labels == nil {
-				rec.Labels = map[string]string{}
-			}
-			rec.Labels[key] = want
-			return rec, nil
-		})
-		if !isMissing(err) {
-			failed = errors.Join(failed, err)
-		}
-	}
-	return failed
+	_, err = s.drop(ctx, rec, mine, last && len(s.usersOf(id)) == 0)
+	return err
 }
