@@ -226,6 +226,13 @@ func (n *node) discard(t testing.TB) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
 	defer cancel()
+	if all, err := n.PodList(ctx, nil); err == nil {
+		for _, p := range all {
+			if err := n.PodRemove(ctx, p.ID, true); err != nil {
+				t.Errorf("remove pod %s: %v", p.Config.Name, err)
+			}
+		}
+	}
 	if all, err := n.ContainerList(ctx, true, nil); err == nil {
 		for _, c := range all {
 			if err := n.ContainerRemove(ctx, c.ID, true, true); err != nil {
@@ -267,7 +274,7 @@ func (n *node) left() error {
 	}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
-		if target := strings.Fields(line)[4]; strings.HasPrefix(target, n.dir+"/") {
+		if target := strings.Fields(line)[4]; strings.HasPrefix(target, n.dir+"/") && !strings.Contains(target, "/.new-") { // kept ready for pods
 			all = append(all, "mount "+target)
 		}
 	}
@@ -276,8 +283,9 @@ func (n *node) left() error {
 			all = append(all, dir)
 		}
 	}
+	ready, _ := filepath.Glob(n.state + "/kernelns/.new-*")
 	links, _ := exec.Command("ip", "-o", "link", "show", "type", "veth", "master", n.instance()).Output()
-	if len(links) > 0 {
+	if strings.Count(string(links), "\n") > len(ready) {
 		all = append(all, string(links))
 	}
 	if len(all) > 0 {

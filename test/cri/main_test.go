@@ -81,7 +81,7 @@ func ownWorld() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("make the mounts shared again: %w", err)
 	}
-	for _, dir := range []string{"/etc/cni", "/var/lib/cni", "/run/cni", "/etc/berth", "/etc/containerd", "/etc/docker", "/run/nri", "/etc/nri", "/opt/nri", "/etc/cdi", "/run/cdi"} {
+	for _, dir := range []string{"/etc/cni", "/var/lib/cni", "/run/cni", "/run/netns", "/etc/berth", "/etc/containerd", "/etc/docker", "/run/nri", "/etc/nri", "/opt/nri", "/etc/cdi", "/run/cdi"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

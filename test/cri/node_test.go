@@ -264,7 +264,7 @@ func (n *node) left() error {
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
 		target := strings.Fields(line)[4]
-		if strings.HasPrefix(target, n.dir+"/") && !strings.HasPrefix(target, n.state+"/kernelns") { // where some are kept ready
+		if strings.HasPrefix(target, n.dir+"/") && !strings.Contains(target, "/.new-") {
 			all = append(all, "mount "+target)
 		}
 	}
@@ -273,8 +273,14 @@ func (n *node) left() error {
 			all = append(all, dir)
 		}
 	}
+	ready, _ := filepath.Glob(n.state + "/kernelns/.new-*") // kept for pods to come
 	links, _ := exec.Command("ip", "-o", "link", "show", "type", "veth").Output()
-	all = slices.AppendSeq(all, strings.Lines(string(links)))
+	if strings.Count(string(links), "\n") > len(ready) {
+		all = slices.AppendSeq(all, strings.Lines(string(links)))
+	}
+	if netns, _ := filepath.Glob("/run/netns/*"); len(netns) > len(ready) {
+		all = append(all, netns...)
+	}
 	if leases, _ := filepath.Glob("/var/lib/cni/networks/*/[0-9]*"); len(leases) > 0 {
 		all = append(all, leases...)
 	}
