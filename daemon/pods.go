@@ -60,7 +60,7 @@ type NRIDefaults struct {
 	// told; nri's own places when empty.
 	PluginDir string `toml:"plugin_dir"`
 	ConfigDir string `toml:"config_dir"`
-	// RequestSeconds is how long a plugin may take for an answer; 4 when 0.
+	// RequestSeconds is how long a plugin may take for an answer; 3 when 0.
 	RequestSeconds int           `toml:"request_seconds"`
 	Validator      *NRIValidator `toml:"validator"`
 }

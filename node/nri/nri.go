@@ -57,7 +57,7 @@ const (
 
 // DefaultRequest is a little more than other runtimes give: a plugin that takes
 // two seconds to look at what there is shall not be lost for it.
-const DefaultRequest = 4 * time.Second
+const DefaultRequest = 3 * time.Second
 
 // Validator is what plugins may not change, and which of them there must be.
 type Validator struct {

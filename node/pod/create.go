@@ -234,11 +234,16 @@ func (s *Set) makeRoot(ctx context.Context, m *member, image Image) (root string
 // pod asks for it.
 func (s *Set) adjust(ctx context.Context, m *member, oci *specs.Spec) error {
 	pod, c := m.pod.get(), m.rec.Load().Container
+	before := limitsOf(oci.Linux.Resources)
 	if err := s.ask(ctx, "create container", func(ctx context.Context) error {
 		return s.Hooks.CreateContainer(ctx, pod, c, oci)
 	}); err != nil {
 		return err
 	}
+	adjusted := *m.rec.Load()
+	adjusted.Container.Resources = changed(c.Resources, before, oci.Linux.Resources)
+	adjusted.Container.Cgroup = oci.Linux.CgroupsPath
+	m.rec.Store(&adjusted)
 	if s.Seccomp == nil || oci.Linux == nil {
 		return nil
 	}

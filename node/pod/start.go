@@ -247,11 +247,13 @@ func (s *Set) update(ctx context.Context, m *member, resources spec.PodResources
 	if err != nil {
 		return err
 	}
+	before := limitsOf(limits)
 	if err := s.ask(ctx, "update container", func(ctx context.Context) error {
 		return s.Hooks.UpdateContainer(ctx, m.pod.get(), s.show(m), limits)
 	}); err != nil {
 		return err
 	}
+	resources = changed(resources, before, limits)
 	if err := s.limit(ctx, m, limits, annotations, func(oci *specs.Spec) error { return bundle.Merge(oci, resources, s.Host) }); err != nil {
 		return err
 	}
@@ -314,7 +316,29 @@ func (s *Set) AdjustContainer(ctx context.Context, id string, limits *specs.Linu
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		return s.limit(ctx, m, limits, nil, func(oci *specs.Spec) error { return lay(oci, limits) })
+		if err := s.limit(ctx, m, limits, nil, func(oci *specs.Spec) error { return lay(oci, limits) }); err != nil {
+			return err
+		}
+		s.adjusted(ctx, m, limits)
+		return nil
+	})
+}
+
+// adjusted has the record say what limits there are now, when nobody works on
+// the container: whoever does may be waiting for the plugin.
+func (s *Set) adjusted(ctx context.Context, m *member, limits *specs.LinuxResources) {
+	begin(ctx, s, func(ctx context.Context) (struct{}, error) {
+		err := m.op.lock(ctx)
+		if err == nil {
+			defer m.op.unlock()
+			err = s.changeMember(m, func(r *containerRecord) {
+				r.Container.Resources = bundle.MergeResources(r.Container.Resources, limitsOf(limits))
+			})
+		}
+		if err != nil {
+			s.Log.WarnContext(ctx, "limits that a plugin asked for are not shown", "container", m.id, "err", err)
+		}
+		return struct{}{}, err
 	})
 }
 
