@@ -2,6 +2,7 @@ package vm
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,11 +17,17 @@ const Image = "busybox:latest"
 // image, for guests that run Shell.
 func NodeDisk(t *testing.T, megabytes int) *Disk {
 	t.Helper()
+	return NodeDiskWith(t, megabytes, nil)
+}
+
+// NodeDiskWith is NodeDisk with more files, as NewDisk has them.
+func NodeDiskWith(t *testing.T, megabytes int, more map[string]string) *Disk {
+	t.Helper()
 	repo, err := filepath.Abs("../..")
 	must(t, err)
 	berth := filepath.Join(repo, "bin/berth")
 	if _, err := os.Stat(berth); err != nil {
-		missing(t, "bin/berth")
+		Missing(t, "bin/berth")
 	}
 	archive := filepath.Join(t.TempDir(), "first.tar")
 	run(t, "sh", "-c", filepath.Join(repo, "test/first-image.sh")+" "+Image+" > "+archive)
@@ -28,25 +35,26 @@ func NodeDisk(t *testing.T, megabytes int) *Disk {
 	for _, runtime := range []string{"crun", "runc"} {
 		path, err := exec.LookPath(runtime)
 		if err != nil {
-			missing(t, runtime)
+			Missing(t, runtime)
 		}
 		files["usr/bin/"+runtime] = path
 	}
+	maps.Copy(files, more)
 	return NewDisk(t, megabytes, Shell, files)
 }
 
 // StartNode starts the node of a guest of NodeDisk and waits until it
 // answers. Its log is in /var/log/node.log.
-func (g *Guest) StartNode(t *testing.T) {
+func (g *Guest) StartNode(t *testing.T, arguments ...string) {
 	t.Helper()
-	out, code := g.Try(t, `
+	out, code := g.Try(t, strings.ReplaceAll(`
 echo "nameserver 127.0.0.1" > /etc/resolv.conf
-setsid berth node >>/var/log/node.log 2>&1 &
+setsid berth node ARGUMENTS >>/var/log/node.log 2>&1 &
 n=0
 until berth version >/dev/null 2>&1 && berth info >/dev/null 2>&1; do
 	n=$((n+1)); [ $n -lt 60 ] || { tail -n 40 /var/log/node.log; exit 1; }
 	sleep 0.5
-done`)
+done`, "ARGUMENTS", strings.Join(arguments, " ")))
 	if code != 0 {
 		t.Fatalf("the node did not start in the guest:\n%s", out)
 	}

@@ -59,15 +59,17 @@ kernel() { # kernel SERIES SUITE
 }
 
 apparmor() {
-	[ -e "$cache/apparmor/sbin/apparmor_parser" ] && return
+	[ -e "$cache/apparmor/usr/share/apparmor-features" ] && return
 	echo "vm: fetching AppArmor's parser" >&2
 	apt_of bookworm
 	(cd "$apt" && apt-get download -qq apparmor)
 	dpkg -x "$apt"/apparmor_*.deb "$apt/apparmor"
 	rm -rf "$cache/apparmor" && mkdir -p "$cache/apparmor/etc" "$cache/apparmor/sbin"
 	cp -r "$apt"/apparmor/etc/apparmor "$cache/apparmor/etc/"
-	mkdir "$cache/apparmor/etc/apparmor.d"
+	mkdir -p "$cache/apparmor/etc/apparmor.d" "$cache/apparmor/usr/share"
+	cp -r "$apt"/apparmor/usr/share/apparmor-features "$cache/apparmor/usr/share/"
 	cp -r "$apt"/apparmor/etc/apparmor.d/{abi,abstractions,tunables} "$cache/apparmor/etc/apparmor.d/"
+	find "$cache/apparmor/etc" -type d -empty -exec touch {}/empty \; # guests get folders by what is in them
 	cp "$(find "$apt/apparmor" -name apparmor_parser -type f)" "$cache/apparmor/sbin/"
 }
 

@@ -40,6 +40,12 @@ const patience = 3 * time.Minute
 // returns what it printed and its exit code.
 func (g *Guest) Try(t *testing.T, script string) (string, int) {
 	t.Helper()
+	return g.TryFor(t, patience, script)
+}
+
+// TryFor is Try for what may take as long as limit.
+func (g *Guest) TryFor(t *testing.T, limit time.Duration, script string) (string, int) {
+	t.Helper()
 	g.Wait(t, "guest: shell\n", patience)
 	g.asked++
 	encoded := base64.StdEncoding.EncodeToString([]byte(script))
@@ -50,7 +56,7 @@ func (g *Guest) Try(t *testing.T, script string) (string, int) {
 	}
 	g.send(t, fmt.Sprintf("run %d", g.asked))
 	end := fmt.Sprintf("\nguest: end %d ", g.asked)
-	g.Wait(t, end, patience)
+	g.Wait(t, end, limit)
 	_, out, _ := strings.Cut(g.Output(), fmt.Sprintf("guest: begin %d\n", g.asked))
 	out, rest, _ := strings.Cut(out, end)
 	word, _, _ := strings.Cut(rest, "\n")

@@ -86,7 +86,7 @@ func NewDisk(t *testing.T, megabytes int, script string, files map[string]string
 	t.Helper()
 	for _, program := range []string{"qemu-system-x86_64", "mkfs.ext4", "debugfs", "cpio", "busybox"} {
 		if _, err := exec.LookPath(program); err != nil {
-			missing(t, program)
+			Missing(t, program)
 		}
 	}
 	root := t.TempDir()
@@ -126,7 +126,7 @@ func Boot(t *testing.T, kernel Kernel, disk *Disk, arguments string) *Guest {
 	cache := cacheDir(t)
 	vmlinuz := filepath.Join(cache, string(kernel), "vmlinuz")
 	if _, err := os.Stat(vmlinuz); err != nil {
-		missing(t, "the "+string(kernel)+" kernel")
+		Missing(t, "the "+string(kernel)+" kernel")
 	}
 	placeModules(t, disk, kernel)
 	g := &Guest{cmd: exec.CommandContext(context.WithoutCancel(t.Context()), "qemu-system-x86_64", //nolint:gosec // a test's own command
@@ -292,6 +292,9 @@ func install(t *testing.T, root, guest, host string) {
 	must(t, os.MkdirAll(filepath.Dir(to), 0o755))
 	_ = os.Remove(to) // a busybox applet of that name
 	run(t, "cp", "-L", host, to)
+	if info, err := os.Stat(host); err != nil || info.Mode()&0o111 == 0 {
+		return // no program
+	}
 	libraries, err := exec.CommandContext(t.Context(), "ldd", host).Output() //nolint:gosec // a test's own command
 	if err != nil {
 		return // not a dynamic program
@@ -306,8 +309,8 @@ func install(t *testing.T, root, guest, host string) {
 	}
 }
 
-// missing skips a test for lack of something; in CI nothing may be lacking.
-func missing(t *testing.T, what string) {
+// Missing skips a test for lack of something; in CI nothing may be lacking.
+func Missing(t *testing.T, what string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("%s is missing, and CI has to have it: run `make setup`", what)

@@ -1,0 +1,186 @@
+package vm_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"berth/test/cri/images"
+	"berth/test/vm"
+)
+
+// kubernetes is a guest with a node that critest runs against: its images lie
+// in a registry there, and AppArmor can be given profiles.
+func kubernetes(t *testing.T, runtime string) *vm.Guest {
+	t.Helper()
+	cache, err := filepath.Abs("../../.cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{
+		"bin/critest":   need(t, filepath.Join(cache, "cri/critest")),
+		"sbin/runc":     need(t, filepath.Join(cache, "cri/runc")),
+		"bin/sudo":      script(t, `exec "$@"`), // critest loads profiles by it
+		"bin/ipcmk":     need(t, "/usr/bin/ipcmk"),
+		"config.toml":   script(t, fmt.Sprintf("runtime = %q\ncerts_dirs = [\"/certs.d\"]\n[runtimes.runc]\npath = \"/sbin/runc\"\n", runtime)),
+		"etc/hosts":     script(t, "127.0.0.1 localhost"),
+		"etc/localtime": need(t, "/etc/localtime"),
+	}
+	folder(t, files, "", need(t, filepath.Join(cache, "vm/apparmor")))
+	folder(t, files, "registry", fill(t, filepath.Join(cache, "cri")))
+	for _, host := range images.Hosts() {
+		files["certs.d/"+host+"/hosts.toml"] = script(t, `server = "http://127.0.0.1:5000"`)
+	}
+	g := vm.Boot(t, vm.Linux612, vm.NodeDiskWith(t, 1024, files), "apparmor=1 security=apparmor")
+	g.Run(t, "ip link set lo up; mkdir -p /var/cache/apparmor; setsid berth registry --addr 127.0.0.1:5000 --dir /registry > /var/log/registry.log 2>&1 & sleep 1")
+	g.StartNode(t, "--config", "/config.toml")
+	return g
+}
+
+// need is a file that has to be there for these tests.
+func need(t *testing.T, path string) string {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		vm.Missing(t, path)
+	}
+	return path
+}
+
+func script(t *testing.T, text string) string {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if strings.HasPrefix(text, "exec") {
+		text = "#!/bin/sh\n" + text
+	}
+	if _, err := f.WriteString(text + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Chmod(0o755); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// folder adds all that is in dir.
+func folder(t *testing.T, files map[string]string, to, dir string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files[filepath.Join(to, strings.TrimPrefix(path, dir))] = path
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fill makes the folder of a registry that has critest's images.
+func fill(t *testing.T, tools string) string {
+	t.Helper()
+	made, err := images.Make(t.Context(), tools)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	registry := exec.CommandContext(t.Context(), need(t, "../../bin/berth"), "registry", "--addr", addr, "--dir", dir)
+	if err := registry.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = registry.Process.Kill(); _ = registry.Wait() }()
+	for late := time.After(10 * time.Second); ; {
+		if err = images.Push(t.Context(), "http://"+addr, made); err == nil {
+			return dir
+		}
+		select {
+		case <-late:
+			t.Fatal(err)
+		case <-time.Tick(50 * time.Millisecond):
+		}
+	}
+}
+
+// critest runs the specs that match focus in the guest; each has to pass, and
+// there have to be as many as wanted.
+func critest(t *testing.T, g *vm.Guest, focus string, want int) {
+	t.Helper()
+	out, _ := g.TryFor(t, 8*time.Minute, fmt.Sprintf(`
+cd /tmp && critest --runtime-endpoint unix:///run/berth/berth.sock --image-endpoint unix:///run/berth/berth.sock \
+	-ginkgo.json-report report.json -ginkgo.no-color -ginkgo.seed 1 -ginkgo.focus '%s' > critest.log 2>&1
+echo "critest ended with $?"
+tail -n 60 critest.log
+echo "report:"
+cat report.json`, focus))
+	said, report, _ := strings.Cut(out, "\nreport:\n")
+	var suites []struct {
+		SpecReports []struct {
+			ContainerHierarchyTexts []string
+			LeafNodeText            string
+			LeafNodeType            string
+			State                   string
+			RunTime                 time.Duration
+			Failure                 struct{ Message string }
+		}
+	}
+	if err := json.Unmarshal([]byte(report), &suites); err != nil {
+		t.Fatalf("critest's report: %v\n%s", err, out)
+	}
+	asked, passed := regexp.MustCompile(focus), 0
+	for _, suite := range suites {
+		for _, s := range suite.SpecReports {
+			name := strings.Join(append(s.ContainerHierarchyTexts, s.LeafNodeText), " ")
+			switch {
+			case s.State == "skipped" && !asked.MatchString(name):
+			case s.State != "passed":
+				t.Errorf("%s after %v: %s\n\t%.600s", s.State, s.RunTime, name, s.Failure.Message)
+			case s.LeafNodeType == "It":
+				t.Logf("passed after %v: %s", s.RunTime.Round(time.Millisecond), name)
+				passed++
+			}
+		}
+	}
+	if passed != want {
+		t.Errorf("%d specs passed, want %d", passed, want)
+	}
+	if t.Failed() {
+		t.Logf("%s\nlog of the node:\n%s", said, g.Run(t, "tail -n 60 /var/log/node.log"))
+	}
+}
+
+// What containers are held by where the kernel has AppArmor: the default
+// profile, one of the machine's, none.
+func TestAppArmor(t *testing.T) {
+	t.Parallel()
+	g := kubernetes(t, "crun")
+	critest(t, g, "AppArmor", 9)
+	g.Off(t)
+}
+
+// Kubernetes' conformance suite, what of it concerns cgroups and what is slow
+// on no machine, where there is only cgroup version 2.
+func TestCritestOnCgroupV2(t *testing.T) {
+	t.Parallel()
+	g := kubernetes(t, "runc")
+	critest(t, g, os.Getenv("FOCUS"), 100)
+	g.Off(t)
+}
