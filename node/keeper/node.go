@@ -62,10 +62,19 @@ func Open(ctx context.Context, c Config) (*Keeper, error) {
 		config: c, changed: make(chan struct{}), wake: make(chan struct{}, 1),
 		pending: map[uint64]chan answer{}, processes: map[string]*held{}, kept: map[string][]int{},
 	}
-	if err := k.connect(ctx); err != nil {
+	err := k.connect(ctx)
+	for tries := 0; tries < 3 && leftUs(err); tries++ { // one that was told to go: another is started
+		err = k.connect(ctx)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open keeper: %w", err)
 	}
 	return k, nil
+}
+
+// leftUs says whether a keeper ended before it had answered.
+func leftUs(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
 // Run reads what the keeper says and calls Config.Exited, and replaces a
