@@ -37,6 +37,12 @@ if [ "$want" = test ]; then
 	need xz xz-utils
 	need runsc runsc
 	need gcc gcc
+	need make make
+	need bzip2 bzip2
+	need pkg-config pkg-config
+	need ipcmk util-linux
+	[ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
+	[ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
 	need e2fsck e2fsprogs
 	need fsck.erofs erofs-utils
 	need mkfs.btrfs btrfs-progs
@@ -71,4 +77,5 @@ if [ "$want" = test ]; then
 	fi
 	test/snapshotter/docker/build.sh
 	test/containerd/clients/build.sh
+	test/cri/build.sh
 fi

@@ -97,9 +97,25 @@ type Server struct {
 	end      context.CancelFunc
 }
 
-// LeadLog has the library that speaks SPDY write to log. It has one log for the
+// LeadLog has the library that speaks SPDY write to log, all of it as debugging:
+// what it calls errors is what clients did and were told. It has one log for the
 // whole process: this is to be called once, before any stream is there.
-func LeadLog(log *slog.Logger) { klog.SetSlogLogger(log) }
+func LeadLog(log *slog.Logger) { klog.SetSlogLogger(slog.New(muted{log.Handler()})) }
+
+// muted writes everything as debugging.
+type muted struct{ slog.Handler }
+
+func (m muted) Enabled(ctx context.Context, _ slog.Level) bool {
+	return m.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (m muted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return m.Handler.Handle(ctx, r)
+}
+
+func (m muted) WithAttrs(attrs []slog.Attr) slog.Handler { return muted{m.Handler.WithAttrs(attrs)} }
+func (m muted) WithGroup(name string) slog.Handler       { return muted{m.Handler.WithGroup(name)} }
 
 // Open listens. The server's life is ctx's; Run has to come next.
 func Open(ctx context.Context, config Config) (*Server, error) {

@@ -507,7 +507,7 @@ func TestURLsServeOnce(t *testing.T) {
 	}
 	frames(t, dialChannels(t, at, "v5.channel.k8s.io"))
 	for _, url := range []string{at, s.base.String() + "/exec/none", strings.Replace(s.execURL(t, "leave", false), "/exec/", "/attach/", 1)} {
-		response, err := http.Get(url) //nolint:gosec,noctx // of this test
+		response, err := http.Get(url) //nolint:gosec // of this test
 		if err != nil {
 			t.Fatal(err)
 		}

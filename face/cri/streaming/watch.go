@@ -54,6 +54,13 @@ type watchedConn struct {
 	from *io.PipeReader
 }
 
-func (c *watchedConn) Read(p []byte) (int, error) { return c.from.Read(p) }
+// Read has what we closed end as what the client closes: nobody is to log it.
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.from.Read(p)
+	if errors.Is(err, io.ErrClosedPipe) {
+		err = io.EOF
+	}
+	return n, err
+}
 
 func (c *watchedConn) Close() error { return errors.Join(c.from.Close(), c.Conn.Close()) }
