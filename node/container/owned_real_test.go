@@ -23,12 +23,9 @@ func (r *real) realPod(id string, terminal bool, args ...string) spec.Given {
 	g := r.inPod(id, args...)
 	given := r.realSpec(id, terminal, args...)
 	g.Spec = given.Spec
-	if !terminal {
-		return g
-	}
 	oci := &specs.Spec{}
 	r.ok(json.Unmarshal(g.Spec.Value, oci))
-	oci.Mounts = append(oci.Mounts,
+	oci.Mounts = append(oci.Mounts, // runc furnishes it, and not the root that many share
 		specs.Mount{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 		specs.Mount{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}})
 	data, err := json.Marshal(oci)

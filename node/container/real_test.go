@@ -54,7 +54,7 @@ type real struct {
 	stop   func()
 }
 
-func newReal(t *testing.T, program string) *real {
+func newReal(t testing.TB, program string) *real {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("containers need root")

@@ -190,6 +190,9 @@ func (k *Keeper) Shutdown(ctx context.Context, force bool) error {
 	k.leaving = true
 	k.mu.Unlock()
 	_, err := k.ask(ctx, message{Op: opShutdown, Force: force}, false)
+	if errors.Is(err, errs.Unavailable) { // it went with its answer, for another request was on its way
+		return nil
+	}
 	if err != nil {
 		k.mu.Lock()
 		k.leaving = false
