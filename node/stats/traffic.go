@@ -16,7 +16,8 @@ import (
 // that of the process pid, or where there is none the one mounted at path.
 // errs.NotFound: it is gone.
 func (r *Reader) Traffic(pid int, path string) ([]spec.InterfaceStats, error) {
-	f := newFiles()
+	f := r.take()
+	defer r.buffers.Put(f)
 	var text []byte
 	if pid > 0 {
 		text = f.read(filepath.Join(r.proc, strconv.Itoa(pid), "net/dev"))

@@ -79,12 +79,16 @@ type Pass struct {
 const linksEach = 4096
 
 // Begin begins a pass. It must end, and be used by one goroutine.
-func (r *Reader) Begin() *Pass {
-	f, _ := r.buffers.Get().(*files)
+func (r *Reader) Begin() *Pass { return &Pass{r: r, f: r.take(), links: linksEach} }
+
+// take is a buffer to read into; it goes back into buffers.
+func (p *passes) take() *files {
+	f, _ := p.buffers.Get().(*files)
 	if f == nil {
 		f = newFiles()
 	}
-	return &Pass{r: r, f: f, links: linksEach}
+	f.found, f.err = false, nil
+	return f
 }
 
 // End ends the pass.
