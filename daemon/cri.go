@@ -38,6 +38,7 @@ type kubernetes struct {
 // openCRI makes the door for Kubernetes.
 func (n *node) openCRI(ctx context.Context) (err error) {
 	c, log := n.config.CRI, n.log.With("room", "cri")
+	n.images.SetUsers(n.imageUsers)
 	n.cri.meter = usage.New(ctx, usage.Config{Pods: n.pods.set, Layers: n.snapshots, Meter: n.engine.meter, Root: n.config.Root, Log: log})
 	n.onClose("statistics of pods", n.cri.meter.Close)
 	if !c.On() {
@@ -129,6 +130,11 @@ func (d CRIDefaults) isPinned(name string) bool {
 		parsed, err := reference.Parse(pattern)
 		return err == nil && parsed.String() == full
 	})
+}
+
+// imageUsers lists the containers that are made of an image.
+func (n *node) imageUsers(image string) []string {
+	return append(n.containers.Users(image), n.pods.set.ImageUsers(image)...)
 }
 
 // podNames are what people call the images of pods.
@@ -224,5 +230,5 @@ func (n *node) findHandler(ctx context.Context, name string) cri.Handler {
 // setsAttributes says whether the kernel can change a whole tree of mounts.
 func setsAttributes() bool {
 	err := unix.MountSetattr(-1, "", 0, &unix.MountAttr{})
-	return err != unix.ENOSYS //nolint:errorlint // of a system call
+	return err != unix.ENOSYS
 }

@@ -256,7 +256,7 @@ type PodContainer struct {
 	LogPath    string       `json:"logPath,omitempty" doc:"absolute"`
 	StopSignal string       `json:"stopSignal,omitempty"`
 	User       *PodUser     `json:"user,omitempty" doc:"of its first process"`
-	Mounts     []PodMount   `json:"mounts,omitempty" doc:"with Image as a digest"`
+	Mounts     []PodMount   `json:"mounts,omitempty" doc:"with Image as the ID of an image"`
 	Resources  PodResources `json:"resources" doc:"as they are now"`
 	Cgroup     string       `json:"cgroup,omitempty" doc:"in every hierarchy"`
 }

@@ -88,6 +88,8 @@ func mount(m *cri.Mount) (spec.PodMount, error) {
 		return invalid("the name of the image is empty")
 	case m.GetImage() == nil && read.Source == "":
 		return invalid("neither a path of the host nor an image")
+	case m.GetImage() != nil && !read.ReadOnly:
+		return invalid("images are read-only, and it is to be writable: readonly is not set")
 	case read.ImageSubPath != "" && m.GetImage() == nil:
 		return invalid("image_sub_path is of images only")
 	case read.RecursiveReadOnly && !read.ReadOnly:

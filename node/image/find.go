@@ -78,10 +78,16 @@ func (s *Set) resolveIn(ref string, homes ...string) (*record, named, error) {
 	if err != nil || rec != nil {
 		return rec, named{}, err
 	}
-	if nameErr != nil {
+	if nameErr != nil && !isWholeID(ref) {
 		return nil, named{}, nameErr
 	}
 	return nil, named{}, missing(ref)
+}
+
+// isWholeID says whether ref is as long as an ID without its algorithm, which
+// is never a name.
+func isWholeID(ref string) bool {
+	return len(ref) == digest.SHA256.Size()*2 && strings.Trim(ref, "0123456789abcdef") == ""
 }
 
 func missing(ref string) error { return errs.New(errs.NotFound, "no image %s", ref) }

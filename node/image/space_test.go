@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -68,6 +69,8 @@ func TestSpace(t *testing.T) {
 	check()
 	_, err := n.space().Get(repo + ":v2")
 	n.want(errs.NotFound, err, "a tag that was not pulled")
+	_, err = n.space().Get(strings.Repeat("0", 64))
+	n.want(errs.NotFound, err, "an ID that nothing has")
 	if top, err := n.space().Chain(t.Context(), by); err != nil || top == "" {
 		t.Error(top, err)
 	}

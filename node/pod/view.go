@@ -67,6 +67,21 @@ func (s *Set) ContainersOf(pod string) []spec.PodContainer {
 	return s.showAll(p.all())
 }
 
+// ImageUsers lists the containers that are made of an image, by its ID, or have
+// it as a volume.
+func (s *Set) ImageUsers(image string) []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var ids []string
+	for id, m := range s.containers {
+		c := &m.rec.Load().Container
+		if c.ImageID == image || slices.ContainsFunc(c.Mounts, func(mount spec.PodMount) bool { return mount.Image == image }) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 func (s *Set) showAll(all []*member) []spec.PodContainer {
 	list := make([]spec.PodContainer, 0, len(all))
 	for _, m := range all {

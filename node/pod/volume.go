@@ -84,7 +84,7 @@ func (s *Set) mountVolumes(ctx context.Context, m *member) (map[string]string, e
 		if at[bundle.ImageKey(asked)], err = within(roots[image.ID], asked.ImageSubPath); err != nil {
 			return nil, fmt.Errorf("image %s: sub path %q: %w", asked.Image, asked.ImageSubPath, err)
 		}
-		mount.Image = image.Ref
+		mount.Image = image.ID
 	}
 	return at, s.changeMember(m, func(r *containerRecord) { r.Container.Mounts = mounts })
 }
