@@ -62,7 +62,7 @@ tidies up behind them.`,
 	add(groupLook, p.ps(), p.logs(), p.inspect(), p.top(), p.stats(), p.port(), p.diff(), p.events())
 	add(groupInside, p.exec(), p.attach(), p.cp(), p.export(), p.commit())
 	add(groupImages, p.build(), p.pull(), p.push(), p.images(), p.tag(), p.rmi(), p.history(), p.load(), p.save())
-	add(groupThings, p.container(), p.pod(), p.image(), p.network(), p.volume(), p.builder(), p.system())
+	add(groupThings, p.container(), p.pod(), p.image(), p.network(), p.volume(), p.builder(), p.seccomp(), p.system())
 	add(groupNode, p.up(), p.daemonNode(), p.daemonKeeper(), p.daemonLazy(), p.registry(), p.snapshotter(), p.info(), p.version(), p.completion())
 	root.SetHelpCommand(helpVerb())
 	return root

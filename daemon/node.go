@@ -367,7 +367,7 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	n.observePods()
 	face := &rest.Server{
 		Containers: n.containers, Images: n.images, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events}, Events: n.bus,
-		System: n, Builder: n.builder, Pods: n.pods.set, PodMeter: n.cri.meter, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),
+		System: n, Builder: n.builder, Pods: n.pods.set, PodMeter: n.cri.meter, Seccomp: n.pods.watcher, Metrics: n.metrics.handler(), Tracer: otel.Tracer("berth/face/rest"), Log: n.log.With("room", "rest"),
 	}
 	return serveHTTP(ctx, listener, face.Handler())
 }

@@ -502,7 +502,7 @@ func (b buildkit) Share(context.Context) (spec.DiskShare, error) {
 
 func (n *node) handler(log io.Writer) http.Handler {
 	s := &rest.Server{
-		Containers: containers{n}, Images: images{n}, Networks: networks{n}, Volumes: volumes{n}, Events: bus{n}, System: system{n}, Builder: buildkit{n}, Pods: pods{n}, PodMeter: pods{n},
+		Containers: containers{n}, Images: images{n}, Networks: networks{n}, Volumes: volumes{n}, Events: bus{n}, System: system{n}, Builder: buildkit{n}, Pods: pods{n}, PodMeter: pods{n}, Seccomp: profiles{},
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "berth_up 1\n") }),
 		Log:     slog.New(slog.NewTextHandler(log, nil)),
 	}

@@ -33,6 +33,7 @@ type Server struct {
 	Builder    Builder
 	Pods       Pods
 	PodMeter   PodMeter
+	Seccomp    Profiles
 
 	Metrics http.Handler // answers /metrics
 	Tracer  trace.Tracer // makes a span of each request
@@ -55,6 +56,7 @@ func (s *Server) Handler() http.Handler {
 	r.system()
 	r.builder()
 	r.pods()
+	r.seccomp()
 	r.description()
 	if s.Metrics != nil {
 		mux.Handle("GET /metrics", s.Metrics)

@@ -151,3 +151,8 @@ type Pods interface {
 type PodMeter interface {
 	Usage(ctx context.Context, ids []string) ([]spec.PodStats, error)
 }
+
+// Profiles are the recorded profiles of seccomp, in the order of their names.
+type Profiles interface {
+	Profiles(ctx context.Context) ([]spec.SeccompProfile, error)
+}

@@ -16,11 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
+	"berth/spec"
 )
 
-// Recorded is a profile that was recorded. It is a profile of OCI, with words
+// recorded is a profile that was recorded. It is a profile of OCI, with words
 // about where it comes from that runtimes pass over.
-type Recorded struct {
+type recorded struct {
 	specs.LinuxSeccomp
 	From []string `json:"recordedFrom"` // "<namespace>/<pod>/<container>"
 }
@@ -32,10 +33,10 @@ const mostProfiles = 1000
 // costs no more than the profile.
 func (w *Watcher) keepProfile(ctx context.Context, c *watched) {
 	c.mu.Lock()
-	recorded, file, name := c.Mode == record && len(c.Used) > 0, c.File, c.Name
+	wanted, file, name := c.Mode == record && len(c.Used) > 0, c.File, c.Name
 	used := slices.Sorted(maps.Keys(c.Used))
 	c.mu.Unlock()
-	if !recorded {
+	if !wanted {
 		return
 	}
 	err := w.merge(w.config.Profiles, profileFile(name), name, used)
@@ -98,8 +99,8 @@ func (w *Watcher) merge(dir, file, name string, used []string) error {
 	return root.Rename(file+".new", file)
 }
 
-func readRecorded(root *os.Root, file string) (Recorded, error) {
-	var r Recorded
+func readRecorded(root *os.Root, file string) (recorded, error) {
+	var r recorded
 	text, err := root.ReadFile(file)
 	if err != nil {
 		return r, err
@@ -111,14 +112,14 @@ func readRecorded(root *os.Root, file string) (Recorded, error) {
 }
 
 // emptyProfile allows what every runtime needs to start a container at all.
-func emptyProfile() Recorded {
-	return Recorded{LinuxSeccomp: specs.LinuxSeccomp{
+func emptyProfile() recorded {
+	return recorded{LinuxSeccomp: specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno, DefaultErrnoRet: new(uint(unix.EPERM)), Architectures: native(),
 		Syscalls: []specs.LinuxSyscall{{Names: append(unasked(), "execve"), Action: specs.ActAllow}},
 	}}
 }
 
-func (r *Recorded) add(name string, used []string) {
+func (r *recorded) add(name string, used []string) {
 	if len(r.Syscalls) == 0 {
 		r.Syscalls = emptyProfile().Syscalls
 	}
@@ -153,9 +154,8 @@ func (w *Watcher) trim(ctx context.Context) {
 	}
 }
 
-// Profiles are the recorded profiles, by the name of their file without
-// ".json".
-func (w *Watcher) Profiles() (map[string]Recorded, error) {
+// Profiles are the recorded profiles, in the order of their names.
+func (w *Watcher) Profiles(_ context.Context) ([]spec.SeccompProfile, error) {
 	root, err := os.OpenRoot(w.config.Profiles)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -164,15 +164,15 @@ func (w *Watcher) Profiles() (map[string]Recorded, error) {
 		return nil, err
 	}
 	defer root.Close()
-	files, err := os.ReadDir(w.config.Profiles)
+	files, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
 		return nil, err
 	}
-	all := map[string]Recorded{}
+	var all []spec.SeccompProfile
 	for _, f := range files {
 		name, isProfile := strings.CutSuffix(f.Name(), ".json")
-		if r, err := readRecorded(root, f.Name()); isProfile && err == nil {
-			all[name] = r
+		if r, err := readRecorded(root, f.Name()); isProfile && err == nil && len(r.Syscalls) > 0 {
+			all = append(all, spec.SeccompProfile{Name: name, From: r.From, Calls: r.Syscalls[0].Names, Profile: r})
 		}
 	}
 	return all, nil

@@ -265,20 +265,20 @@ func TestRecord(t *testing.T) {
 		if got := counted(w); got["swapoff"] != 1 || len(got) != 1 {
 			t.Errorf("counted %v: the profile holds while it is recorded", got)
 		}
-		var recorded Recorded
+		var got recorded
 		eventually(t, "the profile", func() bool {
 			text, err := os.ReadFile(filepath.Join(localhost, "shop/web.json"))
-			return err == nil && json.Unmarshal(text, &recorded) == nil
+			return err == nil && json.Unmarshal(text, &got) == nil
 		})
 		if err := w.Unwatch(t.Context(), b.id); err != nil {
 			t.Fatal(err)
 		}
-		names := recorded.Syscalls[0].Names
+		names := got.Syscalls[0].Names
 		if !slices.Contains(names, "mkdir") || slices.Contains(names, "swapoff") || slices.Contains(names, "chmod") || len(names) > 120 {
 			t.Errorf("%d names: %v", len(names), names)
 		}
-		all, err := w.Profiles()
-		if err != nil || len(all) != 1 || !slices.Equal(all["shop_web_app"].Syscalls[0].Names, names) {
+		all, err := w.Profiles(t.Context())
+		if err != nil || len(all) != 1 || all[0].Name != "shop_web_app" || !slices.Equal(all[0].Calls, names) || !slices.Equal(all[0].From, []string{"shop/web/app"}) {
 			t.Errorf("profiles %v, %v", all, err)
 		}
 
