@@ -24,12 +24,11 @@ type passes struct {
 	devices map[string]string   // names by number
 }
 
-func (p *passes) open(r *Reader) {
-	p.pressures = findPressures(r.root, r.unified)
-	p.members = r.root
-	if !r.unified {
+func (p *passes) prepare(root string, unified bool) {
+	p.pressures, p.members = findPressures(root, unified), root
+	if !unified {
 		for _, controller := range []string{"systemd", "memory", "pids"} {
-			dir := filepath.Join(r.root, controller)
+			dir := filepath.Join(root, controller)
 			if _, err := os.Stat(dir); err == nil {
 				p.members = dir
 			}

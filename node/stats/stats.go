@@ -49,7 +49,7 @@ func OpenAt(root, proc string) (*Reader, error) {
 	}
 	// Only the root of version 2 has it: each tree of version 1 is below.
 	r.unified = unix.Stat(filepath.Join(r.root, "cgroup.controllers"), &st) == nil
-	r.passes.open(r)
+	r.prepare(r.root, r.unified)
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return nil, fmt.Errorf("size of memory: %w", err)

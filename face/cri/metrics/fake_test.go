@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -97,23 +96,52 @@ func realPods(tb testing.TB, n int) *fakePods {
 	for i := range n {
 		id, pod := fmt.Sprintf("%063dc", i), fmt.Sprintf("%063dd", i)
 		cgroup := filepath.Join(root, id)
-		cmd := exec.Command("sleep", "1000")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-		if err := cmd.Start(); err != nil {
-			tb.Fatal(err)
-		}
-		tb.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); removeCgroups(cgroup) })
-		joinCgroups(tb, cgroup, cmd.Process.Pid)
+		process := sleeper(tb, cgroup)
 		f.pods = append(f.pods, spec.Pod{
-			ID: pod, State: spec.PodReady, NetNS: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid),
+			ID: pod, State: spec.PodReady, NetNS: fmt.Sprintf("/proc/%d/ns/net", process.Pid),
 			Config: spec.PodConfig{Name: fmt.Sprint("front-", i), Namespace: "shop", CgroupParent: root},
 		})
 		f.containers = append(f.containers, spec.PodContainer{
-			ID: id, Pod: pod, State: spec.Running, Pid: cmd.Process.Pid, Cgroup: cgroup, Started: time.Now().Add(-time.Minute),
+			ID: id, Pod: pod, State: spec.Running, Pid: process.Pid, Cgroup: cgroup, Started: time.Now().Add(-time.Minute),
 			Config: spec.PodContainerConfig{Name: "web", Image: "registry.local/front@sha256:" + strings.Repeat("a", 64)},
 		})
 	}
+	for _, c := range f.containers {
+		awaitProgram(tb, c.Pid, "sleep")
+	}
 	return f
+}
+
+// sleeper is a process that does nothing, in a cgroup and a network namespace of
+// its own.
+func sleeper(tb testing.TB, cgroup string) *os.Process {
+	tb.Helper()
+	out, in, err := os.Pipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer out.Close()
+	defer in.Close() // what it takes from then on is its cgroup's
+	process, err := os.StartProcess("/bin/sh", []string{"sh", "-c", "read go; exec sleep 1000"}, &os.ProcAttr{
+		Files: []*os.File{out, nil, nil}, Env: os.Environ(), Sys: &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = process.Kill(); _, _ = process.Wait(); removeCgroups(cgroup) })
+	joinCgroups(tb, cgroup, process.Pid)
+	return process
+}
+
+func awaitProgram(tb testing.TB, pid int, name string) {
+	tb.Helper()
+	for range 1000 {
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); strings.TrimSpace(string(comm)) == name {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	tb.Fatalf("process %d is not %s", pid, name)
 }
 
 // hierarchies are the mounted trees of cgroups.

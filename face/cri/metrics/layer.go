@@ -13,8 +13,8 @@ import (
 // layers remembers how much containers have written. To count a tree takes as
 // long as it has files, so that is done anew only after counted, or after a
 // hundred times as long as the last count took. One tree is counted at a time;
-// who lists containers waits for a moment only, and then gets what was known,
-// with its time.
+// who lists containers waits for a moment only, a little longer where nothing is
+// known yet, and then gets what was known, with its time.
 type layers struct {
 	store Layers
 	life  context.Context //nolint:containedctx // counting goes on after the call that began it
@@ -35,12 +35,14 @@ type layer struct {
 	next   time.Time // when it is worth to count again
 	asked  time.Time
 	queued chan struct{} // closed when it has been counted; nil where it is not to be
+	missed bool          // somebody has waited for its first count in vain
 }
 
 const (
 	counted    = 10 * time.Second // how long a count serves at least
 	countAtAll = time.Minute      // a tree that takes longer has no count
 	hasty      = 4 * time.Millisecond
+	atFirst    = 100 * time.Millisecond // for the first count of all
 	patient    = 10 * time.Second
 )
 
@@ -52,30 +54,42 @@ func (l *layers) init(ctx context.Context, store Layers, log *slog.Logger) {
 // of tells what containers have written, by their ids. Those that could not be
 // counted in time are missing.
 func (l *layers) of(ctx context.Context, containers []string, patience time.Duration) map[string]layer {
-	enough := time.NewTimer(patience)
-	defer enough.Stop()
-	for _, counting := range l.ask(containers) {
-		select {
-		case <-counting:
-			continue
-		case <-enough.C:
-		case <-ctx.Done():
-		}
-		break
-	}
+	first, again := l.ask(containers)
+	await(ctx, first, max(patience, atFirst))
+	await(ctx, again, patience)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	found := make(map[string]layer, len(containers))
 	for _, id := range containers {
-		if one := l.known[id]; one != nil && !one.at.IsZero() {
+		one := l.known[id]
+		if one == nil {
+			continue
+		}
+		if one.missed = one.at.IsZero(); !one.missed {
 			found[id] = *one
 		}
 	}
 	return found
 }
 
-// ask has those counted whose time has come, and returns what to wait for.
-func (l *layers) ask(containers []string) (counting []<-chan struct{}) {
+// await waits until all are closed, but not for longer than that.
+func await(ctx context.Context, all []<-chan struct{}, patience time.Duration) {
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	for _, one := range all {
+		select {
+		case <-one:
+		case <-enough.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ask has those counted whose time has come, and returns what to wait for:
+// first counts, and others.
+func (l *layers) ask(containers []string) (first, again []<-chan struct{}) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -90,8 +104,12 @@ func (l *layers) ask(containers []string) (counting []<-chan struct{}) {
 			one.queued = make(chan struct{})
 			l.queue = append(l.queue, id)
 		}
-		if one.queued != nil {
-			counting = append(counting, one.queued)
+		switch {
+		case one.queued == nil:
+		case one.at.IsZero() && !one.missed:
+			first = append(first, one.queued)
+		default:
+			again = append(again, one.queued)
 		}
 	}
 	for id, one := range l.known {
@@ -103,7 +121,7 @@ func (l *layers) ask(containers []string) (counting []<-chan struct{}) {
 		l.busy = true
 		l.wait.Go(l.count)
 	}
-	return counting
+	return first, again
 }
 
 // count works off the queue.

@@ -104,7 +104,9 @@ func memoryMetrics() []metric {
 		counter("memory_failcnt", "How often its memory was at its limit.", both, func(x *subject) uint64 { return x.Memory.Failures }),
 		{
 			"container_memory_failures_total", "Page faults, minor and major, with those of the cgroups below (hierarchy) and without (container).",
-			cri.MetricType_COUNTER, []string{"failure_type", "scope"}, both,
+			cri.MetricType_COUNTER,
+			[]string{"failure_type", "scope"},
+			both,
 			func(x *subject, say func(uint64, ...string)) {
 				say(x.Memory.OwnFaults, "pgfault", "container")
 				say(x.Memory.OwnMajorFaults, "pgmajfault", "container")
@@ -124,11 +126,15 @@ func processMetrics() []metric {
 		gauge("file_descriptors", "Open file descriptors.", container, func(x *subject) uint64 { return x.Processes.Files }),
 		gauge("sockets", "Open sockets.", container, func(x *subject) uint64 { return x.Processes.Sockets }),
 		{
-			"container_ulimits_soft", "Soft limits of the first process.", cri.MetricType_GAUGE, []string{"ulimit"}, container,
+			"container_ulimits_soft", "Soft limits of the first process.", cri.MetricType_GAUGE,
+			[]string{"ulimit"},
+			container,
 			func(x *subject, say func(uint64, ...string)) { say(x.Processes.FilesLimit, "max_open_files") },
 		},
 		{
-			"container_tasks_state", "Processes in each state.", cri.MetricType_GAUGE, []string{"state"}, container,
+			"container_tasks_state", "Processes in each state.", cri.MetricType_GAUGE,
+			[]string{"state"},
+			container,
 			func(x *subject, say func(uint64, ...string)) {
 				s := x.Processes.States
 				say(s.Running, "running")
@@ -171,7 +177,16 @@ func diskMetrics() []metric {
 		onDisk("fs_inodes_free", "Free inodes of the file system that its root is on.", func(x *subject) uint64 { return x.disk.InodesFree }),
 		onDisk("fs_inodes_total", "Inodes of the file system that its root is on.", func(x *subject) uint64 { return x.disk.Inodes }),
 		onDisk("fs_limit_bytes", "Size of the file system that its root is on.", func(x *subject) uint64 { return x.disk.Size }),
-		onDisk("fs_usage_bytes", "Bytes that it has written into its root file system.", func(x *subject) uint64 { return uint64(x.written.Size) }), //nolint:gosec // a count
+		{
+			"container_fs_usage_bytes", "Bytes that it has written into its root file system.", cri.MetricType_GAUGE,
+			[]string{"device"},
+			container,
+			func(x *subject, say func(uint64, ...string)) {
+				if !x.written.at.IsZero() {
+					say(uint64(x.written.Size), x.disk.Device) //nolint:gosec // a count
+				}
+			},
+		},
 		perDevice("fs_reads_bytes_total", "Bytes read from block devices.", func(d stats.DeviceUsage) uint64 { return d.ReadBytes }),
 		perDevice("fs_reads_total", "Reads from block devices.", func(d stats.DeviceUsage) uint64 { return d.Reads }),
 		perDevice("fs_sector_reads_total", "Sectors read from block devices.", func(d stats.DeviceUsage) uint64 { return d.ReadBytes / sector }),
@@ -180,7 +195,8 @@ func diskMetrics() []metric {
 		perDevice("fs_sector_writes_total", "Sectors written to block devices.", func(d stats.DeviceUsage) uint64 { return d.WriteBytes / sector }),
 		{
 			"container_blkio_device_usage_total", "Bytes to and from block devices, by operation.", cri.MetricType_COUNTER,
-			[]string{"device", "major", "minor", "operation"}, container, blockOperations,
+			[]string{"device", "major", "minor", "operation"},
+			container, blockOperations,
 		},
 	}
 }
@@ -272,9 +288,9 @@ func pressureMetrics() []metric {
 			},
 		}
 	}
-	all := of("cpu", func(x *subject) *stats.Pressure { return x.reading.Pressure.CPU })
-	all = append(all, of("memory", func(x *subject) *stats.Pressure { return x.reading.Pressure.Memory })...)
-	return append(all, of("io", func(x *subject) *stats.Pressure { return x.reading.Pressure.IO })...)
+	all := of("cpu", func(x *subject) *stats.Pressure { return x.Pressure.CPU })
+	all = append(all, of("memory", func(x *subject) *stats.Pressure { return x.Pressure.Memory })...)
+	return append(all, of("io", func(x *subject) *stats.Pressure { return x.Pressure.IO })...)
 }
 
 func hugeMetrics() []metric {
