@@ -2,10 +2,10 @@ package bundle
 
 import (
 	"fmt"
-	"runtime"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"berth/base/thread"
 )
 
 // BorrowShm mounts the /dev/shm of the container of which pid is a process
@@ -15,14 +15,10 @@ import (
 // cloned in there, by a thread that ends with it, and attached out here.
 func BorrowShm(pid int, target string) error {
 	var tree int
-	var err error
-	var thread sync.WaitGroup
-	thread.Go(func() {
-		runtime.LockOSThread() // and never unlocked: the thread is of no more use
+	if err := thread.Own(func() (err error) {
 		tree, err = cloneShm(pid)
-	})
-	thread.Wait()
-	if err != nil {
+		return err
+	}); err != nil {
 		return fmt.Errorf("borrow /dev/shm of process %d: %w", pid, err)
 	}
 	defer unix.Close(tree)

@@ -2,10 +2,12 @@ package lcfs
 
 import (
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
+	"berth/base/thread"
 	"berth/node/snapshot"
 )
 
@@ -67,41 +69,27 @@ func (sh *shift) setImage(fsfd int, im *images, name string) error {
 	return unix.FsconfigSetFd(fsfd, "lowerdir+", mount)
 }
 
-// createShifted makes the overlay as the host's ids of the container's root.
-// overlayfs does its own work on the layers with the identity of who made the
-// mount; through a mount that shifts owners only those in the map can own what
-// is made.
+// createShifted makes the overlay as the container's root.
 func createShifted(fsfd int, uids, gids []snapshot.IDMap) error {
-	uid, okUID := hostRoot(uids)
-	gid, okGID := hostRoot(gids)
-	if !okUID || !okGID {
-		return errs.New(errs.Unsupported, "the id maps have no root")
-	}
-	return onOwnThread(func() error {
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var caps [2]unix.CapUserData
-		if err := unix.Capget(&header, &caps[0]); err != nil {
-			return os.NewSyscallError("capget", err)
-		}
-		if err := unix.Setfsgid(gid); err != nil {
-			return os.NewSyscallError("setfsgid", err)
-		}
-		if err := unix.Setfsuid(uid); err != nil {
-			return os.NewSyscallError("setfsuid", err)
-		}
-		// The change from root took the capabilities over files away.
-		if err := unix.Capset(&header, &caps[0]); err != nil {
-			return os.NewSyscallError("capset", err)
-		}
-		return unix.FsconfigCreate(fsfd)
+	return thread.Own(func() error {
+		return snapshot.AsRootOf(uids, gids, func() error { return unix.FsconfigCreate(fsfd) })
 	})
 }
 
-func hostRoot(maps []snapshot.IDMap) (int, bool) {
-	for _, m := range maps {
-		if m.Container == 0 {
-			return int(m.Host), true
+// mountShifted mounts with shifted owners, as options for mount(2) say, where
+// overlayfs takes no layers of mounts that are attached nowhere.
+func (s *Store) mountShifted(st stack, options []string, target string) error {
+	ns, err := s.users.Get(st.uids, st.gids)
+	if err != nil {
+		return err
+	}
+	trees := []string{"layers"}
+	for _, l := range st.lowers {
+		if l.image != "" {
+			trees = append(trees, "mnt/"+shortName(l.image))
 		}
 	}
-	return 0, false
+	return snapshot.Shifted{
+		Dir: s.dir, Trees: trees, Users: ns, UIDs: st.uids, GIDs: st.gids, Options: strings.Join(options, ","), ReadOnly: st.upper == "",
+	}.Mount(target)
 }

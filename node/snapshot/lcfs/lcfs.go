@@ -108,6 +108,7 @@ type Store struct {
 	metacopy bool
 	partial  bool // uppers may lack what is in the layers below: metacopy is, or was, on
 	fds      bool // overlayfs takes descriptors of detached mounts
+	shifts   bool // … that shift owners
 	quiet    time.Duration
 	missing  func(context.Context) (int, error) // opens what brings missing bodies; nil where there is nobody
 	lacking  atomic.Bool                        // there may be layers that lack bodies
@@ -179,7 +180,7 @@ func Open(ctx context.Context, c Config) (_ *Store, err error) {
 		dir: c.Dir, layers: filepath.Join(c.Dir, "layers"), dirfd: -1, metafd: -1,
 		opened: time.Now(), db: c.DB, log: c.Log, umask: umask, boot: strings.TrimSpace(string(boot)),
 		maxLayer: cmp.Or(c.MaxLayer, 256<<30), quiet: cmp.Or(c.Quiet, 2*time.Second),
-		metacopy: c.Metacopy || !features.PlainData, fds: features.Descriptors,
+		metacopy: c.Metacopy || !features.PlainData, fds: features.Descriptors, shifts: features.Shift,
 		unsafe: make(chan struct{}, 1), tidy: make(chan struct{}, 1), restless: make(chan struct{}, 1),
 		restAfter: cmp.Or(c.Rest, 30*time.Second),
 		byKey:     map[snapshot.Key]*record{}, children: map[snapshot.Key]int{},

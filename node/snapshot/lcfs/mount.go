@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
+	"berth/base/thread"
 	"berth/node/snapshot"
 )
 
@@ -51,7 +50,7 @@ func (s *Store) mount(ctx context.Context, key snapshot.Key, target string) erro
 	if err != nil {
 		return err
 	}
-	if s.fds {
+	if s.fds && (st.uids == nil || s.shifts) {
 		err = s.mountStack(ctx, st, target)
 	} else {
 		err = s.mountShown(key, st, target)
@@ -230,18 +229,6 @@ func closeAll(fds []int) {
 	}
 }
 
-// onOwnThread runs fn on a thread that ends after it, so that fn may change
-// what belongs to the thread.
-func onOwnThread(fn func() error) (err error) {
-	var thread sync.WaitGroup
-	thread.Go(func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		err = fn()
-	})
-	thread.Wait()
-	return err
-}
-
 // mountOptions are those of mount(2), with all names below prefix.
 func (s *Store) mountOptions(st stack, prefix string) []string {
 	names := make([]string, 0, len(st.lowers)+1)
@@ -271,9 +258,6 @@ func (s *Store) mountOptions(st stack, prefix string) []string {
 // mountShown mounts on images that are mounted for all to see, by mount(2),
 // with names relative to the store's folder.
 func (s *Store) mountShown(key snapshot.Key, st stack, target string) error {
-	if st.uids != nil {
-		return errs.New(errs.Unsupported, "overlayfs of this kernel cannot shift the owners of layers; Linux 6.15 can")
-	}
 	if err := s.clearVolatile(st); err != nil {
 		return err
 	}
@@ -290,7 +274,10 @@ func (s *Store) mountShown(key snapshot.Key, st stack, target string) error {
 		flags = unix.MS_RDONLY
 		options = append(options[:1], options[2:]...)
 	}
-	return onOwnThread(func() error {
+	if st.uids != nil {
+		return s.mountShifted(st, options, target)
+	}
+	return thread.Own(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}

@@ -38,8 +38,13 @@ func TestViewIsReadOnly(t *testing.T) {
 // A container with a user namespace sees the image's owners shifted, and what
 // it writes is shifted back on disk.
 func TestShiftedOwners(t *testing.T) {
+	t.Run("detached", func(t *testing.T) { shiftedOwners(t, func(*lcfs.Config) {}) })
+	t.Run("by names", func(t *testing.T) { shiftedOwners(t, byNames) })
+}
+
+func shiftedOwners(t *testing.T, how func(*lcfs.Config)) {
 	dir := t.TempDir()
-	s := open(t, dir)
+	s := open(t, dir, how)
 	layer(t, s, "one", "", map[string]string{"f": "x"})
 	layer(t, s, "two", "one", map[string]string{"g": "y"})
 	maps := []snapshot.IDMap{{Container: 0, Host: 100_000, Size: 65_536}}

@@ -2,15 +2,16 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
+	"berth/base/thread"
 	"berth/node/snapshot"
 )
 
@@ -136,6 +137,9 @@ func (s *Store) mount(st stack, target string) error {
 		}
 	}
 	err := s.mountByDescriptors(st, target)
+	if st.uids != nil && errors.Is(err, errs.Unsupported) {
+		return errs.Full(s.mountShifted(st, target))
+	}
 	if err == nil || st.uids != nil || !errs.IsAny(err, unix.ENOSYS, unix.EINVAL) {
 		return errs.Full(err)
 	}
@@ -266,20 +270,11 @@ func (s *Store) mountByOptions(st stack, target string) error {
 	if err != nil {
 		return err
 	}
-	options := append([]string{"lowerdir=" + joinLowers(st.lowers, "")}, plain...)
-	flags := uintptr(unix.MS_RDONLY)
-	if st.upper != "" {
-		flags = 0
-		options = append(options, "upperdir="+st.upper, "workdir="+st.work)
-	}
-	if st.volatile {
-		options = append(options, "volatile")
-	}
-	data := strings.Join(options, ",")
+	flags, data := pageOptions(st)
 	if len(data) >= os.Getpagesize() {
 		return errs.New(errs.Unsupported, "%d lowers are too many for this kernel", len(st.lowers))
 	}
-	return s.onOwnThread(func() error {
+	return thread.Own(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
@@ -290,15 +285,18 @@ func (s *Store) mountByOptions(st stack, target string) error {
 	})
 }
 
-// onOwnThread runs fn on a thread that ends after it, so that fn may change
-// what belongs to the thread.
-func (s *Store) onOwnThread(fn func() error) error {
-	done := make(chan error, 1)
-	s.work.Go(func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		done <- fn()
-	})
-	return <-done
+// pageOptions are those of mount(2), with names relative to the layers' folder.
+func pageOptions(st stack) (flags uintptr, data string) {
+	options := append([]string{"lowerdir=" + joinLowers(st.lowers, "")}, plain...)
+	flags = unix.MS_RDONLY
+	if st.upper != "" {
+		flags = 0
+		options = append(options, "upperdir="+st.upper, "workdir="+st.work)
+	}
+	if st.volatile {
+		options = append(options, "volatile")
+	}
+	return flags, strings.Join(options, ",")
 }
 
 func joinLowers(lowers []string, prefix string) string {
