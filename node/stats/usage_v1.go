@@ -5,9 +5,11 @@ import "path/filepath"
 // usageV1 reads a hierarchy for each controller.
 func (p *Pass) usageV1(u *Usage, cgroup string, want Parts) {
 	r, f := p.r, p.f
+	// A folder is opened only where many of its files are read.
 	in := func(controller string) func(string) []byte { return f.in(filepath.Join(r.root, controller, cgroup)) }
+	below := func(controller string) func(string) []byte { return f.below(r.root, controller, cgroup) }
 	if want&(Basic|Finer) != 0 {
-		at := in("cpuacct")
+		at := below("cpuacct")
 		u.CPU.Total = number(at("cpuacct.usage"))
 		if want&Finer != 0 {
 			each(at("cpuacct.stat"), func(key []byte, n uint64) {
@@ -23,16 +25,18 @@ func (p *Pass) usageV1(u *Usage, cgroup string, want Parts) {
 		p.memoryV1(u, in("memory"), want)
 	}
 	if want&Finer != 0 {
-		at := in("pids")
+		at := below("pids")
 		u.Tasks = Level{Usage: level(at("pids.current")), Limit: unbounded(at("pids.max"))}
 	}
 	if want&Disks != 0 {
-		at := in("blkio")
+		at := below("blkio")
 		u.IO = devicesV1(at("blkio.throttle.io_service_bytes_recursive"), u.IO, (*DeviceUsage).addBytes)
-		u.IO = devicesV1(at("blkio.throttle.io_serviced_recursive"), u.IO, (*DeviceUsage).addMoves)
+		if len(u.IO) > 0 { // else nothing was moved
+			u.IO = devicesV1(at("blkio.throttle.io_serviced_recursive"), u.IO, (*DeviceUsage).addMoves)
+		}
 	}
 	if want&Pages != 0 && len(r.pages) > 0 {
-		at := in("hugetlb")
+		at := below("hugetlb")
 		for _, size := range r.pages {
 			if peak := at("hugetlb." + size + ".max_usage_in_bytes"); peak != nil {
 				one := PageUsage{Size: size, Peak: level(peak)}

@@ -13,8 +13,8 @@ import (
 // layers remembers how much containers have written. To count a tree takes as
 // long as it has files, so that is done anew only after counted, or after a
 // hundred times as long as the last count took. One tree is counted at a time;
-// who lists containers waits for a moment only, a little longer where nothing is
-// known yet, and then gets what was known, with its time.
+// who lists containers does not wait for that where something is known of late,
+// and gets it with its time; else for a moment.
 type layers struct {
 	store Layers
 	life  context.Context //nolint:containedctx // counting goes on after the call that began it
@@ -40,6 +40,7 @@ type layer struct {
 
 const (
 	counted    = 10 * time.Second // how long a count serves at least
+	ofLate     = 30 * time.Second // and for how long it is not waited for the next
 	countAtAll = time.Minute      // a tree that takes longer has no count
 	hasty      = 4 * time.Millisecond
 	atFirst    = 100 * time.Millisecond // for the first count of all
@@ -54,7 +55,7 @@ func (l *layers) init(ctx context.Context, store Layers, log *slog.Logger) {
 // of tells what containers have written, by their ids. Those that could not be
 // counted in time are missing.
 func (l *layers) of(ctx context.Context, containers []string, patience time.Duration) map[string]layer {
-	first, again := l.ask(containers)
+	first, again := l.ask(containers, patience)
 	await(ctx, first, max(patience, atFirst))
 	await(ctx, again, patience)
 	l.mu.Lock()
@@ -89,7 +90,7 @@ func await(ctx context.Context, all []<-chan struct{}, patience time.Duration) {
 
 // ask has those counted whose time has come, and returns what to wait for:
 // first counts, and others.
-func (l *layers) ask(containers []string) (first, again []<-chan struct{}) {
+func (l *layers) ask(containers []string, patience time.Duration) (first, again []<-chan struct{}) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -106,6 +107,7 @@ func (l *layers) ask(containers []string) (first, again []<-chan struct{}) {
 		}
 		switch {
 		case one.queued == nil:
+		case now.Sub(one.at) < ofLate && patience < patient:
 		case one.at.IsZero() && !one.missed:
 			first = append(first, one.queued)
 		default:
