@@ -282,7 +282,7 @@ func (c *cluster) otherPods(t *testing.T) {
 	if out := c.mustKubectl(t, "", "exec", "mapped", "--", "cat", "/proc/self/uid_map"); strings.Fields(out)[1] == "0" {
 		t.Errorf("the users of a pod of its own are %s", out)
 	}
-	if out := c.mustKubectl(t, "", "exec", "several", "-c", "b", "--", "sh", "-c", "id -u; pgrep -f "^sleep 1234"; cat /image/name"); !regexp.MustCompile(`^1000\n\d+\n1$`).MatchString(out) {
+	if out := c.mustKubectl(t, "", "exec", "several", "-c", "b", "--", "sh", "-c", "id -u; pgrep -f '^sleep 1234'; cat /image/name"); !regexp.MustCompile(`^1000\n\d+\n1$`).MatchString(out) {
 		t.Errorf("containers that share processes see %q", out)
 	}
 	if out := c.mustKubectl(t, "", "exec", "several", "-c", "a", "--", "ls", "/tmp/began"); out != "/tmp/began" {
