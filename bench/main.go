@@ -13,8 +13,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"syscall"
+	"time"
 )
 
 // settings are what the command line says.
@@ -29,6 +31,9 @@ type settings struct {
 	clients                 string // folder of nerdctl and BuildKit
 	keepLogs                string
 	shelf, driver, profile  string // of the storage rows
+	podRuntime              string // OCI runtime of pods
+	podRounds               int
+	soak                    time.Duration
 }
 
 func main() {
@@ -49,7 +54,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.StringVar(&s.runtime, "runtime", "crun", "OCI runtime of both")
 	flags.StringVar(&s.first, "first", ".cache/bench/busybox.tar", "small image; made by test/first-image.sh where missing")
 	flags.StringVar(&s.big, "big", ".cache/bench/big.tar", "image to pull; made where missing")
-	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, door, storage")
+	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, door, storage, cri; and soak, which none else brings")
 	sides := flags.String("sides", "", "only the sides that match: containerd, berth")
 	flags.IntVar(&s.once, "n", 40, "containers from create to removed, on each side")
 	flags.IntVar(&s.bursts, "bursts", 5, "bursts on each side")
@@ -64,8 +69,14 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.StringVar(&s.shelf, "shelf", shelfDir(), "folder of images of many layers; made where missing")
 	flags.StringVar(&s.driver, "driver", "lcfs", "snapshot driver that the storage rows drive in process")
 	flags.StringVar(&s.profile, "cpuprofile", "", "file for a CPU profile of that driver")
+	flags.StringVar(&s.podRuntime, "pod-runtime", ".cache/cri/runc", "OCI runtime of pods, on all sides")
+	flags.IntVar(&s.podRounds, "pod-rounds", 3, "rounds of 10 pods one by one and 50 pods 5 at a time")
+	flags.DurationVar(&s.soak, "soak", 2*time.Minute, "how long pods come and go in the row soak")
 	asJSON := flags.String("json", "", "file for all samples, as JSON")
 	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if s.podRuntime, err = filepath.Abs(s.podRuntime); err != nil {
 		return err
 	}
 	if s.rows, err = regexp.Compile(*rows); err != nil {
@@ -85,7 +96,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 		return err
 	}
 	fmt.Fprintf(out, "%s\n\n%s%s%s", before, b.results.table(b.results.lines(s.pulls)),
-		b.results.table(b.results.doorLines(s.builds)), b.results.table(b.results.storageLines(s.pulls)))
+		b.results.table(b.results.doorLines(s.builds)), b.results.table(b.results.storageLines(s.pulls))+b.results.podTable())
 	if *asJSON == "" {
 		return nil
 	}

@@ -182,7 +182,13 @@ func (b *bench) measure(ctx context.Context) error {
 	if err := b.measureDoor(ctx); err != nil {
 		return err
 	}
-	return b.measureStorage(ctx)
+	if err := b.measureStorage(ctx); err != nil {
+		return err
+	}
+	if err := b.measurePods(ctx); err != nil {
+		return err
+	}
+	return b.measureSoak(ctx)
 }
 
 func (b *bench) measureOnce(ctx context.Context) error {

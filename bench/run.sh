@@ -16,7 +16,9 @@ for program in containerd ctr containerd-shim-runc-v2; do
 	build "$program" "github.com/containerd/containerd/v2/cmd/$program"
 done
 build peer .
+[ "$peer/pause" -nt bench/pause/pause.c ] || gcc -Os -static -o "$peer/pause" bench/pause/pause.c
 test/containerd/clients/build.sh
+[ -x .cache/cri/runc ] || test/cri/build.sh
 go build -o .cache/peer/bench ./bench
 go build -o .cache/peer/store ./bench/store
 exec .cache/peer/bench -peer "$peer" -berth "$PWD/bin/berth" "$@"

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// kubelet asks a runtime for pods as kubelet does, and notes how long each
+// step took, in milliseconds.
+type kubelet struct {
+	cri.RuntimeServiceClient
+	images cri.ImageServiceClient
+	conn   *grpc.ClientConn
+	cgroup string // that pods are in
+	logs   string // folder
+	made   int    // counts names
+
+	mu    sync.Mutex
+	times map[string][]float64
+}
+
+// workload is a pod with its one container.
+type workload struct{ pod, container string }
+
+const podImage = "docker.io/" + firstImage
+
+func newKubelet(socket, cgroup, logs string) (*kubelet, error) {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+	if err != nil {
+		return nil, err
+	}
+	return &kubelet{
+		RuntimeServiceClient: cri.NewRuntimeServiceClient(conn), images: cri.NewImageServiceClient(conn), conn: conn,
+		cgroup: cgroup, logs: logs, times: map[string][]float64{},
+	}, nil
+}
+
+// step times one call.
+func (k *kubelet) step(name string, call func() error) error {
+	began := time.Now()
+	if err := call(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	k.add(name, time.Since(began))
+	return nil
+}
+
+func (k *kubelet) add(name string, took time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.times[name] = append(k.times[name], milliseconds(took))
+}
+
+// taken gives the samples away, each under its prefix and name.
+func (k *kubelet) taken(prefix, column string, to results) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, samples := range k.times {
+		to.add(prefix+name, column, samples...)
+	}
+	k.times = map[string][]float64{}
+}
+
+func (k *kubelet) name() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.made++
+	return fmt.Sprintf("pod-%d-%d", os.Getpid(), k.made)
+}
+
+// up runs a pod with limits and a container that sleeps.
+func (k *kubelet) up(ctx context.Context) (w workload, err error) {
+	name := k.name()
+	logs := filepath.Join(k.logs, name)
+	if err := os.MkdirAll(logs, 0o755); err != nil {
+		return w, err
+	}
+	apart := &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
+	pod := &cri.PodSandboxConfig{
+		Metadata: &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"},
+		Hostname: name, LogDirectory: logs, Labels: map[string]string{"app": "bench"},
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: k.cgroup, SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: apart}},
+	}
+	container := &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: podImage, UserSpecifiedImage: podImage},
+		Command: []string{"/bin/sleep", "1000000"}, LogPath: "c.log",
+		Linux: &cri.LinuxContainerConfig{
+			Resources:       &cri.LinuxContainerResources{CpuShares: 100, MemoryLimitInBytes: 256 << 20},
+			SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: apart},
+		},
+	}
+	began := time.Now()
+	err = k.step("run", func() error {
+		r, err := k.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod})
+		w.pod = r.GetPodSandboxId()
+		return err
+	})
+	if err != nil {
+		return w, err
+	}
+	err = k.step("create", func() error {
+		r, err := k.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: w.pod, Config: container, SandboxConfig: pod})
+		w.container = r.GetContainerId()
+		return err
+	})
+	if err != nil {
+		return w, err
+	}
+	err = k.step("start", func() error {
+		_, err := k.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: w.container})
+		return err
+	})
+	if err == nil {
+		k.add("up", time.Since(began))
+	}
+	return w, err
+}
+
+// down takes a pod away again, as far as it got.
+func (k *kubelet) down(ctx context.Context, w workload) error {
+	began := time.Now()
+	steps := []struct {
+		name string
+		call func() error
+	}{
+		{"stop", func() error {
+			_, err := k.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: w.container})
+			return err
+		}},
+		{"remove", func() error {
+			_, err := k.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: w.container})
+			return err
+		}},
+		{"stop-pod", func() error {
+			_, err := k.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: w.pod})
+			return err
+		}},
+		{"remove-pod", func() error {
+			_, err := k.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: w.pod})
+			return err
+		}},
+	}
+	if w.container == "" {
+		steps = steps[2:]
+	}
+	for _, s := range steps {
+		if err := k.step(s.name, s.call); err != nil {
+			return err
+		}
+	}
+	k.add("down", time.Since(began))
+	return nil
+}
+
+// exec runs a command in a workload to its end.
+func (k *kubelet) exec(ctx context.Context, w workload, argv ...string) error {
+	return k.step("exec", func() error {
+		r, err := k.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: w.container, Cmd: argv, Timeout: 20})
+		if err == nil && r.GetExitCode() != 0 {
+			err = fmt.Errorf("%v ended with %d: %s", argv, r.GetExitCode(), r.GetStderr())
+		}
+		return err
+	})
+}
+
+// calls are what kubelet asks again and again.
+func (k *kubelet) calls(ctx context.Context, w workload) error {
+	for name, call := range map[string]func() error{
+		"list-pods": func() error { _, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}); return err },
+		"list":      func() error { _, err := k.ListContainers(ctx, &cri.ListContainersRequest{}); return err },
+		"stats":     func() error { _, err := k.ListContainerStats(ctx, &cri.ListContainerStatsRequest{}); return err },
+		"pod-stats": func() error { _, err := k.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err },
+		"metrics":   func() error { _, err := k.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{}); return err },
+		"pod-status": func() error {
+			_, err := k.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: w.pod})
+			return err
+		},
+		"container-status": func() error {
+			_, err := k.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: w.container})
+			return err
+		},
+		"node-status": func() error { _, err := k.Status(ctx, &cri.StatusRequest{}); return err },
+	} {
+		if err := k.step(name, call); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// running says whether n pods are ready and n containers run, and when those
+// were started.
+func (k *kubelet) running(ctx context.Context, n int) ([]string, error) {
+	ready := &cri.PodSandboxFilter{State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}}
+	pods, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: ready})
+	if err != nil {
+		return nil, err
+	}
+	up := &cri.ContainerFilter{State: &cri.ContainerStateValue{State: cri.ContainerState_CONTAINER_RUNNING}}
+	containers, err := k.ListContainers(ctx, &cri.ListContainersRequest{Filter: up})
+	if err != nil {
+		return nil, err
+	}
+	if len(pods.GetItems()) != n || len(containers.GetContainers()) != n {
+		return nil, fmt.Errorf("%d pods are ready and %d containers run of %d", len(pods.GetItems()), len(containers.GetContainers()), n)
+	}
+	var ids []string
+	for _, c := range containers.GetContainers() {
+		ids = append(ids, c.GetId())
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// clear takes every pod of the runtime away.
+func (k *kubelet) clear(ctx context.Context) {
+	pods, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	if err != nil {
+		return
+	}
+	_ = each(len(pods.GetItems()), 10, func(i int) error {
+		id := pods.GetItems()[i].GetId()
+		_, _ = k.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id})
+		_, err := k.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
+		return err
+	})
+}
+
+func (k *kubelet) close() { _ = k.conn.Close() }
