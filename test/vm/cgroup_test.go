@@ -62,7 +62,7 @@ func TestLimitsOnCgroupV2(t *testing.T) {
 			t.Run("memory", func(t *testing.T) { outOfMemory(t, g, runtime) })
 		})
 	}
-	t.Run("remapped", func(t *testing.T) { notRemapped(t, g) })
+	t.Run("remapped", func(t *testing.T) { remapped(t, g) })
 	t.Run("stats", func(t *testing.T) { statistics(t, g) })
 	g.Off(t)
 }
