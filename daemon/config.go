@@ -39,6 +39,9 @@ type NodeConfig struct {
 	LogLevel  string `toml:"log_level"`  // debug, info, warn, error
 	LogFormat string `toml:"log_format"` // text or json
 	OTLP      string `toml:"otlp"`       // endpoint for traces, http://host:4318; OTEL_EXPORTER_OTLP_ENDPOINT when empty
+	// OTLPRatio is the share of traces that the node begins by itself, 0 to 1;
+	// all when nil. Those that a client has begun are the client's choice.
+	OTLPRatio *float64 `toml:"otlp_ratio"`
 
 	Runtime    string                   `toml:"runtime"` // used where a container names none; the first of crun and runc that works when empty
 	Runtimes   map[string]RuntimeConfig `toml:"runtimes"`
@@ -150,12 +153,22 @@ func (c NodeConfig) withFile() (NodeConfig, error) {
 	if days := out.Storage.scrubDays(); days < 0 || days > 3650 {
 		return c, errs.New(errs.Invalid, "configuration %s: [storage] scrub_days %d: want 0 for never, or up to 3650", path, days)
 	}
+	if ratio := out.otlpRatio(); ratio < 0 || ratio > 1 {
+		return c, errs.New(errs.Invalid, "configuration %s: otlp_ratio %g: want 0 to 1", path, ratio)
+	}
 	for _, dir := range []*string{&out.Root, &out.State, &out.Socket} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return c, fmt.Errorf("configuration: %w", err)
 		}
 	}
 	return out, nil
+}
+
+func (c NodeConfig) otlpRatio() float64 {
+	if c.OTLPRatio == nil {
+		return 1
+	}
+	return *c.OTLPRatio
 }
 
 // explain shows the line of a configuration file that cannot be read.

@@ -112,7 +112,7 @@ func (n *node) run(ctx context.Context) error {
 	if err := n.claimFolders(); err != nil {
 		return err
 	}
-	stopTraces, err := startTraces(ctx, n.config.OTLP, n.log)
+	stopTraces, err := startTraces(ctx, n.config.OTLP, n.config.otlpRatio(), n.log)
 	if err != nil {
 		return err
 	}
