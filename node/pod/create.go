@@ -247,9 +247,6 @@ func (s *Set) adjust(ctx context.Context, m *member, oci *specs.Spec) error {
 	if s.Seccomp == nil || oci.Linux == nil {
 		return nil
 	}
-	next := *m.rec.Load()
-	next.Watched = true // whole or half
-	m.rec.Store(&next)
 	profile, err := s.Seccomp.Watch(ctx, pod, c, oci.Linux.Seccomp)
 	if err != nil {
 		return fmt.Errorf("watch system calls: %w", err)

@@ -51,8 +51,7 @@ type containerRecord struct {
 	// Container are then of it; Finished too.
 	Failure bool `json:"failure,omitempty"`
 	// Lost is set where a reboot took it.
-	Lost    bool `json:"lost,omitempty"`
-	Watched bool `json:"watched,omitempty"` // its system calls are
+	Lost bool `json:"lost,omitempty"`
 }
 
 // records keeps them on both sides of a reboot.

@@ -30,8 +30,11 @@ func (s *Set) load(ctx context.Context) error {
 	for i := range found.containers {
 		rec := &found.containers[i]
 		p := s.pods[rec.Container.Pod]
-		if p == nil {
-			continue // a power cut took its pod; what it was made of is swept away
+		if p == nil { // a power cut took its pod; what it was made of is swept away
+			if err := s.db.dropContainer(rec.Container.Pod, rec.Container.ID); err != nil {
+				return err
+			}
+			continue
 		}
 		m := newMember(p, rec)
 		m.create = ended(m.id)
@@ -71,16 +74,16 @@ func (s *Set) allPods() []*pod {
 }
 
 func (s *Set) recover(ctx context.Context, p *pod) error {
-	for _, m := range p.all() {
-		if err := s.recoverMember(ctx, m); err != nil {
-			return err
-		}
-	}
 	rec := p.rec.Load()
 	bundle.ReservePodLabels(rec.Pod.ProcessLabel)
 	rebooted := rec.Boot != s.Boot
 	if rebooted {
 		if err := s.afterReboot(p); err != nil {
+			return err
+		}
+	}
+	for _, m := range p.all() {
+		if err := s.recoverMember(ctx, m); err != nil {
 			return err
 		}
 	}
@@ -127,7 +130,7 @@ func (s *Set) recoverMember(ctx context.Context, m *member) error {
 		return err
 	}
 	switch {
-	case rec.Phase == making, rec.Boot == s.Boot && rec.Phase == made && lost && !rec.Failure && !rec.Lost && !rec.Started:
+	case rec.Phase == making, rec.Phase == made && lost && !rec.Failure && !rec.Lost && !rec.Started: // nobody was told of it
 		next := *rec
 		next.Phase = making
 		m.rec.Store(&next)
@@ -302,15 +305,18 @@ func (s *Set) sweepGivens(ctx context.Context) error {
 }
 
 func (s *Set) sweepSnapshots(ctx context.Context) error {
-	var lost []snapshot.Key
+	lost := map[snapshot.Key]string{}
 	err := s.Snapshots.Walk(ctx, func(i snapshot.Info) error {
 		if id := i.Labels[containerLabel]; id != "" && i.Kind != snapshot.KindCommitted && !s.Claims(id) {
-			lost = append(lost, i.Key)
+			lost[i.Key] = id
 		}
 		return nil
 	})
-	for _, key := range lost {
+	for key, container := range lost {
 		s.swept(ctx, "snapshot", string(key))
+		if s.Seccomp != nil {
+			err = errors.Join(err, s.Seccomp.Unwatch(ctx, container))
+		}
 		err = errors.Join(err, ignoreMissing(s.Snapshots.Remove(ctx, key)))
 	}
 	return err

@@ -201,14 +201,13 @@ func (s *Set) removeLocked(ctx context.Context, m *member) (err error) {
 // clear takes away all that there is of a container, its record last. op is
 // held.
 func (s *Set) clear(ctx context.Context, m *member) error {
-	rec := m.rec.Load()
 	if err := ignoreMissing(s.Runner.Remove(ctx, Key(m.id), true, false)); err != nil {
 		return err
 	}
 	if err := s.Runner.UnmountRoot(ctx, Namespace, m.id); err != nil {
 		return fmt.Errorf("unmount the root file system: %w", err)
 	}
-	if rec.Watched && s.Seccomp != nil {
+	if s.Seccomp != nil {
 		if err := s.Seccomp.Unwatch(ctx, m.id); err != nil {
 			return fmt.Errorf("watch system calls no more: %w", err)
 		}
