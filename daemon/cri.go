@@ -178,6 +178,12 @@ func (k kubeNode) Ready(context.Context) error { return nil }
 // Handlers implements cri.Node.
 func (k kubeNode) Handlers(context.Context) []cri.Handler { return k.handlers() }
 
+// Features implements cri.Node. Containers with a user namespace on the node's
+// network get the node's /sys, read-only.
+func (k kubeNode) Features() cri.Features {
+	return cri.Features{UserNamespacesOnHostNetwork: k.handlers()[0].UserNamespaces}
+}
+
 // Config implements cri.Node.
 func (k kubeNode) Config() map[string]any {
 	c := k.node.config

@@ -31,7 +31,7 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *cri.RemovePodSandboxRe
 }
 
 // PodSandboxStatus tells of a pod and of its containers.
-func (s *Server) PodSandboxStatus(ctx context.Context, r *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+func (s *Server) PodSandboxStatus(_ context.Context, r *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
 	at := time.Now()
 	pod, err := s.Pods.Pod(r.GetPodSandboxId())
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *cri.PodSandboxStatusRe
 		Status: podStatus(pod), ContainersStatuses: s.statusesOf(pod.ID), Timestamp: at.UnixNano(),
 	}
 	if r.GetVerbose() {
-		answer.Info, err = s.podInfo(ctx, pod)
+		answer.Info, err = s.podInfo(pod)
 	}
 	return answer, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/spec"
@@ -32,6 +33,8 @@ type Containers interface {
 	UpdateContainer(ctx context.Context, id string, resources spec.PodResources, annotations map[string]string) error
 	ReopenLog(ctx context.Context, id string) error
 	Checkpoint(ctx context.Context, id, path string) error
+	// ContainerSpec is what the container is, or will be, made of.
+	ContainerSpec(ctx context.Context, id string) (*specs.Spec, error)
 	Container(id string) (spec.PodContainer, error) // the whole id, or a beginning that only one has
 	Containers() []spec.PodContainer
 	ContainersOf(pod string) []spec.PodContainer
@@ -77,9 +80,18 @@ type Handler struct {
 	RecursiveReadOnly, UserNamespaces bool
 }
 
+// Features are what depends on the machine, and not on the runtime.
+type Features struct {
+	// UserNamespacesOnHostNetwork: a pod can have a user namespace of its own
+	// and the node's network.
+	UserNamespacesOnHostNetwork bool
+}
+
 // Node is what the server tells of the machine and of itself.
 type Node interface {
 	Version() string // of this program
+	// Features are what this machine can do with any of them.
+	Features() Features
 	// Handlers are found out by asking the programs, once.
 	Handlers(ctx context.Context) []Handler
 	// Ready says why no container can run; nil: they can.

@@ -31,10 +31,11 @@ func (s *Server) Status(ctx context.Context, r *cri.StatusRequest) (*cri.StatusR
 			condition(cri.RuntimeReady, "RuntimeNotReady", s.Node.Ready(ctx)),
 			condition(cri.NetworkReady, "NetworkPluginNotReady", s.Network.PodsReady(ctx)),
 		}},
-		// Groups are those of the image or not as asked, and mounts get the
-		// options; a user namespace goes with the node's network only where
-		// sysfs is not mounted anew, which Kubernetes asks for.
-		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: true},
+		// Of every container; whether there can be user namespaces at all is the
+		// handlers' to say.
+		Features: &cri.RuntimeFeatures{
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: s.Node.Features().UserNamespacesOnHostNetwork,
+		},
 	}
 	for _, h := range s.Node.Handlers(ctx) {
 		answer.RuntimeHandlers = append(answer.RuntimeHandlers, &cri.RuntimeHandler{

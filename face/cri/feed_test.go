@@ -1,0 +1,146 @@
+package cri_test
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// events opens a client's stream: it misses nothing from then on.
+func (w *world) events() api.RuntimeService_GetContainerEventsClient {
+	w.Helper()
+	s, err := w.dial().GetContainerEvents(w.Context(), &api.GetEventsRequest{})
+	w.must(err)
+	_, err = s.Header()
+	w.must(err)
+	return s
+}
+
+func (w *world) next(s api.RuntimeService_GetContainerEventsClient) *api.ContainerEventResponse {
+	w.Helper()
+	e, err := s.Recv()
+	w.must(err)
+	return e
+}
+
+func TestEvents(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	one, two := w.events(), w.events()
+	pod, ids := w.run("a", "m")
+	for _, call := range []error{
+		second(w.client.StartContainer(ctx, &api.StartContainerRequest{ContainerId: ids[0]})),
+		second(w.client.StopContainer(ctx, &api.StopContainerRequest{ContainerId: ids[0]})),
+		second(w.client.RemoveContainer(ctx, &api.RemoveContainerRequest{ContainerId: ids[0]})),
+		second(w.client.StopPodSandbox(ctx, &api.StopPodSandboxRequest{PodSandboxId: pod})),
+		second(w.client.RemovePodSandbox(ctx, &api.RemovePodSandboxRequest{PodSandboxId: pod})),
+	} {
+		w.must(call)
+	}
+	for _, s := range []api.RuntimeService_GetContainerEventsClient{one, two} {
+		for i, want := range []struct {
+			id   string
+			what api.ContainerEventType
+		}{
+			{pod, api.ContainerEventType_CONTAINER_CREATED_EVENT},
+			{pod, api.ContainerEventType_CONTAINER_STARTED_EVENT},
+			{ids[0], api.ContainerEventType_CONTAINER_CREATED_EVENT},
+			{ids[0], api.ContainerEventType_CONTAINER_STARTED_EVENT},
+			{ids[0], api.ContainerEventType_CONTAINER_STOPPED_EVENT},
+			{ids[0], api.ContainerEventType_CONTAINER_DELETED_EVENT},
+			{pod, api.ContainerEventType_CONTAINER_STOPPED_EVENT},
+			{pod, api.ContainerEventType_CONTAINER_DELETED_EVENT},
+		} {
+			e := w.next(s)
+			if e.GetContainerId() != want.id || e.GetContainerEventType() != want.what || time.Since(time.Unix(0, e.GetCreatedAt())) > time.Minute {
+				t.Errorf("event %d: %v", i, e)
+			}
+			// Kubelet knows the pod by its metadata, also when it has gone.
+			if is := e.GetPodSandboxStatus(); is.GetId() != pod || is.GetMetadata().GetUid() != "a" {
+				t.Errorf("event %d, of pod %v", i, is)
+			}
+		}
+	}
+}
+
+// An event comes with all containers of its pod, and of no other.
+func TestEventsCarryTheWholePod(t *testing.T) {
+	w := newWorld(t)
+	w.run("b", "x")
+	_, ids := w.run("a", "m", "n")
+	s := w.events()
+	_, err := w.client.StartContainer(t.Context(), &api.StartContainerRequest{ContainerId: ids[1]})
+	w.must(err)
+	e := w.next(s)
+	if len(e.GetContainersStatuses()) != 2 || e.GetPodSandboxStatus().GetState() != api.PodSandboxState_SANDBOX_READY {
+		t.Error(e)
+	}
+	for _, c := range e.GetContainersStatuses() {
+		if (c.GetId() == ids[1]) != (c.GetState() == api.ContainerState_CONTAINER_RUNNING) {
+			t.Error(c)
+		}
+	}
+}
+
+// What is no pod's, and what only holds a pod's namespaces, is nobody's business.
+func TestEventsOfOthers(t *testing.T) {
+	w := newWorld(t)
+	pod, _ := w.run("a")
+	s := w.events()
+	w.rooms.bus.Publish("container", "start", "native", nil)
+	w.rooms.bus.Publish("container", "start", pod, map[string]string{"pod": pod})
+	w.rooms.bus.Publish("container", "exec_create: x", "m", map[string]string{"pod": pod})
+	w.rooms.bus.Publish("image", "pull", "i", nil)
+	w.rooms.bus.Publish("pod", "stop", pod, nil)
+	if e := w.next(s); e.GetContainerEventType() != api.ContainerEventType_CONTAINER_STOPPED_EVENT {
+		t.Error(e)
+	}
+	// Of a pod that nobody has been told of, the event itself says what it was.
+	w.rooms.bus.Publish("pod", "remove", "unknown", map[string]string{"name": "n", "namespace": "s", "uid": "u", "attempt": "4"})
+	is := w.next(s).GetPodSandboxStatus()
+	if m := is.GetMetadata(); m.GetName() != "n" || m.GetNamespace() != "s" || m.GetUid() != "u" || m.GetAttempt() != 4 || is.GetState() != api.PodSandboxState_SANDBOX_NOTREADY {
+		t.Error(is)
+	}
+}
+
+// From what happens to who hears of it: the median is to be far below 5 ms.
+func TestEventsComeAtOnce(t *testing.T) {
+	w := newWorld(t)
+	pod, _ := w.run("a", "m")
+	s := w.events()
+	slow := 0
+	for range 200 {
+		w.rooms.bus.Publish("pod", "start", pod, nil)
+		e := w.next(s)
+		if time.Since(time.Unix(0, e.GetCreatedAt())) > 5*time.Millisecond {
+			slow++
+		}
+	}
+	if slow > 20 { // a busy machine may be late
+		t.Errorf("%d of 200 events took more than 5 ms", slow)
+	}
+}
+
+// A client that takes nothing is left behind and told so; nobody waits for it.
+func TestSlowClients(t *testing.T) {
+	w := newWorld(t)
+	pod, _ := w.run("a", "m", "n", "o")
+	slow, quick := w.events(), w.events()
+	const many = 8000 // more than the buffers of the server and of the connection hold
+	for range many {
+		w.rooms.bus.Publish("pod", "start", pod, nil)
+		w.next(quick)
+	}
+	for taken := 0; ; taken++ {
+		_, err := slow.Recv()
+		if err == nil {
+			continue
+		}
+		if status.Code(err) != codes.ResourceExhausted || taken >= many {
+			t.Errorf("the slow one got %d, and then %v", taken, err)
+		}
+		return
+	}
+}
