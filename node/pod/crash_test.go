@@ -115,7 +115,8 @@ func killed(t *testing.T, v verb, n int, after, reboot bool) {
 	v.ready(t, s)
 	w.flush()
 	reached, never := make(chan struct{}), make(chan struct{})
-	t.Cleanup(func() { close(never) }) // the dead node's goroutines find nothing any more
+	dead := s
+	t.Cleanup(func() { close(never); _ = dead.Close() }) // all has been looked at by then
 	w.setCue(func(step int, _ string, late bool) error {
 		if step == n && late == after {
 			close(reached)
