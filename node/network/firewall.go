@@ -181,9 +181,14 @@ func (fw *firewall) stands() (bool, error) {
 		if err != nil {
 			return err
 		}
+		if _, err := c.ListChain(fw.table, chainForward); err == nil {
+			found = true
+			return nil
+		}
+		// What it failed with cannot be told apart.
 		chains, err := c.ListChainsOfTableFamily(fw.table.Family)
 		for _, chain := range chains {
-			found = found || chain.Table.Name == fw.table.Name
+			found = found || chain.Table.Name == fw.table.Name && chain.Name == chainForward
 		}
 		return err
 	})

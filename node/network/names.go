@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
@@ -75,6 +76,7 @@ func (s *Set) listenNames(ctx context.Context, at netip.AddrPort, protocol uint8
 			}
 			return err
 		}
+		server.ReadTimeout = time.Hour // between questions: each time-out wakes the node
 		server.PacketConn, err = lc.ListenPacket(ctx, "udp", at.String())
 		if err == nil {
 			port = portOf(server.PacketConn.LocalAddr())
