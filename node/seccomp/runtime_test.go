@@ -367,6 +367,9 @@ func TestNodeThatEnds(t *testing.T) {
 		next := open(t, Config{State: state, Keeper: keeper})
 		stopNext := work(t, next)
 		wg.Wait()
+		if files, _ := os.ReadDir(next.dir()); len(files) != 3 {
+			t.Errorf("files %v", files)
+		}
 		if got := counted(next); got["swapoff"] != 2 || got["mount"] == 0 {
 			t.Errorf("counted %v", got)
 		}

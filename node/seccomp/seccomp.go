@@ -35,12 +35,13 @@
 // is no node waits for the next one, instead of failing.
 //
 //	<state>/seccomp/notify.sock  where runtimes send descriptors
-//	<state>/seccomp/<id>.json    what is watched, and what was seen
+//	<state>/seccomp/<id>.json    what is watched; <id>.seen: what it did
 //	<profiles>/<namespace>_<pod>_<container>.json  what was recorded
 package seccomp
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -212,7 +213,7 @@ func (w *Watcher) Unwatch(ctx context.Context, container string) error {
 	}
 	seen.close()
 	w.keepProfile(ctx, seen)
-	return ignoreMissing(os.Remove(w.file(container)))
+	return errors.Join(ignoreMissing(os.Remove(w.file(container))), ignoreMissing(os.Remove(w.seenFile(container))))
 }
 
 // Counts are the forbidden calls of containers that are watched, by name and

@@ -227,7 +227,7 @@ func TestWatchRefuses(t *testing.T) {
 		if err := errors.Join(w.Unwatch(t.Context(), "c"), w.Unwatch(t.Context(), "c")); err != nil {
 			t.Error(err)
 		}
-		if files, _ := filepath.Glob(filepath.Join(w.dir(), "*.json*")); len(files) > 0 {
+		if files, _ := filepath.Glob(filepath.Join(w.dir(), "c*")); len(files) > 0 {
 			t.Errorf("%+v leaves %v", tt, files)
 		}
 	}

@@ -18,7 +18,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// saved is what outlives the node.
+// saved is what is known of a container from the beginning. It outlives the
+// node, as seen does.
 type saved struct {
 	Container string              `json:"container"`
 	Pod       string              `json:"pod"`
@@ -26,14 +27,19 @@ type saved struct {
 	Mode      mode                `json:"mode"`
 	File      string              `json:"file,omitempty"`
 	Profile   *specs.LinuxSeccomp `json:"profile,omitempty"`
-	Forbidden map[string]uint64   `json:"forbidden,omitempty"` // calls to how many
-	Used      map[string]bool     `json:"used,omitempty"`      // calls of a recording
+}
+
+// seen is what it did.
+type seen struct {
+	Forbidden map[string]uint64 `json:"forbidden,omitempty"` // calls to how many
+	Used      map[string]bool   `json:"used,omitempty"`      // calls of a recording
 }
 
 // watched is a container whose calls are watched.
 type watched struct {
-	mu sync.Mutex
 	saved
+	mu sync.Mutex
+	seen
 	told  map[string]time.Time // when the last event of a call was
 	grace *time.Timer          // until it is stopped; nil while there is no reason
 	holds int                  // names given to listeners
@@ -42,13 +48,10 @@ type watched struct {
 }
 
 func newWatched(s saved) *watched {
-	if s.Forbidden == nil {
-		s.Forbidden = map[string]uint64{}
+	return &watched{
+		saved: s, seen: seen{Forbidden: map[string]uint64{}, Used: map[string]bool{}},
+		told: map[string]time.Time{}, live: map[*listener]bool{},
 	}
-	if s.Used == nil {
-		s.Used = map[string]bool{}
-	}
-	return &watched{saved: s, told: map[string]time.Time{}, live: map[*listener]bool{}}
 }
 
 // close ends what is done for the container.
@@ -101,11 +104,11 @@ func (w *Watcher) forbidden(ctx context.Context, c *watched, name string) {
 	c.mu.Unlock()
 	if first {
 		w.config.Log.WarnContext(ctx, "forbidden system call", "container", c.Container, "name", c.Name, "syscall", name, "mode", string(c.Mode))
-		w.keep(ctx, c)
 		if c.Mode == stop {
 			w.stopLater(c)
 		}
 	}
+	w.keep(ctx, c)
 	if tell {
 		w.config.Events.Publish("container", "seccomp", c.Container, map[string]string{
 			"name": c.Name, "pod": c.Pod, "syscall": name, "mode": string(c.Mode), "count": strconv.FormatUint(calls, 10),
@@ -161,24 +164,33 @@ func (w *Watcher) find(container string) *watched {
 }
 
 func (w *Watcher) file(container string) string { return filepath.Join(w.dir(), container+".json") }
+func (w *Watcher) seenFile(container string) string {
+	return filepath.Join(w.dir(), container+".seen")
+}
 
-// save writes the state of a container to where it outlives the node.
+// save writes what is known of a container.
 func (w *Watcher) save(c *watched) error {
-	c.mu.Lock()
 	text, err := json.Marshal(c.saved)
-	c.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	return replace(w.file(c.Container), text)
 }
 
-// keep is save for what has happened already.
-func (w *Watcher) keep(ctx context.Context, c *watched) {
-	if w.find(c.Container) != c {
-		return
+// saveSeen writes what it did.
+func (w *Watcher) saveSeen(c *watched) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	text, err := json.Marshal(c.seen)
+	if err != nil || c.gone {
+		return err
 	}
-	if err := w.save(c); err != nil {
+	return replace(w.seenFile(c.Container), text)
+}
+
+// keep is saveSeen for what has happened already.
+func (w *Watcher) keep(ctx context.Context, c *watched) {
+	if err := w.saveSeen(c); err != nil {
 		w.config.Log.WarnContext(ctx, "what seccomp saw is lost if the node ends", "container", c.Container, "err", err)
 	}
 }
@@ -232,12 +244,26 @@ func (w *Watcher) load(ctx context.Context) error {
 			continue
 		}
 		c := newWatched(s)
+		if err := w.loadSeen(c); err != nil {
+			w.config.Log.WarnContext(ctx, "what seccomp saw is lost", "container", s.Container, "err", err)
+		}
 		w.watched[s.Container] = c
 		if c.Mode == stop && len(c.Forbidden) > 0 {
 			w.stopLater(c)
 		}
 	}
 	return w.adopt(ctx)
+}
+
+func (w *Watcher) loadSeen(c *watched) error {
+	text, err := os.ReadFile(w.seenFile(c.Container))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(text, &c.seen)
 }
 
 // adopt takes the descriptors back that the keeper has, and has it drop those
