@@ -197,6 +197,12 @@ func (s *Set) setMounted(key string, on bool) {
 	}
 }
 
+// preparer is a Runtime that can make good use of some milliseconds before it
+// has to make a container.
+type preparer interface {
+	Prepare()
+}
+
 // MountRoot mounts a snapshot where the root of a given container will be, for
 // those who want to look into it before there is one. It stays until
 // UnmountRoot, or the end of the container's task, or its removal. One that is
@@ -207,6 +213,9 @@ func (s *Set) MountRoot(ctx context.Context, namespace, id string, key snapshot.
 	}
 	ctx, end := span.Start(ctx, "mount root")
 	defer func() { end(err) }()
+	if p, ok := s.Runtimes[s.Runtime].(preparer); ok {
+		p.Prepare()
+	}
 	return s.mountFor(ctx, givenKey(namespace, id), key)
 }
 

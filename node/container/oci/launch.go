@@ -187,7 +187,9 @@ func (r *Runtime) launch(ctx context.Context, program *program, l keeper.Launch,
 	l.Argv = append(l.Argv, "--log", l.RuntimeLog)
 	l.Argv = append(append(l.Argv, command...), id)
 	l.Env = environment()
+	end := r.haste.begin()
 	p, err := r.keeper.Launch(ctx, l)
+	end()
 	if err != nil {
 		if failed, ok := errors.AsType[*keeper.LaunchError](err); ok {
 			return nil, failure(program.name, command[0], failed.Text)

@@ -65,6 +65,7 @@ type Runtime struct {
 	keeper Keeper
 	usual  *program
 	extra  []string // Config.Args
+	haste  haste
 
 	mu      sync.Mutex
 	others  map[choice]*program
