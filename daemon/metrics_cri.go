@@ -123,7 +123,7 @@ func podDescs() *podCensus {
 	return &podCensus{
 		states:     prometheus.NewDesc("berth_pods", "Pods of the node, by state.", []string{"state"}, nil),
 		containers: prometheus.NewDesc("berth_pod_containers", "Containers of pods, by state.", []string{"state"}, nil),
-		calls: prometheus.NewDesc("berth_seccomp_notifier_calls_total",
+		calls: prometheus.NewDesc("berth_seccomp_notifier_count_total",
 			"System calls that a watched container's profile forbids, by container and call.", []string{"name", "syscall"}, nil),
 		listening: prometheus.NewDesc("berth_cri_event_subscribers", "Clients that listen to what happens to pods.", nil, nil),
 	}

@@ -145,7 +145,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		Runner: n.containers, Networks: n.networks, Namespaces: n.pods.namespaces, Snapshots: n.snapshots,
 		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime, Features: n.podFeatures(),
 		Seccomp: n.pods.watcher, Devices: devices,
-		Host: n.host, ProfileRoot: n.profileRoot(), Log: n.log.With("room", "pod"),
+		Host: n.host, CgroupParent: n.cgroup(), ProfileRoot: n.profileRoot(), Log: n.log.With("room", "pod"),
 	}
 	if n.config.CRI.Pause != "" {
 		config.Pause = []string{n.config.CRI.Pause}

@@ -27,9 +27,9 @@ func BenchmarkPodContainer(b *testing.B) {
 				i++
 				g := r.realPod(fmt.Sprint("c", i), false, "/bin/sleep", "1000")
 				g.SnapshotKey = "client/bench"
-				r.world.mu.Lock()
+				r.mu.Lock()
 				r.snapshots["client/bench"] = true
-				r.world.mu.Unlock()
+				r.mu.Unlock()
 				took := func(d *time.Duration, fn func() error) {
 					began := time.Now()
 					r.ok(fn())
@@ -74,4 +74,19 @@ func (r *real) processorTime() (sum time.Duration) {
 		}
 	}
 	return sum
+}
+
+// BenchmarkReturn is how long a node takes that finds a hundred containers of
+// pods.
+func BenchmarkReturn(b *testing.B) {
+	r := newReal(b, "crun")
+	for i := range 100 {
+		r.runs(r.realPod(fmt.Sprint("c", i), false, "/bin/sleep", "1000"))
+	}
+	for b.Loop() {
+		b.StopTimer()
+		r.stop()
+		b.StartTimer()
+		r.open("crun")
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -222,4 +223,26 @@ func BenchmarkAttachPodReady(b *testing.B) {
 		s.settle(b)
 		b.StartTimer()
 	}
+}
+
+// The namespace of a pod with shifted users belongs to another user namespace.
+func TestPodOfOtherUsers(t *testing.T) {
+	m := newMachine(t)
+	s := m.open(t)
+	child, err := os.StartProcess("/proc/self/exe", []string{"users"}, &os.ProcAttr{Sys: &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}}, GidMappings: []syscall.SysProcIDMap{{HostID: 100000, Size: 65536}},
+		Ptrace: true, Pdeathsig: unix.SIGKILL,
+	}})
+	must(t, err)
+	t.Cleanup(func() { _ = child.Kill(); _, _ = child.Wait() })
+	req := m.pod(t, "web", spec.PodPort{HostPort: 8080, ContainerPort: 80})
+	req.NetNS = fmt.Sprintf("/proc/%d/ns/net", child.Pid)
+	ips := attachPod(t, s, req)
+	echo(t, req.NetNS, "tcp", 80)
+	for _, address := range []string{ips[0] + ":80", "[" + ips[1] + "]:80", "127.0.0.1:8080", "[::1]:8080"} {
+		reaches(t, "pod of other users", m.host, "tcp", address)
+	}
+	must(t, s.DetachPod(t.Context(), req))
+	s.settle(t)
 }

@@ -126,6 +126,6 @@ func snapshotMaps(list []spec.IDMapping) []snapshot.IDMap {
 }
 
 // cgroupPath is where a container of the pod is in every hierarchy.
-func cgroupPath(p *spec.PodConfig, id string) string {
-	return bundle.CgroupPath(cmp.Or(p.CgroupParent, "/"+Namespace), id)
+func (s *Set) cgroupPath(p *spec.PodConfig, id string) string {
+	return bundle.CgroupPath(cmp.Or(p.CgroupParent, s.CgroupParent), id)
 }

@@ -59,7 +59,7 @@ func (s *Set) pauseGiven(pod *spec.Pod) (spec.Given, error) {
 	}
 	oci, err := bundle.PauseSpec(bundle.Pause{
 		Pod: *pod, Host: s.Host, Program: program[0], Args: program, Rootfs: root,
-		CgroupPath: cgroupPath(&pod.Config, pod.ID), Idmap: idmap(&pod.Config),
+		CgroupPath: s.cgroupPath(&pod.Config, pod.ID), Idmap: idmap(&pod.Config),
 	})
 	if err != nil {
 		return spec.Given{}, err

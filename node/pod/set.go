@@ -35,6 +35,8 @@ type Config struct {
 	Devices    Devices // may be nil
 
 	Host bundle.Host
+	// CgroupParent is where containers of pods are that name no parent.
+	CgroupParent string
 	// ProfileRoot is where localhost seccomp profiles with a relative name are.
 	ProfileRoot string
 	// Pause is the program that runs in a PID namespace that a pod's containers

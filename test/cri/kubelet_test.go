@@ -19,8 +19,7 @@ import (
 // The control plane is no pods: there is nothing of Kubernetes but its programs.
 type cluster struct {
 	*node
-	programs  string
-	processes []*exec.Cmd
+	programs string
 }
 
 // address is what the machine is called by.

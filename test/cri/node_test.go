@@ -2,6 +2,7 @@ package cri
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -28,6 +29,8 @@ type node struct {
 	dir, root, state, socket string
 	nri                      string // its socket
 	settings                 string // further lines of its configuration
+	runtime                  string // the program; runc when empty
+	plugins                  string // folder of CNI's programs; Debian's when empty
 
 	process, registry *exec.Cmd
 	ended             chan struct{}
@@ -42,7 +45,8 @@ const bridge = `{"cniVersion": "1.0.0", "name": "pods", "plugins": [
 // newNode starts a node that takes the images that critest names from a
 // registry of ours. cni is its configuration of CNI; with "" pods are on the
 // node's own network. settings are further lines of its configuration file.
-func newNode(t testing.TB, cni, settings string) *node {
+// What furnish does to it is done before it starts.
+func newNode(t testing.TB, cni, settings string, furnish ...func(*node)) *node {
 	t.Helper()
 	need(t, "crictl", "critest", "runc", "busybox", "actor")
 	// Not t.TempDir: the names of tests are too long for a socket.
@@ -56,6 +60,9 @@ func newNode(t testing.TB, cni, settings string) *node {
 	must(t, os.MkdirAll(filepath.Join(dir, "cni"), 0o700))
 	if cni != "" {
 		must(t, os.WriteFile(filepath.Join(dir, "cni", "10-pods.conflist"), []byte(cni), 0o600))
+	}
+	for _, f := range furnish {
+		f(n)
 	}
 	n.start(t)
 	return n
@@ -104,10 +111,11 @@ certs_dirs = [%[1]q]
 path = %[3]q
 [network]
 cni_conf_dir = %[4]q
-cni_bin_dir = "/usr/lib/cni"
+cni_bin_dir = %[6]q
+cni_timeout = 5
 [nri]
 socket = %[5]q
-`, filepath.Join(n.dir, "certs.d"), n.settings, filepath.Join(tools, "runc"), filepath.Join(n.dir, "cni"), n.nri)
+`, filepath.Join(n.dir, "certs.d"), n.settings, cmp.Or(n.runtime, filepath.Join(tools, "runc")), filepath.Join(n.dir, "cni"), n.nri, cmp.Or(n.plugins, "/usr/lib/cni"))
 }
 
 // start runs the node until it answers.
