@@ -360,6 +360,23 @@ func (s *Set) settle(t testing.TB) {
 	}
 }
 
+// rulesBack waits until the rules that somebody deleted stand again.
+func (s *Set) rulesBack(t testing.TB) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		stands, err := s.firewall.stands()
+		must(t, err)
+		if stands {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the rules stay away")
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
 func leasesLeft(s *Set) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -23,8 +23,9 @@ import (
 
 const familyAll = unix.AF_UNSPEC
 
-// checkEvery is how often Run looks whether the rules are still there.
-const checkEvery = 10 * time.Second
+// checkEvery is how often Run looks whether the rules are still there, though
+// the kernel told nothing.
+const checkEvery = time.Minute
 
 // When Run has CNI plugins collect leftovers: not while all pods come back.
 const (
@@ -158,10 +159,20 @@ func (s *Set) Run(ctx context.Context) error {
 	tick, leftovers := time.NewTicker(checkEvery), time.NewTimer(collectAfter)
 	defer tick.Stop()
 	defer leftovers.Stop()
+	gone := make(chan struct{}, 1)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() {
+		if err := s.firewall.watch(ctx, gone); ctx.Err() == nil {
+			s.cfg.Log.WarnContext(ctx, "nftables rules are looked at now and then only", "every", checkEvery, "err", err)
+		}
+	})
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-gone:
+			s.repair(ctx)
 		case <-tick.C:
 			s.repair(ctx)
 		case <-leftovers.C:
