@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"path"
 	"path/filepath"
 	"slices"
@@ -170,7 +171,18 @@ func (n *node) kubeNode(ctx context.Context) kubeNode {
 }
 
 // Version implements cri.Node.
-func (k kubeNode) Version() string { return strings.TrimPrefix(k.node.config.Version.Version, "v") }
+func (k kubeNode) Version() string { return kubeVersion(k.node.config.Version.Version) }
+
+// kubeVersion is a version as kubelet reads it, by semver.org: of any other it
+// would tell the cluster that it is unknown.
+func kubeVersion(version string) string {
+	bare := strings.TrimPrefix(version, "v")
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(bare, "%d.%d.%d", &major, &minor, &patch); n == 3 {
+		return bare
+	}
+	return "0.0.0-" + bare
+}
 
 // Ready implements cri.Node: what is needed was there when the node started.
 func (k kubeNode) Ready(context.Context) error { return nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"berth/base/errs"
 	"berth/spec"
 )
 
@@ -19,7 +20,7 @@ func (s *Server) attach(ctx context.Context, t ticket, client streams) error {
 	}
 	defer output.Close()
 	if client.stdin != nil {
-		stdin, err := s.Containers.Stdin(ctx, ref)
+		stdin, err := s.stdin(ctx, ref)
 		if err != nil {
 			return err
 		}
@@ -49,3 +50,20 @@ func (s *Server) attach(ctx context.Context, t ticket, client streams) error {
 	}
 	return err
 }
+
+// stdin is the container's. Of one that was made without, what people type goes
+// nowhere, as with other runtimes: kubectl attach -i asks without looking, and
+// what the container says is what they came for.
+func (s *Server) stdin(ctx context.Context, ref string) (io.WriteCloser, error) {
+	stdin, err := s.Containers.Stdin(ctx, ref)
+	if errors.Is(err, errs.Conflict) {
+		return nowhere{}, nil
+	}
+	return stdin, err
+}
+
+// nowhere takes everything.
+type nowhere struct{}
+
+func (nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (nowhere) Close() error                { return nil }

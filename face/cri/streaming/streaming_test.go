@@ -414,6 +414,32 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// mute is a machine whose containers were made without a stdin.
+type mute struct{ *world }
+
+func (mute) Stdin(context.Context, string) (io.WriteCloser, error) {
+	return nil, errs.New(errs.Conflict, "made without an open stdin")
+}
+
+// kubectl attach -i shows what a container without stdin says.
+func TestAttachWithoutStdin(t *testing.T) {
+	w := newWorld()
+	s := open(t, w, func(c *Config) { c.Containers = mute{w} })
+	answer, err := s.Attach(t.Context(), &cri.AttachRequest{ContainerId: "c", Stdin: true, Stdout: true, Stderr: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, _ := spdyStreams(t, answer.GetUrl(), "v4.channel.k8s.io", nil, "error", "stdin", "stdout", "stderr")
+	if _, err := io.WriteString(all["stdin"], "nobody reads this"); err != nil {
+		t.Error(err)
+	}
+	w.output <- "out"
+	close(w.output)
+	if said := read(t, all["stdout"]); said != "out" {
+		t.Errorf("it said %q", said)
+	}
+}
+
 func portURL(t *testing.T, s *Server) string {
 	t.Helper()
 	answer, err := s.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: "pod"})
