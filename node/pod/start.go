@@ -65,7 +65,7 @@ func (s *Set) start(ctx context.Context, m *member) (err error) {
 		return errors.Join(err, s.failed(m, err))
 	}
 	if err := s.runTask(ctx, m); err != nil {
-		return fmt.Errorf("start container %s: %w", m.id, errors.Join(err, s.failed(m, err)))
+		return errors.Join(err, s.failed(m, err)) // it says which container it was about
 	}
 	s.told(ctx, "container started", m.id, func(ctx context.Context) error {
 		return s.Hooks.PostStartContainer(ctx, m.pod.get(), s.show(m))
