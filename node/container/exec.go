@@ -176,8 +176,11 @@ func (s *Set) launchExec(ctx context.Context, e *execution, view *spec.Container
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.Exec(ctx, launch)
-	if err != nil {
+	var p *Process
+	if err := withinLimit(ctx, func(ctx context.Context) (err error) {
+		p, err = r.Exec(ctx, launch)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	e.began(p)

@@ -73,7 +73,7 @@ func (s *Set) createGiven(ctx context.Context, g spec.Given) (spec.Given, error)
 		s.dropFromIndex(c)
 		return g, fmt.Errorf("record container %s: %w", g.ID, err)
 	}
-	c.op.unlock()
+	defer c.op.unlock() // who waits to start it is told of after this
 	s.publish(view, "create", "runtime", g.Runtime)
 	return g, nil
 }

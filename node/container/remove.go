@@ -43,9 +43,16 @@ func (s *Set) removeFound(ctx context.Context, c *container, force, volumes bool
 		if err != nil {
 			return fmt.Errorf("remove container %s: %w", c.name(), err)
 		}
-		if end != nil && !waitFor(end, killWait) {
+		if end == nil {
+			continue
+		}
+		ended, err := waitFor(ctx, end, killWait)
+		if err == nil && !ended {
+			err = errs.New(errs.Timeout, "it was killed, but its process does not end")
+		}
+		if err != nil {
 			c.setRemoving(false)
-			return errs.New(errs.Timeout, "remove container %s: it was killed, but its process does not end", c.name())
+			return fmt.Errorf("remove container %s: %w", c.name(), err)
 		}
 	}
 }
@@ -54,7 +61,7 @@ func (s *Set) removeFound(ctx context.Context, c *container, force, volumes bool
 func (s *Set) endForRemoval(ctx context.Context, c *container, force bool) (*ending, error) {
 	status := c.status()
 	if !force {
-		return nil, errs.New(errs.Conflict, "it is %s: stop it before, or use force", status)
+		return nil, errs.New(errs.Conflict, "it is %s: stop it first, or use force", status)
 	}
 	if status == spec.Restarting {
 		c.calm()

@@ -76,15 +76,14 @@ func (s *Set) halt(ctx context.Context, c *container, stop stopping) error {
 		}
 		stop.grace = again
 	}
-	if stop.grace < 0 {
-		<-end.done
-	} else if !waitFor(end, stop.grace) {
-		if err := s.forceEnd(ctx, c, end); err != nil {
-			return err
-		}
+	ended, err := waitFor(ctx, end, stop.grace)
+	if err == nil && !ended {
+		err = s.forceEnd(ctx, c, end)
 	}
-	s.publish(c.get(), "stop")
-	return nil
+	if err == nil {
+		s.publish(c.get(), "stop")
+	}
+	return err
 }
 
 // beginner is a Runtime that can tell whether a container's process is the
@@ -187,10 +186,11 @@ func (s *Set) forceEnd(ctx context.Context, c *container, end *ending) error {
 	if err != nil {
 		return err
 	}
-	if !waitFor(end, killWait) {
-		return errs.New(errs.Timeout, "container %s was killed, but its process does not end", c.name())
+	ended, err := waitFor(ctx, end, killWait)
+	if err == nil && !ended {
+		err = errs.New(errs.Timeout, "container %s was killed, but its process does not end", c.name())
 	}
-	return nil
+	return err
 }
 
 // send signals the first process; one that has just ended is no error.
@@ -207,13 +207,21 @@ func (s *Set) send(ctx context.Context, c *container, sig syscall.Signal) error 
 	return nil
 }
 
-func waitFor(end *ending, atMost time.Duration) bool {
-	timer := time.NewTimer(atMost)
-	defer timer.Stop()
+// waitFor waits for an end: at most so long, or, where that is negative, for
+// ever. ctx is done when the node is to end.
+func waitFor(ctx context.Context, end *ending, atMost time.Duration) (ended bool, err error) {
+	var up <-chan time.Time
+	if atMost >= 0 {
+		timer := time.NewTimer(atMost)
+		defer timer.Stop()
+		up = timer.C
+	}
 	select {
 	case <-end.done:
-		return true
-	case <-timer.C:
-		return false
+		return true, nil
+	case <-up:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
 	}
 }

@@ -121,8 +121,12 @@ func (s *Set) DeleteTask(ctx context.Context, namespace, id string) (TaskExit, e
 			if end == nil || err != nil {
 				return err
 			}
-			if !waitFor(end, killWait) {
-				return errs.New(errs.Timeout, "it was killed, but its process does not end")
+			ended, err := waitFor(ctx, end, killWait)
+			if err == nil && !ended {
+				err = errs.New(errs.Timeout, "it was killed, but its process does not end")
+			}
+			if err != nil {
+				return err
 			}
 		}
 	})
@@ -143,7 +147,7 @@ func (s *Set) deleteEnded(ctx context.Context, c *container, exit *TaskExit) (*e
 		end := c.ending()
 		return end, s.send(ctx, c, syscall.SIGKILL)
 	case state.Status != TaskStopped:
-		return nil, errs.New(errs.Conflict, "it is %s: stop it before", state.Status)
+		return nil, errs.New(errs.Conflict, "it is %s: stop it first", state.Status)
 	}
 	*exit = state.Exit
 	if err := s.deleteTask(ctx, c, state); err != nil {

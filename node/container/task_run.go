@@ -91,8 +91,12 @@ func (s *Set) runTask(ctx context.Context, c *container, req TaskRequest) (err e
 		return fmt.Errorf("mount the root file system: %w", err)
 	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
-	running, ran := span.Start(ctx, "run", "runtime", runtime.Name())
-	process, err := runtime.Run(running, launch)
+	running, ran := span.Start(ctx, runtime.Name()+" run")
+	var process *Process
+	err = withinLimit(running, func(ctx context.Context) (err error) {
+		process, err = runtime.Run(ctx, launch)
+		return err
+	})
 	ran(err)
 	if err != nil {
 		return err
@@ -102,6 +106,22 @@ func (s *Set) runTask(ctx context.Context, c *container, req TaskRequest) (err e
 		return fmt.Errorf("record the task: %w", err)
 	}
 	return nil
+}
+
+// runtimeLimit is how long a runtime may take for one command. Kubelet gives up
+// a call after two minutes, and everything else that is done with the container
+// waits meanwhile.
+const runtimeLimit = 2 * time.Minute
+
+// withinLimit gives a runtime up that takes longer. errs.Timeout.
+func withinLimit(ctx context.Context, command func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, runtimeLimit)
+	defer cancel()
+	err := command(limited)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		return errs.New(errs.Timeout, "the runtime was given up after %v: %w", runtimeLimit, err)
+	}
+	return err
 }
 
 // runByParts is for what cannot be run at once.

@@ -36,6 +36,8 @@ type Runtime struct {
 	// Fail, where set, is asked before each operation, "run", "delete" and so
 	// on: what it returns is what the operation returns.
 	Fail func(op, id string) error
+	// Before, where set, is called before each operation, and may take its time.
+	Before func(ctx context.Context, op, id string)
 	// Slow is how long a container's process is still the runtime's after its
 	// start: it does not heed TERM until then.
 	Slow time.Duration
@@ -83,6 +85,9 @@ func (r *Runtime) Name() string { return "fake" }
 func (r *Runtime) Version(context.Context) (string, error) { return "fake 1.0", nil }
 
 func (r *Runtime) fail(ctx context.Context, op, id string) error {
+	if r.Before != nil {
+		r.Before(ctx, op, id)
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}

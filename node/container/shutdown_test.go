@@ -1,0 +1,70 @@
+package container_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"berth/base/errs"
+	"berth/node/container"
+)
+
+// A node that is told to end does not wait for containers that have long to
+// end. They go on.
+func TestANodeEndsWhileContainersAreStopped(t *testing.T) {
+	for name, stop := range map[string]func(n *node) error{
+		"for an hour": func(n *node) error { seconds := 3600; return n.Stop(context.Background(), "web1", &seconds, "") },
+		"for ever":    func(n *node) error { seconds := -1; return n.Stop(context.Background(), "web1", &seconds, "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world, n *node) {
+				w.runs(w.inPod("web1", "/bin/sleep", "100000"))
+				var stopping sync.WaitGroup
+				var err error
+				stopping.Go(func() { err = stop(n) })
+				synctest.Wait()
+				begun := time.Now()
+				w.shut()
+				if took := time.Since(begun); took > 5*time.Second {
+					t.Errorf("the node took %v to end", took)
+				}
+				stopping.Wait()
+				if err == nil {
+					t.Error("the stop says that the container has ended")
+				}
+				n = w.open()
+				if state, err := n.Task(t.Context(), pods, "web1", ""); err != nil || state.Status != container.TaskRunning {
+					t.Errorf("afterwards it is %+v, %v", state, err)
+				}
+				w.tidy()
+			})
+		})
+	}
+}
+
+// A runtime that hangs is given up: what comes after it is not held up for ever.
+func TestARuntimeThatHangs(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, n *node) {
+		w.runtime.Before = func(ctx context.Context, op, _ string) {
+			if op == "run" {
+				<-ctx.Done()
+			}
+		}
+		g := w.inPod("web1", "/bin/sleep", "100000")
+		_, err := n.AdmitGiven(t.Context(), g)
+		w.ok(err)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		_, err = n.RunTask(ctx, pods, "web1", container.TaskRequest{})
+		wantKind(t, err, errs.Timeout)
+		if ctx.Err() != nil {
+			t.Error("who has it run was not told in time")
+		}
+		w.runtime.Before = nil
+		w.ok(n.Remove(ctx, "web1", true, false))
+		time.Sleep(2 * time.Second)
+		w.wantNothing()
+	})
+}
