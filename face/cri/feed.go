@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -51,6 +52,8 @@ var kinds = map[string]map[string]cri.ContainerEventType{
 	"pod": {
 		"create": cri.ContainerEventType_CONTAINER_CREATED_EVENT, "start": cri.ContainerEventType_CONTAINER_STARTED_EVENT,
 		"stop": cri.ContainerEventType_CONTAINER_STOPPED_EVENT, "remove": cri.ContainerEventType_CONTAINER_DELETED_EVENT,
+		// A container that could not be started has ended: it is told of as such.
+		"start_failed": cri.ContainerEventType_CONTAINER_STOPPED_EVENT,
 	},
 }
 
@@ -122,6 +125,9 @@ func (f *feed) give(m *cri.ContainerEventResponse) {
 func (s *Server) message(e spec.Event) *cri.ContainerEventResponse {
 	id := podOf(e)
 	m := &cri.ContainerEventResponse{ContainerId: e.ID, ContainerEventType: kinds[e.Type][e.Action], CreatedAt: e.Time.UnixNano()}
+	if e.Action == "start_failed" {
+		m.ContainerId = e.Attributes["container"]
+	}
 	if pod, err := s.Pods.Pod(id); err == nil {
 		m.PodSandboxStatus = podStatus(pod)
 		s.feed.last[id] = m.PodSandboxStatus
@@ -129,6 +135,9 @@ func (s *Server) message(e spec.Event) *cri.ContainerEventResponse {
 		m.PodSandboxStatus = s.feed.goneStatus(e)
 	}
 	m.ContainersStatuses = s.statusesOf(id)
+	if m.GetContainerEventType() == cri.ContainerEventType_CONTAINER_DELETED_EVENT { // it may be on its way out
+		m.ContainersStatuses = slices.DeleteFunc(m.GetContainersStatuses(), func(c *cri.ContainerStatus) bool { return c.GetId() == e.ID })
+	}
 	if e.Type == "pod" && e.Action == "remove" {
 		delete(s.feed.last, id)
 	}

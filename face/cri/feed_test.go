@@ -7,6 +7,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/spec"
 )
 
 // events opens a client's stream: it misses nothing from then on.
@@ -24,6 +26,17 @@ func (w *world) next(s api.RuntimeService_GetContainerEventsClient) *api.Contain
 	e, err := s.Recv()
 	w.must(err)
 	return e
+}
+
+// nextOf is the next event of that kind: what happened just before the stream
+// was opened may still come.
+func (w *world) nextOf(s api.RuntimeService_GetContainerEventsClient, kind api.ContainerEventType) *api.ContainerEventResponse {
+	w.Helper()
+	for {
+		if e := w.next(s); e.GetContainerEventType() == kind {
+			return e
+		}
+	}
 }
 
 func TestEvents(t *testing.T) {
@@ -73,7 +86,10 @@ func TestEventsCarryTheWholePod(t *testing.T) {
 	s := w.events()
 	_, err := w.client.StartContainer(t.Context(), &api.StartContainerRequest{ContainerId: ids[1]})
 	w.must(err)
-	e := w.next(s)
+	e := w.nextOf(s, api.ContainerEventType_CONTAINER_STARTED_EVENT)
+	for e.GetContainerId() != ids[1] {
+		e = w.nextOf(s, api.ContainerEventType_CONTAINER_STARTED_EVENT)
+	}
 	if len(e.GetContainersStatuses()) != 2 || e.GetPodSandboxStatus().GetState() != api.PodSandboxState_SANDBOX_READY {
 		t.Error(e)
 	}
@@ -81,6 +97,35 @@ func TestEventsCarryTheWholePod(t *testing.T) {
 		if (c.GetId() == ids[1]) != (c.GetState() == api.ContainerState_CONTAINER_RUNNING) {
 			t.Error(c)
 		}
+	}
+}
+
+// A container that could not be started has ended: nobody has to look for that.
+func TestEventsOfAStartThatFails(t *testing.T) {
+	w := newWorld(t)
+	pod, ids := w.run("a", "m")
+	s := w.events()
+	w.must(w.rooms.change(ids[0], "", func(c *spec.PodContainer) { c.State, c.Reason = spec.Stopped, "StartError" }))
+	w.rooms.bus.Publish("pod", "start_failed", pod, map[string]string{"container": ids[0]})
+	e := w.nextOf(s, api.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	if e.GetContainerId() != ids[0] || e.GetContainerEventType() != api.ContainerEventType_CONTAINER_STOPPED_EVENT ||
+		e.GetPodSandboxStatus().GetId() != pod || e.GetPodSandboxStatus().GetState() != api.PodSandboxState_SANDBOX_READY {
+		t.Error(e)
+	}
+	if all := e.GetContainersStatuses(); len(all) != 1 || all[0].GetReason() != "StartError" {
+		t.Error(all)
+	}
+}
+
+// Kubelet keeps the statuses that an event carries: one that is being deleted is
+// not among them, though the node may still know of it.
+func TestEventsOfADeletionLeaveItOut(t *testing.T) {
+	w := newWorld(t)
+	pod, ids := w.run("a", "m", "n")
+	s := w.events()
+	w.rooms.bus.Publish("container", "destroy", ids[0], map[string]string{"pod": pod})
+	if all := w.nextOf(s, api.ContainerEventType_CONTAINER_DELETED_EVENT).GetContainersStatuses(); len(all) != 1 || all[0].GetId() != ids[1] {
+		t.Error(all)
 	}
 }
 
@@ -94,7 +139,11 @@ func TestEventsOfOthers(t *testing.T) {
 	w.rooms.bus.Publish("container", "exec_create: x", "m", map[string]string{"pod": pod})
 	w.rooms.bus.Publish("image", "pull", "i", nil)
 	w.rooms.bus.Publish("pod", "stop", pod, nil)
-	if e := w.next(s); e.GetContainerEventType() != api.ContainerEventType_CONTAINER_STOPPED_EVENT {
+	e := w.next(s)
+	for e.GetContainerId() == pod && e.GetContainerEventType() != api.ContainerEventType_CONTAINER_STOPPED_EVENT { // of its run
+		e = w.next(s)
+	}
+	if e.GetContainerId() != pod {
 		t.Error(e)
 	}
 	// Of a pod that nobody has been told of, the event itself says what it was.
