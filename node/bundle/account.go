@@ -3,6 +3,7 @@ package bundle
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/moby/sys/user"
@@ -34,9 +35,9 @@ func lookUp(r root, name string, groups []string) (specs.User, string, error) {
 	if err != nil {
 		return specs.User{}, "", fmt.Errorf("look up user: %w", err)
 	}
-	found, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, bytes.NewReader(passwd), bytes.NewReader(group))
+	found, err := execUser(name, passwd, group)
 	if err != nil {
-		return specs.User{}, "", errs.New(errs.Invalid, "user %q: %w", name, err)
+		return specs.User{}, "", err
 	}
 	u := specs.User{UID: uint32(found.Uid), GID: uint32(found.Gid)}
 	u.AdditionalGids = append(u.AdditionalGids, u.GID) // else a process could drop it and slip through a mode that denies the group
@@ -55,6 +56,22 @@ func lookUp(r root, name string, groups []string) (specs.User, string, error) {
 	}
 	u.AdditionalGids = unique(u.AdditionalGids)
 	return u, firstOf(found.Home, "/"), nil
+}
+
+// execUser finds a user in the files of an image. Those are the image's: an id
+// in them that the kernel would cut down to another one, root's for instance,
+// or take for none at all, is refused.
+func execUser(name string, passwd, group []byte) (*user.ExecUser, error) {
+	found, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, bytes.NewReader(passwd), bytes.NewReader(group))
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "user %q: %w", name, err)
+	}
+	for _, id := range append([]int{found.Uid, found.Gid}, found.Sgids...) {
+		if id < 0 || id > math.MaxInt32 {
+			return nil, errs.New(errs.Invalid, "user %q: the image gives it the id %d, want 0 to %d", name, id, math.MaxInt32)
+		}
+	}
+	return found, nil
 }
 
 // unique drops what came before, and keeps the order.

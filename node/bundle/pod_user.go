@@ -1,14 +1,12 @@
 package bundle
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"berth/base/errs"
@@ -28,14 +26,7 @@ func podAccount(r root, s spec.PodSecurity, image string) (specs.User, string, e
 	if err != nil {
 		return specs.User{}, "", fmt.Errorf("look up user: %w", err)
 	}
-	find := func(name string) (*user.ExecUser, error) {
-		found, err := user.GetExecUser(name, &user.ExecUser{Home: "/"}, bytes.NewReader(passwd), bytes.NewReader(group))
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "user %q: %w", name, err)
-		}
-		return found, nil
-	}
-	found, err := find(name)
+	found, err := execUser(name, passwd, group)
 	if err != nil {
 		return specs.User{}, "", err
 	}
@@ -46,7 +37,7 @@ func podAccount(r root, s spec.PodSecurity, image string) (specs.User, string, e
 	if !s.StrictGroups {
 		alone, _, explicit := strings.Cut(name, ":")
 		if explicit { // GetExecUser looks into /etc/group for users without one
-			if found, err = find(alone); err != nil {
+			if found, err = execUser(alone, passwd, group); err != nil {
 				return specs.User{}, "", err
 			}
 		}
@@ -55,7 +46,7 @@ func podAccount(r root, s spec.PodSecurity, image string) (specs.User, string, e
 		}
 	}
 	for _, id := range unique(slices.Concat(groups, s.Groups)) {
-		if id < 0 || id > math.MaxUint32 {
+		if id < 0 || id >= math.MaxUint32 { // the last one is none
 			return specs.User{}, "", errs.New(errs.Invalid, "group %d: no such id is possible", id)
 		}
 		u.AdditionalGids = append(u.AdditionalGids, uint32(id))
