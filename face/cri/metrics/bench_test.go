@@ -1,15 +1,28 @@
 package metrics_test
 
 import (
+	"context"
+	"fmt"
+	"net"
+	"path/filepath"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/face/cri/metrics"
 )
 
-// The lists of fifty pods, read anew each time, and as they are put on the wire.
+// The lists of many pods, read anew each time, and as they are put on the wire.
 func BenchmarkLists(b *testing.B) {
-	pods := realPods(b, 50)
+	for _, n := range []int{50, 200} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) { lists(b, realPods(b, n)) })
+	}
+}
+
+func lists(b *testing.B, pods *fakePods) {
 	for name, call := range map[string]func() (proto.Message, error){
 		"ContainerStats": func() (proto.Message, error) {
 			return newService(b, pods).ListContainerStats(b.Context(), &cri.ListContainerStatsRequest{})
@@ -42,4 +55,42 @@ func BenchmarkLists(b *testing.B) {
 			}
 		})
 	}
+	b.Run("PodMetricsKnown", func(b *testing.B) {
+		client := overSocket(b, newService(b, pods))
+		for b.Loop() {
+			if _, err := client.ListPodSandboxMetrics(b.Context(), &cri.ListPodSandboxMetricsRequest{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// overSocket asks a service as kubelet does.
+func overSocket(tb testing.TB, s *metrics.Service) cri.RuntimeServiceClient {
+	tb.Helper()
+	socket := filepath.Join(tb.TempDir(), "s")
+	listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "unix", socket)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.MaxSendMsgSize(64 << 20))
+	cri.RegisterRuntimeServiceServer(server, &served{meter: s})
+	go func() { _ = server.Serve(listener) }()
+	tb.Cleanup(server.Stop)
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = conn.Close() })
+	return cri.NewRuntimeServiceClient(conn)
+}
+
+// served are the calls of a runtime that are measured.
+type served struct {
+	cri.UnimplementedRuntimeServiceServer
+	meter *metrics.Service
+}
+
+func (s *served) ListPodSandboxMetrics(ctx context.Context, r *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error) {
+	return s.meter.ListPodSandboxMetrics(ctx, r)
 }

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/base/errs"
@@ -57,10 +57,7 @@ func metricsOf(t *testing.T, s *metrics.Service, pod string) told {
 		}
 		keys[d.GetName()] = d.GetLabelKeys()
 	}
-	list, err := s.ListPodSandboxMetrics(t.Context(), &cri.ListPodSandboxMetricsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := podMetrics(t, s)
 	found := told{}
 	for _, p := range list.GetPodMetrics() {
 		if p.GetPodSandboxId() != pod {
@@ -136,7 +133,7 @@ func v2(t *testing.T) (*fakePods, *stats.Reader) {
 	}
 	put(t, filepath.Join(root, "kubepods/pod1/cpu.stat"), "usage_usec 7000000\nuser_usec 3000000\nsystem_usec 2000000\n")
 	put(t, filepath.Join(proc, "12/stat"), "12 (x) S 1\n")
-	put(t, filepath.Join(proc, "12/net/dev"), "Inter-|\n face |\n  eth9: 1 1 1 1 0 0 0 0 1 1 1 1 0 0 0 0\n  eth0: 10 11 12 13 0 0 0 0 20 21 22 23 0 0 0 0\n")
+	put(t, filepath.Join(proc, "12/net/dev"), "Inter-|\n face |\n  eth\xff: 1 1 1 1 0 0 0 0 1 1 1 1 0 0 0 0\n  eth0: 10 11 12 13 0 0 0 0 20 21 22 23 0 0 0 0\n")
 	meter, err := stats.OpenAt(root, proc)
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +180,7 @@ func TestMetricsOfVersion2(t *testing.T) {
 		"processes": 1, "threads": 4, "threads_max": 0, "tasks_state sleeping": 1, "scrape_error": 0,
 		"fs_usage_bytes " + fileSystem(t): 777, "fs_reads_bytes_total " + device: 1024, "fs_writes_total " + device: 4, "fs_sector_writes_total " + device: 4,
 		"blkio_device_usage_total " + device + " 8 0 Write": 2048, "blkio_device_usage_total " + device + " 8 0 Discard": 5,
-		"network_receive_bytes_total eth0": 10, "network_transmit_packets_total eth0": 21, "network_transmit_packets_dropped_total eth0": 23, "network_receive_errors_total eth9": 1,
+		"network_receive_bytes_total eth0": 10, "network_transmit_packets_total eth0": 21, "network_transmit_packets_dropped_total eth0": 23, "network_receive_errors_total eth?": 1,
 		"spec_cpu_period": 100000, "spec_cpu_quota": 50000, "spec_cpu_shares": 512, "spec_memory_limit_bytes": 8000000,
 		"spec_memory_reservation_limit_bytes": 4096, "spec_memory_swap_limit_bytes": 1000,
 		"pressure_cpu_waiting_seconds_total": 3, "pressure_io_stalled_seconds_total": 2,
@@ -214,16 +211,40 @@ func fileSystem(t *testing.T) string {
 	return fs.Device
 }
 
+// podMetrics are the metrics of all pods as a client gets them.
+func podMetrics(t *testing.T, s *metrics.Service) *cri.ListPodSandboxMetricsResponse {
+	t.Helper()
+	list, err := s.ListPodSandboxMetrics(t.Context(), &cri.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := proto.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got cri.ListPodSandboxMetricsResponse
+	if err := proto.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range got.GetPodMetrics() {
+		for _, c := range p.GetContainerMetrics() {
+			for _, m := range append(c.GetMetrics(), p.GetMetrics()...) {
+				if len(c.ProtoReflect().GetUnknown())+len(p.ProtoReflect().GetUnknown())+len(m.ProtoReflect().GetUnknown()) > 0 || m.GetValue() == nil || m.GetName() == "" {
+					t.Fatalf("metric %v of %v", m, c)
+				}
+			}
+		}
+	}
+	return &got
+}
+
 // What a pod as a whole uses has no container, that of its network is POD, and
 // what is told a second time says of when it is.
 func TestMetricsOfAPodAndLabels(t *testing.T) {
 	pods, meter := v2(t)
 	s := serviceOf(t, pods, meter, &fakeLayers{})
 	for _, cached := range []bool{false, true} {
-		list, err := s.ListPodSandboxMetrics(t.Context(), &cri.ListPodSandboxMetricsRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		list := podMetrics(t, s)
 		p := list.GetPodMetrics()[0]
 		labels := map[string]string{}
 		for _, m := range p.GetMetrics() {
@@ -235,7 +256,7 @@ func TestMetricsOfAPodAndLabels(t *testing.T) {
 				t.Errorf("the pod used %d seconds", m.GetValue().GetValue())
 			}
 		}
-		if labels["container_cpu_usage_seconds_total"] != "/kubepods/pod1||||front|shop" || labels["container_network_receive_bytes_total"] != "/kubepods/pod1|||POD|front|shop|eth9" {
+		if labels["container_cpu_usage_seconds_total"] != "/kubepods/pod1||||front|shop" || labels["container_network_receive_bytes_total"] != "/kubepods/pod1|||POD|front|shop|eth?" {
 			t.Errorf("labels %v", labels)
 		}
 		c := p.GetContainerMetrics()[0]
@@ -437,9 +458,9 @@ func TestMetricsOfThisMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := s.ListPodSandboxMetrics(t.Context(), &cri.ListPodSandboxMetricsRequest{})
-	if err != nil || len(list.GetPodMetrics()) != 2 {
-		t.Fatal(list, err)
+	list := podMetrics(t, s)
+	if len(list.GetPodMetrics()) != 2 {
+		t.Fatal(list)
 	}
 	values := map[string]uint64{}
 	for _, m := range list.GetPodMetrics()[0].GetContainerMetrics()[0].GetMetrics() {
@@ -476,41 +497,9 @@ func TestMetricsOfThisMachine(t *testing.T) {
 	}
 	// One ends between the list of containers and the look at it.
 	pods.containers[1].Cgroup = "/berth-metrics-test-gone"
-	gone, err := newService(t, pods).ListPodSandboxMetrics(t.Context(), &cri.ListPodSandboxMetricsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	gone := podMetrics(t, newService(t, pods))
 	told := gone.GetPodMetrics()[1].GetContainerMetrics()[0].GetMetrics()
 	if len(told) != 1 || told[0].GetName() != "container_scrape_error" || told[0].GetValue().GetValue() != 1 {
 		t.Errorf("of one that is gone: %v", told)
-	}
-}
-
-func TestFiftyPodsInTime(t *testing.T) {
-	pods := realPods(t, 50)
-	for name, bar := range map[string]time.Duration{"stats": 10 * time.Millisecond, "pods": 10 * time.Millisecond, "metrics": 20 * time.Millisecond} {
-		var took []time.Duration
-		for range 5 {
-			s := newService(t, pods)
-			begun := time.Now()
-			var err error
-			switch name {
-			case "stats":
-				_, err = s.ListContainerStats(t.Context(), &cri.ListContainerStatsRequest{})
-			case "pods":
-				_, err = s.ListPodSandboxStats(t.Context(), &cri.ListPodSandboxStatsRequest{})
-			default:
-				_, err = s.ListPodSandboxMetrics(t.Context(), &cri.ListPodSandboxMetricsRequest{})
-			}
-			took = append(took, time.Since(begun))
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-		best := slices.Min(took)
-		t.Logf("%s of fifty pods in %v (the bar is %v)", name, best, bar)
-		if best > 5*bar { // a busy machine is given time
-			t.Errorf("%s took %v", name, best)
-		}
 	}
 }

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -175,6 +176,9 @@ func (s *Service) traffic(p spec.Pod, containers []spec.PodContainer) (traffic, 
 	}
 	if i := slices.IndexFunc(list, func(n spec.InterfaceStats) bool { return n.Name == usual }); i > 0 {
 		list[0], list[i] = list[i], list[0]
+	}
+	for i := range list { // the kernel takes any bytes for a name, a message does not
+		list[i].Name = strings.ToValidUTF8(list[i].Name, "?")
 	}
 	t := traffic{at: now, interfaces: list}
 	s.nets[p.ID] = t
