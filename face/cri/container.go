@@ -24,12 +24,14 @@ func (s *Server) CreateContainer(ctx context.Context, r *cri.CreateContainerRequ
 		}
 		config.Security.Namespaces = pod.Config.Security.Namespaces // as its pod has it
 	}
+	defer s.feed.settle(ctx)
 	id, err := s.Containers.CreateContainer(ctx, r.GetPodSandboxId(), config)
 	return &cri.CreateContainerResponse{ContainerId: id}, err
 }
 
 // StartContainer starts a created container.
 func (s *Server) StartContainer(ctx context.Context, r *cri.StartContainerRequest) (*cri.StartContainerResponse, error) {
+	defer s.feed.settle(ctx)
 	return &cri.StartContainerResponse{}, s.Containers.StartContainer(ctx, r.GetContainerId())
 }
 
@@ -39,11 +41,13 @@ const longest = int64(100 * 365 * 24 * 3600)
 // StopContainer asks a container to end, and ends it after the timeout.
 func (s *Server) StopContainer(ctx context.Context, r *cri.StopContainerRequest) (*cri.StopContainerResponse, error) {
 	timeout := time.Duration(min(max(r.GetTimeout(), 0), longest)) * time.Second
+	defer s.feed.settle(ctx)
 	return &cri.StopContainerResponse{}, gone(s.Containers.StopContainer(ctx, r.GetContainerId(), timeout))
 }
 
 // RemoveContainer removes a container, and ends it before that if it runs.
 func (s *Server) RemoveContainer(ctx context.Context, r *cri.RemoveContainerRequest) (*cri.RemoveContainerResponse, error) {
+	defer s.feed.settle(ctx)
 	return &cri.RemoveContainerResponse{}, gone(s.Containers.RemoveContainer(ctx, r.GetContainerId()))
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -24,19 +25,35 @@ type feed struct {
 	more chan struct{} // holds a token when there is something in the queue
 
 	mu      sync.Mutex
-	queue   []spec.Event
-	clients map[*client]bool
+	queue   []told
+	clients map[*client]bool // whether it keeps pace
 
 	// last is what pods looked like when they were last told of, for those that
 	// have gone. Only Run uses it.
 	last map[string]*cri.PodSandboxStatus
 }
 
+// told is an event, or a mark that follows those before it to each client,
+// which gives itself to the mark when it has sent them.
+type told struct {
+	event spec.Event
+	mark  chan<- *client
+}
+
 // client is one stream.
 type client struct {
-	events chan *cri.ContainerEventResponse
+	events chan sent
 	behind chan struct{} // closed when it has been left behind
 }
+
+// sent is what a client's stream gets, or a mark.
+type sent struct {
+	message *cri.ContainerEventResponse
+	mark    chan<- *client
+}
+
+// patience is how long an answer waits for the events that belong to it.
+const patience = 200 * time.Millisecond
 
 func (f *feed) init() {
 	f.more = make(chan struct{}, 1)
@@ -64,11 +81,56 @@ func (s *Server) Tell(e spec.Event) {
 	}
 	f := &s.feed
 	f.mu.Lock()
-	f.queue = append(f.queue, e)
+	f.queue = append(f.queue, told{event: e})
 	f.mu.Unlock()
+	f.wake()
+}
+
+func (f *feed) wake() {
 	select {
 	case f.more <- struct{}{}:
 	default:
+	}
+}
+
+// settle waits until the clients that keep pace have been sent all that has
+// happened. An answer comes after its events by this: kubelet, which goes by
+// events, would else take what it knows from before for what is, and start a
+// container twice. One that takes nothing is waited for once, and not for long.
+func (f *feed) settle(ctx context.Context) {
+	f.mu.Lock()
+	waitFor := map[*client]bool{}
+	for c, keepsPace := range f.clients {
+		if keepsPace {
+			waitFor[c] = true
+		}
+	}
+	if len(waitFor) == 0 {
+		f.mu.Unlock()
+		return
+	}
+	mark := make(chan *client, len(f.clients))
+	f.queue = append(f.queue, told{mark: mark})
+	f.mu.Unlock()
+	f.wake()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for len(waitFor) > 0 {
+		select {
+		case c := <-mark:
+			delete(waitFor, c)
+		case <-ctx.Done():
+			return
+		case <-late.C:
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			for c := range waitFor {
+				if _, there := f.clients[c]; there {
+					f.clients[c] = false
+				}
+			}
+			return
+		}
 	}
 }
 
@@ -97,23 +159,30 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-f.more:
 		}
 		f.mu.Lock()
-		events := f.queue
+		all := f.queue
 		f.queue = nil
 		f.mu.Unlock()
-		for _, e := range events {
-			f.give(s.message(e))
+		for _, t := range all {
+			if t.mark != nil {
+				f.give(sent{mark: t.mark})
+				continue
+			}
+			f.give(sent{message: s.message(t.event)})
 		}
 	}
 }
 
 // give puts a message into each client's buffer.
-func (f *feed) give(m *cri.ContainerEventResponse) {
+func (f *feed) give(m sent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for c := range f.clients {
 		select {
 		case c.events <- m:
 		default:
+			if m.mark != nil {
+				continue
+			}
 			delete(f.clients, c)
 			close(c.behind)
 		}
@@ -163,7 +232,7 @@ func (f *feed) goneStatus(e spec.Event) *cri.PodSandboxStatus {
 // call on, until the client goes. ResourceExhausted: it took too long to take
 // them; RuntimeService's lists say what is.
 func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, stream cri.RuntimeService_GetContainerEventsServer) error {
-	c := &client{events: make(chan *cri.ContainerEventResponse, waiting), behind: make(chan struct{})}
+	c := &client{events: make(chan sent, waiting), behind: make(chan struct{})}
 	f := &s.feed
 	f.mu.Lock()
 	f.clients[c] = true
@@ -172,6 +241,9 @@ func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, stream cri.RuntimeS
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.clients, c)
+		for len(c.events) > 0 { // nobody waits for one that has gone
+			f.pass((<-c.events).mark, c)
+		}
 	}()
 	// Whoever waits for the answer's header knows then that nothing is missed.
 	if err := stream.SendHeader(nil); err != nil {
@@ -180,7 +252,12 @@ func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, stream cri.RuntimeS
 	for {
 		select {
 		case m := <-c.events:
-			if err := stream.Send(m); err != nil {
+			if m.mark != nil {
+				f.keepsPace(c)
+				f.pass(m.mark, c)
+				continue
+			}
+			if err := stream.Send(m.message); err != nil {
 				return err
 			}
 		case <-c.behind:
@@ -188,5 +265,21 @@ func (s *Server) GetContainerEvents(_ *cri.GetEventsRequest, stream cri.RuntimeS
 		case <-stream.Context().Done():
 			return stream.Context().Err()
 		}
+	}
+}
+
+// pass says that c has come to a mark. Nobody may wait there any more.
+func (f *feed) pass(mark chan<- *client, c *client) {
+	select {
+	case mark <- c:
+	default:
+	}
+}
+
+func (f *feed) keepsPace(c *client) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, there := f.clients[c]; there {
+		f.clients[c] = true
 	}
 }

@@ -1,10 +1,13 @@
 package cri_test
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -191,5 +194,55 @@ func TestSlowClients(t *testing.T) {
 			t.Errorf("the slow one got %d, and then %v", taken, err)
 		}
 		return
+	}
+}
+
+// slowStream is a client that takes an event when it is let.
+type slowStream struct {
+	api.RuntimeService_GetContainerEventsServer
+	ctx    context.Context //nolint:containedctx // as a stream of gRPC has it
+	joined chan struct{}
+	let    chan struct{}
+	taken  atomic.Int32
+}
+
+func (s *slowStream) Context() context.Context     { return s.ctx }
+func (s *slowStream) SendHeader(metadata.MD) error { close(s.joined); return nil }
+func (s *slowStream) Send(*api.ContainerEventResponse) error {
+	select {
+	case <-s.let:
+		s.taken.Add(1)
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+// An answer comes after its events, so that kubelet does not take what it knew
+// before for what is. A client that takes nothing is not waited for for long,
+// and after that not at all.
+func TestAnswersComeAfterTheirEvents(t *testing.T) {
+	w := newWorld(t)
+	w.events() // with one that keeps pace, nothing of the run is still to come
+	_, ids := w.run("a", "m", "n", "o")
+	s := &slowStream{ctx: t.Context(), joined: make(chan struct{}), let: make(chan struct{}, 1)}
+	go func() { _ = w.server.GetContainerEvents(nil, s) }()
+	<-s.joined
+	start := func(id string) time.Duration {
+		began := time.Now()
+		_, err := w.server.StartContainer(t.Context(), &api.StartContainerRequest{ContainerId: id})
+		w.must(err)
+		return time.Since(began)
+	}
+	s.let <- struct{}{}
+	start(ids[0])
+	if s.taken.Load() != 1 {
+		t.Error("the answer came before the event")
+	}
+	if took := start(ids[1]); took < 150*time.Millisecond || took > 5*time.Second {
+		t.Errorf("a client that takes nothing held up the answer for %s", took)
+	}
+	if took := start(ids[2]); took > 150*time.Millisecond {
+		t.Errorf("and the next one for %s", took)
 	}
 }

@@ -16,17 +16,20 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *cri.RunPodSandboxRequest)
 	if err != nil {
 		return nil, err
 	}
+	defer s.feed.settle(ctx)
 	id, err := s.Pods.RunPod(ctx, config)
 	return &cri.RunPodSandboxResponse{PodSandboxId: id}, err
 }
 
 // StopPodSandbox ends what runs in a pod and gives its addresses back.
 func (s *Server) StopPodSandbox(ctx context.Context, r *cri.StopPodSandboxRequest) (*cri.StopPodSandboxResponse, error) {
+	defer s.feed.settle(ctx)
 	return &cri.StopPodSandboxResponse{}, gone(s.Pods.StopPod(ctx, r.GetPodSandboxId()))
 }
 
 // RemovePodSandbox removes a pod with its containers.
 func (s *Server) RemovePodSandbox(ctx context.Context, r *cri.RemovePodSandboxRequest) (*cri.RemovePodSandboxResponse, error) {
+	defer s.feed.settle(ctx)
 	return &cri.RemovePodSandboxResponse{}, gone(s.Pods.RemovePod(ctx, r.GetPodSandboxId()))
 }
 
