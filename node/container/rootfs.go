@@ -29,8 +29,7 @@ func (s *Set) mountRoot(ctx context.Context, c *container) (dir string, err erro
 	defer c.root.mu.Unlock()
 	dir = s.rootDir(c.id)
 	if c.root.users == 0 {
-		// A user namespace's root has to pass through, hence no 0700.
-		if err := os.MkdirAll(dir, 0o711); err != nil {
+		if err := makeBundle(s.bundleDir(c.id)); err != nil {
 			return "", fmt.Errorf("make the folder for the root: %w", err)
 		}
 		key, err := s.rootKey(ctx, c)

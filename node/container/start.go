@@ -118,7 +118,7 @@ func (s *Set) launch(ctx context.Context, c *container) (err error) {
 		return fmt.Errorf("folder of the log: %w", err)
 	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
-	running, ran := span.Start(ctx, "run", "runtime", runtime.Name())
+	running, ran := span.Start(ctx, runtime.Name()+" run")
 	process, err := runtime.Run(running, Launch{
 		ID:     c.id,
 		Bundle: s.bundleDir(c.id),
@@ -182,7 +182,7 @@ type furniture struct {
 func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made furniture, err error) {
 	want := c.get()
 	// The folder comes first: a start that is cut off is known by it.
-	if err := os.MkdirAll(s.rootDir(c.id), 0o711); err != nil {
+	if err := makeBundle(s.bundleDir(c.id)); err != nil {
 		return made, err
 	}
 	// The log's folder may have gone with the power, soon after create.
@@ -249,6 +249,9 @@ func (s *Set) writeBundle(c spec.Container, image spec.ImageConfig, root string,
 	}
 	config, err := bundle.Spec(in)
 	if err != nil {
+		return err
+	}
+	if err := admitUsers(s.bundleDir(c.ID), config.Linux.Namespaces); err != nil {
 		return err
 	}
 	return bundle.Write(s.bundleDir(c.ID), config)

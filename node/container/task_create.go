@@ -97,7 +97,7 @@ func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again
 		return fmt.Errorf("mount the root file system: %w", err)
 	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
-	creating, created := span.Start(ctx, "create", "runtime", runtime.Name())
+	creating, created := span.Start(ctx, runtime.Name()+" create")
 	process, err := runtime.Create(creating, launch)
 	created(err)
 	if err != nil {
@@ -151,8 +151,15 @@ func (s *Set) taskLaunch(c *container, g *spec.Given, req TaskRequest) Launch {
 // writeTaskBundle makes the bundle: the client's spec, byte for byte, and the
 // folder for the root.
 func (s *Set) writeTaskBundle(g *spec.Given, dir string) error {
-	if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
+	if err := makeBundle(dir); err != nil {
 		return fmt.Errorf("make the bundle: %w", err)
+	}
+	namespaces, err := namespacesOf(g.Spec.Value)
+	if err != nil {
+		return errs.New(errs.Invalid, "the OCI spec of container %s: %w", g.ID, err)
+	}
+	if err := admitUsers(dir, namespaces); err != nil {
+		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), g.Spec.Value, 0o600); err != nil {
 		return fmt.Errorf("write the bundle: %w", err)

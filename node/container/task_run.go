@@ -244,7 +244,7 @@ func (s *Set) mountFor(ctx context.Context, id string, key snapshot.Key) (string
 	if s.isMounted(id) {
 		return dir, nil
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
+	if err := makeBundle(s.bundleDir(id)); err != nil {
 		return "", fmt.Errorf("make the folder for the root: %w", err)
 	}
 	if err := s.Snapshots.Mount(ctx, key, dir); err != nil {
