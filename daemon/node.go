@@ -120,6 +120,9 @@ func (n *node) run(ctx context.Context) error {
 	if n.host, err = bundle.Detect(); err != nil {
 		return err
 	}
+	if why := n.host.WarnAppArmor(); why != "" {
+		n.log.WarnContext(ctx, "containers of pods that name no AppArmor profile run without one", "why", why)
+	}
 	if n.db, err = kv.Open(filepath.Join(n.config.Root, "db", "berth.db")); err != nil {
 		return err
 	}

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strings"
@@ -25,9 +27,14 @@ const (
 	appArmorTimeout  = time.Minute
 )
 
+// errNoAppArmor: the kernel has AppArmor, but this machine not what it takes to
+// give it a profile.
+var errNoAppArmor = errors.New("apparmor_parser is not installed, or securityfs not mounted")
+
 // appArmorProfile is the profile of a container. The default one is loaded
 // where it is not; one of the machine's must be loaded already. The
-// privileged have none unless they name one.
+// privileged have none unless they name one, nor has who asks for nothing
+// where nothing can be loaded.
 func appArmorProfile(ctx context.Context, s spec.PodSecurity, h Host) (string, error) {
 	asked := s.AppArmor
 	if asked == nil {
@@ -40,7 +47,11 @@ func appArmorProfile(ctx context.Context, s spec.PodSecurity, h Host) (string, e
 		if s.Privileged || !h.AppArmor {
 			return "", nil
 		}
-		return DefaultAppArmor, LoadAppArmor(ctx)
+		err := LoadAppArmor(ctx)
+		if s.AppArmor == nil && errors.Is(err, errNoAppArmor) {
+			return "", nil
+		}
+		return DefaultAppArmor, err
 	case spec.ProfileLocalhost:
 	default:
 		return "", errs.New(errs.Invalid, "AppArmor: unknown type of profile %q", asked.Type)
@@ -83,22 +94,49 @@ func lists(profiles []byte, name string) bool {
 }
 
 // LoadAppArmor gives the kernel the default profile, unless it has it.
+// errs.Unsupported: this machine lacks what that takes.
 func LoadAppArmor(ctx context.Context) error {
 	switch loaded, err := appArmorLoaded(DefaultAppArmor); {
+	case errors.Is(err, fs.ErrNotExist):
+		return errs.New(errs.Unsupported, "AppArmor: load the default profile: %w", errNoAppArmor)
 	case err != nil:
 		return err
 	case loaded:
 		return nil
 	}
+	parser := findParser()
+	if parser == "" {
+		return errs.New(errs.Unsupported, "AppArmor: load the default profile: %w", errNoAppArmor)
+	}
 	ctx, cancel := context.WithTimeout(ctx, appArmorTimeout)
 	defer cancel()
 	current, _ := os.ReadFile(appArmorCurrent)
-	cmd := exec.CommandContext(ctx, "apparmor_parser", "--replace", "--skip-cache")
+	cmd := exec.CommandContext(ctx, parser, "--replace", "--skip-cache")
 	cmd.Stdin = strings.NewReader(defaultAppArmorProfile(string(current), exists))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return errs.New(errs.Unsupported, "AppArmor: load the default profile: %w: %s", err, bytes.TrimSpace(out))
 	}
 	return nil
+}
+
+// WarnAppArmor says why containers will have no AppArmor profile, though the
+// kernel has AppArmor, unless they name one; "" where they will have one.
+func (h Host) WarnAppArmor() string {
+	if !h.AppArmor || exists(appArmorProfiles) && findParser() != "" {
+		return ""
+	}
+	return errNoAppArmor.Error()
+}
+
+// findParser looks for the program too where a user's PATH does not lead; ""
+// where there is none.
+func findParser() string {
+	for _, name := range []string{"apparmor_parser", "/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return ""
 }
 
 // defaultAppArmorProfile is the text of the default profile for a node that

@@ -20,7 +20,7 @@ func TestAppArmorProfile(t *testing.T) {
 			t.Errorf("%v: differs from testdata/%s:\n%s", err, name, text)
 		}
 	}
-	parser, base := findParser(t)
+	parser, base := parserForTest(t)
 	for what, there := range map[string]func(string) bool{
 		"alone": none,
 		"with includes": func(path string) bool {
@@ -36,9 +36,9 @@ func TestAppArmorProfile(t *testing.T) {
 	}
 }
 
-// findParser finds apparmor_parser and what profiles include: on this
+// parserForTest finds apparmor_parser and what profiles include: on this
 // machine, or where test/vm/setup.sh puts it.
-func findParser(t *testing.T) (parser, base string) {
+func parserForTest(t *testing.T) (parser, base string) {
 	t.Helper()
 	if parser, err := exec.LookPath("apparmor_parser"); err == nil {
 		return parser, "/etc/apparmor.d"
