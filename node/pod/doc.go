@@ -17,7 +17,7 @@
 //
 //	<state>/pods/<id>/pod.json          the record of a pod, written before a call is answered
 //	<state>/pods/<id>/<container>.json  that of a container of it
-//	<state>/pods/<id>/{resolv.conf,hosts,hostname}
+//	<state>/pods/<id>/etc/{resolv.conf,hosts,hostname}
 //	<state>/pods/<id>/shm               its /dev/shm, a tmpfs
 //	<state>/pods/<id>/images/<container>/<n>  image volumes
 //	buckets "pod", "podcontainer"       the same records for the time after a reboot; these

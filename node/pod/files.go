@@ -20,13 +20,35 @@ import (
 
 // The pod's files and folders that its containers see.
 const (
-	resolvConf   = "resolv.conf"
-	hosts        = "hosts"
-	hostnameFile = "hostname"
+	etc          = "etc"
+	resolvConf   = etc + "/resolv.conf"
+	hosts        = etc + "/hosts"
+	hostnameFile = etc + "/hostname"
 	shm          = "shm"
 )
 
+// roomToWrite is how much containers may write into the files of their pod.
+const roomToWrite = 1 << 20
+
 func (s *Set) podPath(p *pod, name string) string { return filepath.Join(s.db.podDir(p.id), name) }
+
+// makeFolder makes the folder of the pod. Only root gets in, to what its
+// containers share and to programs of images that run as root; and the root of
+// its user namespace, whom the machine does not tell from its other users.
+func (s *Set) makeFolder(p *pod) error {
+	dir, mode := s.db.podDir(p.id), fs.FileMode(0o700)
+	config := p.get().Config
+	if idmap(&config) != nil {
+		mode = 0o711
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil { //nolint:gosec // as said
+		return fmt.Errorf("make the folder of the pod: %w", err)
+	}
+	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the folder of the pod: %w", err)
+	}
+	return nil
+}
 
 // writeFiles writes them. A container of Kubernetes has a hosts of its own
 // mounted over that of the pod.
@@ -40,10 +62,30 @@ func (s *Set) writeFiles(p *pod) error {
 	if err != nil {
 		return err
 	}
+	if err := s.mountEtc(p, roomToWrite+len(resolv)+len(names)); err != nil {
+		return err
+	}
 	for file, data := range map[string][]byte{resolvConf: resolv, hosts: names, hostnameFile: []byte(name + "\n")} {
 		if err := os.WriteFile(s.podPath(p, file), data, 0o644); err != nil { //nolint:gosec // everybody in there reads it
 			return err
 		}
+	}
+	return nil
+}
+
+// mountEtc gives the files a file system of their own: containers may write to
+// them, and are not to fill that of the node's state, which all share.
+func (s *Set) mountEtc(p *pod, size int) error {
+	dir := s.podPath(p, etc)
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // a user namespace's root passes through
+		return err
+	}
+	options := fmt.Sprintf("mode=711,nr_inodes=16,size=%d", size)
+	if label := p.get().MountLabel; label != "" {
+		options += fmt.Sprintf(",context=%q", label)
+	}
+	if err := unix.Mount("etc", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return fmt.Errorf("a file system for the files of the pod: %w", err)
 	}
 	return nil
 }

@@ -105,7 +105,7 @@ func (s *Set) recover(ctx context.Context, p *pod) error {
 // afterReboot notes in this boot's folder that nothing of the pod runs. Its
 // address may still be taken.
 func (s *Set) afterReboot(p *pod) error {
-	if err := os.MkdirAll(s.db.podDir(p.id), 0o711); err != nil { //nolint:gosec // as in beginPod
+	if err := s.makeFolder(p); err != nil {
 		return err
 	}
 	for _, m := range p.all() {

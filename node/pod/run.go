@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"berth/base/errs"
@@ -166,8 +165,8 @@ func (s *Set) label(p *pod) (err error) {
 
 // beginPod puts on record that the pod is being made.
 func (s *Set) beginPod(p *pod) error {
-	if err := os.MkdirAll(s.db.podDir(p.id), 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
-		return fmt.Errorf("make the folder of the pod: %w", err)
+	if err := s.makeFolder(p); err != nil {
+		return err
 	}
 	return s.db.putPod(p.rec.Load())
 }

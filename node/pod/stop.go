@@ -98,7 +98,7 @@ func (s *Set) dismantle(ctx context.Context, p *pod) (err error) {
 	if err := s.detach(ctx, &view); err != nil {
 		return err
 	}
-	if err := unmountAll(s.podPath(p, shm)); err != nil {
+	if err := errors.Join(unmountAll(s.podPath(p, shm)), unmountAll(s.podPath(p, etc))); err != nil {
 		return err
 	}
 	if err := s.Namespaces.Remove(ctx, p.id); err != nil {

@@ -96,7 +96,7 @@ func (s *Set) mountImage(ctx context.Context, m *member, n int, image Image) (st
 	}
 	pod := m.pod.get()
 	target := filepath.Join(s.imageDir(m), strconv.Itoa(n))
-	if err := os.MkdirAll(target, 0o711); err != nil { //nolint:gosec // a user namespace's root passes through
+	if err := os.MkdirAll(target, 0o711); err != nil { //nolint:gosec // a user namespace's root passes through; see makeFolder
 		return "", err
 	}
 	if _, err := s.Snapshots.View(ctx, volumeKey(m.id, n), image.Layers, rootLabels(&pod, m.id)); err != nil {

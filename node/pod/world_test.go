@@ -15,8 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/base/kv"
@@ -71,8 +73,22 @@ func newWorld(t *testing.T) *world {
 	}
 	w.db = db
 	t.Cleanup(func() { _ = db.Close() })
+	t.Cleanup(w.unmount)
 	w.snapshots["layers"] = snapshot.Info{Key: "layers", Kind: snapshot.KindCommitted}
 	return w
+}
+
+// unmount takes away what the pods have mounted, as the end of the machine does.
+func (w *world) unmount() {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(w.dir))
+	if err != nil {
+		w.t.Error(err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			w.t.Errorf("unmount %s: %v", m.Mountpoint, err)
+		}
+	}
 }
 
 // node starts a node on the machine. It is ended with the test.
@@ -147,6 +163,7 @@ func (w *world) reboot() {
 			g.state = spec.ContainerState{Status: spec.Stopped, ExitCode: 255, ExitUnknown: true, FinishedAt: time.Now()}
 		}
 	}
+	w.unmount()
 	if err := os.RemoveAll(filepath.Join(w.dir, "state")); err != nil {
 		w.t.Fatal(err)
 	}
