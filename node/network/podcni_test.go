@@ -280,10 +280,26 @@ func TestKilledInADD(t *testing.T) {
 	<-ended
 	closeSet(t, s)
 	p.calls()
+	must(t, os.Remove(filepath.Join(p.bin, "child")))
+	plugin := exec.CommandContext(t.Context(), filepath.Join(p.bin, "one"))
+	plugin.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+req.ID)
+	must(t, plugin.Start()) // it goes on when its node is killed
+	for {
+		if _, err := os.Stat(filepath.Join(p.bin, "child")); err == nil {
+			break
+		}
+		<-time.After(time.Millisecond)
+	}
+	child, err := os.ReadFile(filepath.Join(p.bin, "child"))
+	must(t, err)
 	p.cue("ADD.hang", "")
 	write(t, s.podFile(req.ID), string(kept)) // as it was when the node was killed
 	write(t, s.podFile(req.ID)+".new", "{")
 	s = m.open(t, use)
+	if err := plugin.Wait(); err == nil || isRunning(strings.TrimSpace(string(child))) {
+		t.Errorf("the plugin of the killed node is at work: %v", err)
+	}
+	p.calls()
 	equal(t, "pods", strings.Join(s.PodAttachments(), " "), req.ID)
 	attachPod(t, s, req)
 	contains(t, "attached again", p.calls(), "DEL "+req.ID, "ADD "+req.ID)

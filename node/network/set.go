@@ -95,6 +95,9 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("read network records: %w", err)
 	}
+	if err := s.endPlugins(ctx); err != nil {
+		s.cfg.Log.WarnContext(ctx, "CNI plugins that an earlier node has started may be at work", "err", err)
+	}
 	if err := s.build(ctx); err != nil {
 		return nil, err
 	}
