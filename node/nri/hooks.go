@@ -19,7 +19,7 @@ func (p *Plugins) step(ctx context.Context, name string, tell func(context.Conte
 	if p.Count() == 0 {
 		return nil
 	}
-	ctx, end := span.Start(ctx, "nri "+name)
+	ctx, end := span.Start(ctx, "NRI "+name)
 	defer func() { end(err) }()
 	if err := tell(ctx, p.current()); err != nil {
 		return errs.New(refusal(err), "nri %s: %w", name, err)

@@ -235,7 +235,7 @@ func (s *Set) makeRoot(ctx context.Context, m *member, image Image) (root string
 func (s *Set) adjust(ctx context.Context, m *member, oci *specs.Spec) error {
 	pod, c := m.pod.get(), m.rec.Load().Container
 	before := limitsOf(oci.Linux.Resources)
-	if err := s.ask(ctx, "create container", func(ctx context.Context) error {
+	if err := s.ask(ctx, func(ctx context.Context) error {
 		return s.Hooks.CreateContainer(ctx, pod, c, oci)
 	}); err != nil {
 		return err
@@ -305,25 +305,26 @@ func (s *Set) pidNamespace(m *member) (string, error) {
 		}
 		return path, nil
 	case spec.NamespaceTarget:
-		return s.targetNamespace(m.pod, ns.Target)
+		return s.targetNamespace(m, ns.Target)
 	}
 	return "", nil
 }
 
 // targetNamespace is that of another container of the pod.
-func (s *Set) targetNamespace(p *pod, target string) (string, error) {
+func (s *Set) targetNamespace(m *member, target string) (string, error) {
 	other, err := s.findContainer(target)
 	if err != nil {
 		return "", fmt.Errorf("target of the PID namespace: %w", err)
 	}
-	if other.pod != p {
+	if other.pod != m.pod {
 		return "", errs.New(errs.Invalid, "target of the PID namespace: container %s is not of this pod", target)
 	}
 	is := s.show(other)
 	if is.Pid == 0 {
 		return "", errs.New(errs.Conflict, "target of the PID namespace: container %s is %s", target, is.State)
 	}
-	return fmt.Sprintf("/proc/%d/ns/pid", is.Pid), nil
+	file := s.targetFile(m)
+	return file, pinPIDNamespace(is.Pid, func() int { return s.show(other).Pid }, file)
 }
 
 // makeLogFolder makes the folder that a log goes to, as kubelet does.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"berth/base/errs"
-	"berth/base/span"
 	"berth/base/undo"
 	"berth/node/bundle"
 	"berth/spec"
@@ -120,7 +119,7 @@ func (s *Set) make(ctx context.Context, p *pod) (err error) {
 		s.tellPodRemoval(ctx, p)
 		return nil
 	})
-	if err := s.ask(ctx, "run pod", func(ctx context.Context) error { return s.Hooks.RunPod(ctx, p.get()) }); err != nil {
+	if err := s.ask(ctx, func(ctx context.Context) error { return s.Hooks.RunPod(ctx, p.get()) }); err != nil {
 		return err
 	}
 	if err := s.change(p, func(r *podRecord) { r.Phase = made }); err != nil {
@@ -153,6 +152,7 @@ func (s *Set) forget(p *pod) {
 	if s.names[nameOf(&config)] == p {
 		delete(s.names, nameOf(&config))
 	}
+	s.traces.left(p.id, config.Namespace+"/"+config.Name)
 }
 
 // label gives the pod its own place under SELinux.
@@ -197,8 +197,6 @@ func (s *Set) build(ctx context.Context, p *pod) error {
 
 // makeNamespaces makes those namespaces that the pod has of its own.
 func (s *Set) makeNamespaces(ctx context.Context, p *pod) (err error) {
-	ctx, end := span.Start(ctx, "namespaces")
-	defer func() { end(err) }()
 	config := p.get().Config
 	want := wanted(&config)
 	if !want.Net && !want.IPC && !want.UTS && want.Idmap == nil {
@@ -225,8 +223,6 @@ func (s *Set) attach(ctx context.Context, p *pod) (made podNetwork, err error) {
 	if view.NetNS == "" {
 		return made, nil
 	}
-	ctx, end := span.Start(ctx, "network")
-	defer func() { end(err) }()
 	made.interfaces, made.ips, err = s.Networks.AttachPod(ctx, networkRequest(&view))
 	if err != nil {
 		return made, fmt.Errorf("attach the pod to its network: %w", err)

@@ -92,7 +92,7 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 		s.Timeout = defaultTimeout
 	}
 	s.life, s.end = context.WithCancel(ctx)
-	s.traces.init()
+	s.traces.init(&s.db)
 	if err := s.load(ctx); err != nil {
 		return nil, fmt.Errorf("read the records of pods: %w", err)
 	}

@@ -11,7 +11,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"berth/base/errs"
-	"berth/base/span"
 	"berth/node/bundle"
 	"berth/node/container"
 	"berth/node/snapshot"
@@ -59,7 +58,7 @@ func (s *Set) start(ctx context.Context, m *member) (err error) {
 	if err := s.changeMember(m, func(r *containerRecord) { r.Started = true }); err != nil {
 		return err
 	}
-	if err := s.ask(ctx, "start container", func(ctx context.Context) error {
+	if err := s.ask(ctx, func(ctx context.Context) error {
 		return s.Hooks.StartContainer(ctx, m.pod.get(), c)
 	}); err != nil {
 		return errors.Join(err, s.failed(m, err))
@@ -73,15 +72,13 @@ func (s *Set) start(ctx context.Context, m *member) (err error) {
 	return nil
 }
 
-func (s *Set) runTask(ctx context.Context, m *member) (err error) {
-	ctx, end := span.Start(ctx, "run")
-	defer func() { end(err) }()
+func (s *Set) runTask(ctx context.Context, m *member) error {
 	c := m.rec.Load().Container
 	req := container.TaskRequest{Terminal: c.Config.TTY, Stdin: c.Config.Stdin}
 	if c.LogPath != "" {
 		req.Log = &container.LogFile{Path: c.LogPath}
 	}
-	_, err = s.Runner.RunTask(ctx, Namespace, m.id, req)
+	_, err := s.Runner.RunTask(ctx, Namespace, m.id, req)
 	return err
 }
 
@@ -212,7 +209,7 @@ func (s *Set) clear(ctx context.Context, m *member) error {
 			return fmt.Errorf("watch system calls no more: %w", err)
 		}
 	}
-	if err := s.unmountImages(ctx, m); err != nil {
+	if err := errors.Join(s.unmountImages(ctx, m), unpin(s.targetFile(m))); err != nil {
 		return err
 	}
 	if err := ignoreMissing(s.Snapshots.Remove(ctx, snapshot.Key(m.id))); err != nil {
@@ -247,7 +244,7 @@ func (s *Set) update(ctx context.Context, m *member, resources spec.PodResources
 		return err
 	}
 	before := limitsOf(limits)
-	if err := s.ask(ctx, "update container", func(ctx context.Context) error {
+	if err := s.ask(ctx, func(ctx context.Context) error {
 		return s.Hooks.UpdateContainer(ctx, m.pod.get(), s.show(m), limits)
 	}); err != nil {
 		return err

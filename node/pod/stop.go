@@ -109,12 +109,10 @@ func (s *Set) dismantle(ctx context.Context, p *pod) (err error) {
 
 // detach takes the pod off its network. Of a pod with a network of its own
 // nobody knows how far an attach came.
-func (s *Set) detach(ctx context.Context, view *spec.Pod) (err error) {
+func (s *Set) detach(ctx context.Context, view *spec.Pod) error {
 	if view.Config.Security.Namespaces.Network == spec.NamespaceNode {
 		return nil
 	}
-	ctx, end := span.Start(ctx, "network")
-	defer func() { end(err) }()
 	req := networkRequest(view)
 	if _, err := os.Stat(req.NetNS); err != nil {
 		req.NetNS = "" // it went with a reboot
@@ -174,7 +172,6 @@ func (s *Set) remove(ctx context.Context, p *pod) (err error) {
 	}
 	s.forget(p)
 	bundle.ReleasePodLabels(p.get().ProcessLabel)
-	s.traces.left(p.id)
 	view := p.get()
 	s.publish(&view, "remove")
 	return nil
@@ -195,7 +192,7 @@ func (s *Set) UpdatePod(ctx context.Context, id string, overhead, resources *spe
 		if !p.ready() {
 			return errs.New(errs.Conflict, "pod %s is not ready", p.id)
 		}
-		if err := s.ask(ctx, "update pod", func(ctx context.Context) error {
+		if err := s.ask(ctx, func(ctx context.Context) error {
 			return s.Hooks.UpdatePod(ctx, p.get(), overhead, resources)
 		}); err != nil {
 			return fmt.Errorf("update pod %s: %w", p.id, err)

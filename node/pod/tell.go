@@ -3,7 +3,6 @@ package pod
 import (
 	"context"
 
-	"berth/base/span"
 	"berth/spec"
 )
 
@@ -27,21 +26,16 @@ func (s *Set) told(ctx context.Context, what, id string, tell func(context.Conte
 	if s.Hooks == nil {
 		return
 	}
-	ctx, end := span.Start(ctx, "hooks: "+what)
-	err := tell(ctx)
-	end(err)
-	if err != nil && ctx.Err() == nil {
+	if err := tell(ctx); err != nil && ctx.Err() == nil {
 		s.Log.WarnContext(ctx, "a plugin does not take it well", "what", what, "id", id, "err", err)
 	}
 }
 
 // ask asks plugins for what they may call off.
-func (s *Set) ask(ctx context.Context, what string, ask func(context.Context) error) (err error) {
+func (s *Set) ask(ctx context.Context, ask func(context.Context) error) error {
 	if s.Hooks == nil {
 		return nil
 	}
-	ctx, end := span.Start(ctx, "hooks: "+what)
-	defer func() { end(err) }()
 	return ask(ctx)
 }
 
