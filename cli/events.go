@@ -26,8 +26,10 @@ func (p *program) events() *cobra.Command {
 		Use:   "events [OPTIONS]",
 		Short: "Show what happens on the node, as it happens",
 		Long: `Show what happens on the node, as it happens, until interrupted or until the
-time of --until. Filters: type, event, container, image, network, volume, label.`,
+time of --until. Filters: type, event, container, pod, image, network, volume,
+label.`,
 		Example: `  berth events
+  berth events --filter pod=shop/front
   berth events --since 1h --until 0s --filter event=die
   berth events --format json | jq .action`,
 		Args:              arguments(0, 0),
@@ -41,7 +43,7 @@ time of --until. Filters: type, event, container, image, network, volume, label.
 	flags.StringVar(&v.format, "format", "", "how to show it: json or a Go TEMPLATE")
 	completeFlag(cmd, "format", completeWords("json"))
 	completeFlag(cmd, "filter", cobra.FixedCompletions(
-		[]string{"type=", "event=", "container=", "image=", "network=", "volume=", "label="},
+		[]string{"type=", "event=", "container=", "pod=", "image=", "network=", "volume=", "label="},
 		cobra.ShellCompDirectiveNoSpace|cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }

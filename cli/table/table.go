@@ -98,7 +98,9 @@ func (v View[R]) explain(err error) error {
 	}
 	var fields []string
 	for field := range kind.Fields() {
-		fields = append(fields, "."+field.Name)
+		if field.IsExported() {
+			fields = append(fields, "."+field.Name)
+		}
 	}
 	return errs.New(errs.Invalid, "format: %w; there are %s", err, strings.Join(fields, " "))
 }

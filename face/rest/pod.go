@@ -77,7 +77,7 @@ func (r *routes) pods() {
 			case err != nil:
 				return err
 			case p.State == spec.PodReady && !in.Force:
-				return errs.New(errs.Conflict, "pod %s is ready: stop it before, or force it", in.Ref)
+				return errs.New(errs.Conflict, "pod %s is ready: stop it first, or use force", in.Ref)
 			}
 			return set.RemovePod(ctx, p.ID)
 		})

@@ -10,8 +10,9 @@ import (
 	"berth/spec"
 )
 
-// Stats tells what containers use now; all running ones where refs is empty.
-// One that does not run uses nothing.
+// Stats tells what containers use now; where refs is empty all running ones but
+// those that are nobody's, such as a pod's pause. One that does not run uses
+// nothing.
 func (s *Set) Stats(ctx context.Context, refs []string) ([]spec.Stats, error) {
 	chosen := make([]*container, 0, len(refs))
 	for _, ref := range refs {
@@ -23,7 +24,7 @@ func (s *Set) Stats(ctx context.Context, refs []string) ([]spec.Stats, error) {
 	}
 	if len(refs) == 0 {
 		for _, c := range s.all() {
-			if alive(c.status()) {
+			if view := c.get(); alive(view.State.Status) && !view.Quiet {
 				chosen = append(chosen, c)
 			}
 		}

@@ -148,13 +148,16 @@ func TestManyReadersAndWriters(t *testing.T) {
 }
 
 func TestFilters(t *testing.T) {
-	b := event.New(10)
+	b := event.New(20)
 	begin := time.Now()
 	b.Publish("container", "start", "c0ffee", map[string]string{"name": "web", "image": "docker.io/library/nginx:1", "tier": "front"})
 	b.Publish("container", "health_status: healthy", "beef", map[string]string{"name": "db"})
 	b.Publish("image", "pull", "sha256:abc", map[string]string{"name": "docker.io/library/nginx:1"})
 	b.Publish("network", "connect", "n1", map[string]string{"name": "back", "container": "c0ffee"})
 	b.Publish("volume", "create", "data", nil)
+	b.Publish("pod", "stop", "abc1", map[string]string{"name": "front", "namespace": "shop"})
+	b.Publish("container", "die", "d1", map[string]string{"name": "shop/front/web", "pod": "abc1"})
+	b.Publish("container", "oom", "d2", map[string]string{"name": "bank/front/web", "pod": "abc2"})
 	for _, tt := range []struct {
 		filter spec.Filter
 		want   string
@@ -167,6 +170,10 @@ func TestFilters(t *testing.T) {
 		{spec.Filter{"image": {"abc"}}, "[pull]"},
 		{spec.Filter{"network": {"back"}}, "[connect]"},
 		{spec.Filter{"volume": {"data"}}, "[create]"},
+		{spec.Filter{"pod": {"abc1"}}, "[stop die]"},
+		{spec.Filter{"pod": {"shop/front"}}, "[stop die]"},
+		{spec.Filter{"pod": {"front"}, "type": {"container"}}, "[die oom]"},
+		{spec.Filter{"pod": {"back", ""}}, "[]"},
 		{spec.Filter{"label": {"tier=front"}}, "[start]"},
 		{spec.Filter{"label": {"tier", "other"}}, "[]"},
 		{spec.Filter{"type": {"container"}, "name": {"db"}}, "[health_status: healthy]"},

@@ -44,6 +44,8 @@ func test(key string) func(e spec.Event, value string) bool {
 		}
 	case "container", "network", "volume", "node", "image":
 		return func(e spec.Event, value string) bool { return about(e, key, value) }
+	case "pod":
+		return aboutPod
 	case "id":
 		return func(e spec.Event, value string) bool { return strings.HasPrefix(e.ID, value) }
 	case "name":
@@ -71,6 +73,21 @@ func about(e spec.Event, kind, value string) bool {
 	}
 	part := e.Attributes[kind]
 	return part != "" && (names(kind, part, value) || kind == "container" && strings.HasPrefix(part, value))
+}
+
+// aboutPod is whether an event is about a pod, or about a container in it. The
+// pod is named by the beginning of its ID, by name or by namespace/name.
+func aboutPod(e spec.Event, value string) bool {
+	id, namespace, name := e.Attributes["pod"], "", ""
+	if e.Type == "pod" {
+		id, namespace, name = e.ID, e.Attributes["namespace"], e.Attributes["name"]
+	} else if of := strings.SplitN(e.Attributes["name"], "/", 3); len(of) == 3 { // namespace/pod/container
+		namespace, name = of[0], of[1]
+	}
+	if value == "" || id == "" {
+		return false
+	}
+	return strings.HasPrefix(id, value) || value == name || value == namespace+"/"+name
 }
 
 // names is whether value is a way to write name: an image may be named
