@@ -119,6 +119,9 @@ func TestQuiet(t *testing.T) {
 		if err != nil || len(list) != 0 || len(w.actions()) != 0 || state.Status != container.TaskRunning {
 			t.Errorf("%v %v, events %v, task %+v", list, err, w.actions(), state)
 		}
+		if stats, err := n.Stats(t.Context(), nil); err != nil || len(stats) != 0 {
+			t.Errorf("statistics %v %v", stats, err)
+		}
 		if len(w.mounts) != 0 {
 			t.Errorf("mounted %v", w.mounts)
 		}
