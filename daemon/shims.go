@@ -67,3 +67,12 @@ func (p processes) Signal(id string, sig syscall.Signal) error {
 	}
 	return p.keeper.Signal(id, sig)
 }
+
+// SignalGroup implements container.Processes. What a shim's command has started
+// is the shim's to know.
+func (p processes) SignalGroup(id string, sig syscall.Signal) error {
+	if p.shims.Has(id) {
+		return p.shims.Signal(id, sig)
+	}
+	return p.keeper.SignalGroup(id, sig)
+}

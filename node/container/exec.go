@@ -42,6 +42,8 @@ type execution struct {
 	exited  bool // its owner has told its end, and keeps its descriptors
 	closed  bool // nobody reads its output any more
 	console *os.File
+	// unwanted: nobody asks for it any more.
+	unwanted bool
 }
 
 // ExecSession is the node's end of a process made by exec.
@@ -335,6 +337,7 @@ func (s *Set) endExec(e *execution, x Exit) {
 	e.exited = true
 	finished := e.closed
 	e.mu.Unlock()
+	s.dropUnwanted(e)
 	if finished {
 		s.background.run(func() { s.drop(e.id) })
 	}

@@ -8,8 +8,8 @@ import (
 	"berth/base/errs"
 )
 
-// KillExec sends a signal to the process of an exec. errs.NotFound: it has
-// ended. errs.Conflict: it was not started yet.
+// KillExec sends a signal to the process of an exec and to those that it has
+// started. errs.NotFound: it has ended. errs.Conflict: it was not started yet.
 func (s *Set) KillExec(ctx context.Context, id string, sig syscall.Signal) error {
 	e, err := s.findExec(id)
 	if err != nil {
@@ -31,7 +31,7 @@ func (s *Set) KillExec(ctx context.Context, id string, sig syscall.Signal) error
 	if signaler, ok := r.(execSignaler); ok {
 		err = signaler.SignalExec(ctx, e.container.id, e.id, sig)
 	} else {
-		err = s.Processes.Signal(e.id, sig)
+		err = s.Processes.SignalGroup(e.id, sig)
 	}
 	if err != nil {
 		return fmt.Errorf("signal exec %s: %w", id, err)

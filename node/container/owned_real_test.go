@@ -43,6 +43,7 @@ func TestRealPods(t *testing.T) {
 			t.Run("terminal", func(t *testing.T) { realPodTerminal(t, r) })
 			t.Run("stop", func(t *testing.T) { realPodStop(t, r) })
 			t.Run("limits", func(t *testing.T) { realPodLimits(t, r) })
+			t.Run("killed command", func(t *testing.T) { realPodKillExec(t, r) })
 			t.Run("comes back", func(t *testing.T) { realPodReturn(t, r, program) })
 			r.tidyUp()
 			if left := r.left(); len(left) != 0 {
@@ -245,4 +246,36 @@ func realPodReturn(t *testing.T, r *real, program string) {
 	if x := r.waitPod(waits.ID); x.Code != 0 {
 		t.Errorf("exit %+v", x)
 	}
+}
+
+// A command that is killed takes along what it has started.
+func realPodKillExec(t *testing.T, r *real) {
+	g := r.realPod("killexec", false, "/bin/sleep", "1000")
+	r.runs(g)
+	e, err := r.node.CreateExec(t.Context(), g.ID, spec.ExecConfig{Command: []string{"/bin/sh", "-c", "sleep 500 & sleep 600; true"}})
+	r.ok(err)
+	session, err := r.node.StartExec(t.Context(), e.ID)
+	r.ok(err)
+	defer session.Close()
+	running := func() int {
+		table, err := r.node.Top(t.Context(), g.ID, nil)
+		r.ok(err)
+		return len(table.Processes)
+	}
+	await := func(want int) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); running() != want; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d processes, want %d", running(), want)
+			}
+			unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
+		}
+	}
+	await(4)
+	r.ok(r.node.KillExec(t.Context(), e.ID, unix.SIGKILL))
+	ended, err := r.node.WaitExec(t.Context(), e.ID)
+	if err != nil || ended.ExitCode != 137 {
+		t.Errorf("it ended %+v, %v", ended, err)
+	}
+	await(1)
 }

@@ -130,6 +130,9 @@ type Processes interface {
 	// Forget drops an ended process with its descriptors and its exit.
 	Forget(ctx context.Context, id string) error
 	Signal(id string, sig syscall.Signal) error
+	// SignalGroup reaches also what the process has started, unless that went
+	// its own way.
+	SignalGroup(id string, sig syscall.Signal) error
 	// ReopenLog has the process's output go to a new file of the same name.
 	ReopenLog(ctx context.Context, id string) error
 }

@@ -64,17 +64,15 @@ func (s *Set) stopping(c *container, timeout *int, signal string) (stopping, err
 
 // halt ends the process, and the restarts. op is not held.
 func (s *Set) halt(ctx context.Context, c *container, stop stopping) error {
-	begun := s.begun(c)
-	end, err := s.askToEnd(ctx, c, stop.signal)
+	late := stop.signal != syscall.SIGKILL && !s.begun(c)
+	end, err := s.askToEnd(ctx, c, stop.signal, !late)
 	if end == nil || err != nil {
 		return err
 	}
-	if !begun && stop.signal != syscall.SIGKILL {
-		again, err := s.askAgain(ctx, c, end, stop)
-		if err != nil {
+	if late {
+		if stop.grace, err = s.askLater(ctx, c, end, stop); err != nil {
 			return err
 		}
-		stop.grace = again
 	}
 	ended, err := waitFor(ctx, end, stop.grace)
 	if err == nil && !ended {
@@ -88,7 +86,7 @@ func (s *Set) halt(ctx context.Context, c *container, stop stopping) error {
 
 // beginner is a Runtime that can tell whether a container's process is the
 // client's program already, and not still the runtime on its way there: that one
-// swallows signals.
+// swallows signals, or dies of them in its own way.
 type beginner interface {
 	Begun(id string) bool
 }
@@ -102,9 +100,9 @@ func (s *Set) begun(c *container) bool {
 	return !ok || !alive(c.status()) || b.Begun(c.id)
 }
 
-// askAgain sends the signal anew once the program is there, and tells what is
-// left of the grace. No lock is held while it waits.
-func (s *Set) askAgain(ctx context.Context, c *container, end *ending, stop stopping) (left time.Duration, err error) {
+// askLater sends the signal once the program is there, and tells what is left of
+// the grace. No lock is held while it waits.
+func (s *Set) askLater(ctx context.Context, c *container, end *ending, stop stopping) (left time.Duration, err error) {
 	asked := time.Now()
 	look := time.NewTicker(beginLook)
 	defer look.Stop()
@@ -143,9 +141,9 @@ func (s *Set) signalRun(ctx context.Context, c *container, end *ending, sig sysc
 	return s.send(ctx, c, sig)
 }
 
-// askToEnd sends the signal and returns the end to wait for, or nil where
-// there is nothing to end.
-func (s *Set) askToEnd(ctx context.Context, c *container, sig syscall.Signal) (*ending, error) {
+// askToEnd sends the signal, if that is to be now, and returns the end to wait
+// for, or nil where there is nothing to end.
+func (s *Set) askToEnd(ctx context.Context, c *container, sig syscall.Signal, now bool) (*ending, error) {
 	if err := c.op.lock(ctx); err != nil {
 		return nil, err
 	}
@@ -166,6 +164,9 @@ func (s *Set) askToEnd(ctx context.Context, c *container, sig syscall.Signal) (*
 	c.change(func(c *spec.Container) { c.State.StoppedBy = "user" })
 	if err := s.save(ctx, c); err != nil {
 		return nil, err
+	}
+	if !now {
+		return c.ending(), nil
 	}
 	return c.ending(), s.send(ctx, c, sig)
 }

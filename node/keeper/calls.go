@@ -137,6 +137,25 @@ func (k *Keeper) ReopenLog(ctx context.Context, id string) error {
 // Signal sends sig by pidfd: never to a stranger with a recycled pid.
 // errs.NotFound when the process is not known or has ended.
 func (k *Keeper) Signal(id string, sig unix.Signal) error {
+	return k.signal(id, func(_, pidfd int) error { return unix.PidfdSendSignal(pidfd, sig, nil, 0) })
+}
+
+// SignalGroup is Signal for all of the process's group, so for what it has
+// started too. Each launch has a group of its own, be it that the runtime makes
+// the process the leader of another one.
+func (k *Keeper) SignalGroup(id string, sig unix.Signal) error {
+	keeper := k.Pid()
+	return k.signal(id, func(pid, pidfd int) error {
+		group, err := unix.Getpgid(pid)
+		ours, _ := unix.Getpgid(keeper)
+		if err != nil || group <= 1 || group == unix.Getpgrp() || group == ours {
+			return unix.PidfdSendSignal(pidfd, sig, nil, 0)
+		}
+		return unix.Kill(-group, sig) // its number is not given away while the process is in it
+	})
+}
+
+func (k *Keeper) signal(id string, send func(pid, pidfd int) error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	gone := errs.New(errs.NotFound, "no process %s runs", id)
@@ -152,7 +171,7 @@ func (k *Keeper) Signal(id string, sig unix.Signal) error {
 	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err == nil && n == 1 { //nolint:gosec // a descriptor is small
 		return gone
 	}
-	err := unix.PidfdSendSignal(fd, sig, nil, 0)
+	err := send(h.process.Pid, fd)
 	if errors.Is(err, unix.ESRCH) {
 		return gone
 	}

@@ -34,6 +34,7 @@ func (s *Server) run(ctx context.Context, t ticket, client streams) (int, error)
 	if err != nil {
 		return 0, err
 	}
+	defer s.Containers.ForgetExec(e.ID)
 	defer session.Close() //nolint:errcheck // a terminal may have gone
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
@@ -55,6 +56,9 @@ func (s *Server) begin(ctx context.Context, t ticket) (spec.Exec, *container.Exe
 		return spec.Exec{}, nil, err
 	}
 	session, err := s.Containers.StartExec(ctx, e.ID)
+	if err != nil {
+		s.Containers.ForgetExec(e.ID)
+	}
 	return e, session, err
 }
 
@@ -128,6 +132,7 @@ func (s *Server) ExecSync(ctx context.Context, r *cri.ExecSyncRequest) (*cri.Exe
 	if err != nil {
 		return nil, err
 	}
+	defer s.Containers.ForgetExec(e.ID)
 	defer session.Close() //nolint:errcheck // a terminal may have gone
 	stdout, stderr := capped{room: mostOutput}, capped{room: mostOutput}
 	pumps := s.connect(ctx, session, streams{stdout: &stdout, stderr: &stderr}, func() {})

@@ -39,6 +39,8 @@ type Containers interface {
 	StartExec(ctx context.Context, id string) (*container.ExecSession, error)
 	WaitExec(ctx context.Context, id string) (spec.Exec, error)
 	KillExec(ctx context.Context, id string, sig syscall.Signal) error
+	// ForgetExec: nobody asks for it any more. It is forgotten when it has ended.
+	ForgetExec(id string)
 
 	Stdin(ctx context.Context, ref string) (io.WriteCloser, error)
 	Resize(ctx context.Context, ref string, size spec.Size) error

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,6 +37,8 @@ type world struct {
 	ended  chan struct{}
 	code   int
 	output chan string // of the container
+
+	forgotten []string
 }
 
 func newWorld() *world { return &world{ended: make(chan struct{}), output: make(chan string, 10)} }
@@ -133,6 +136,12 @@ func (w *world) KillExec(context.Context, string, syscall.Signal) error {
 	}
 	w.killed = true
 	return nil
+}
+
+func (w *world) ForgetExec(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.forgotten = append(w.forgotten, id)
 }
 
 // Stdin ends the container when it is closed.
@@ -604,6 +613,10 @@ func TestExecSync(t *testing.T) {
 	s = open(t, w, nil)
 	if _, err = s.ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: "c", Cmd: []string{"hang"}, Timeout: 1}); !errors.Is(err, errs.Timeout) || !w.killed {
 		t.Errorf("%v, killed %v", err, w.killed)
+	}
+	_, _ = s.ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: "c", Cmd: []string{"missing"}})
+	if want := []string{"hang", "missing"}; !slices.Equal(w.forgotten, want) {
+		t.Errorf("forgotten: %v, want %v", w.forgotten, want)
 	}
 	w = newWorld()
 	s = open(t, w, nil)

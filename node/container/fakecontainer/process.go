@@ -297,6 +297,9 @@ func (o Owner) Signal(id string, sig syscall.Signal) error {
 	return o.r.signal(id, sig, false)
 }
 
+// SignalGroup implements container.Processes: fake processes start no others.
+func (o Owner) SignalGroup(id string, sig syscall.Signal) error { return o.Signal(id, sig) }
+
 // Survivors is what an owner tells a node that comes back.
 func (r *Runtime) Survivors() []container.Survivor {
 	r.mu.Lock()
