@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,7 +30,7 @@ type kubelet struct {
 }
 
 // workload is a pod with its one container.
-type workload struct{ pod, container string }
+type workload struct{ pod, container, log string }
 
 const podImage = "docker.io/" + firstImage
 
@@ -78,7 +79,12 @@ func (k *kubelet) name() string {
 }
 
 // up runs a pod with limits and a container that sleeps.
-func (k *kubelet) up(ctx context.Context) (w workload, err error) {
+func (k *kubelet) up(ctx context.Context) (workload, error) {
+	return k.runs(ctx, "/bin/sleep", "1000000")
+}
+
+// runs runs a pod with limits and a container of a command.
+func (k *kubelet) runs(ctx context.Context, command ...string) (w workload, err error) {
 	name := k.name()
 	logs := filepath.Join(k.logs, name)
 	if err := os.MkdirAll(logs, 0o755); err != nil {
@@ -92,12 +98,13 @@ func (k *kubelet) up(ctx context.Context) (w workload, err error) {
 	}
 	container := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: podImage, UserSpecifiedImage: podImage},
-		Command: []string{"/bin/sleep", "1000000"}, LogPath: "c.log",
+		Command: command, LogPath: "c.log",
 		Linux: &cri.LinuxContainerConfig{
 			Resources:       &cri.LinuxContainerResources{CpuShares: 100, MemoryLimitInBytes: 256 << 20},
 			SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: apart},
 		},
 	}
+	w.log = filepath.Join(logs, container.LogPath)
 	began := time.Now()
 	err = k.step("run", func() error {
 		r, err := k.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod})
@@ -172,29 +179,80 @@ func (k *kubelet) exec(ctx context.Context, w workload, argv ...string) error {
 	})
 }
 
-// calls are what kubelet asks again and again.
-func (k *kubelet) calls(ctx context.Context, w workload) error {
-	for name, call := range map[string]func() error{
-		"list-pods": func() error { _, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}); return err },
-		"list":      func() error { _, err := k.ListContainers(ctx, &cri.ListContainersRequest{}); return err },
-		"stats":     func() error { _, err := k.ListContainerStats(ctx, &cri.ListContainerStatsRequest{}); return err },
-		"pod-stats": func() error { _, err := k.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err },
-		"metrics":   func() error { _, err := k.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{}); return err },
-		"pod-status": func() error {
+// question is what kubelet asks again and again.
+type question struct {
+	name string
+	ask  func() error
+	// dear: it is counted anew, but not for who asks again within a second.
+	dear bool
+}
+
+func (k *kubelet) asked(ctx context.Context, w workload) []question {
+	return []question{
+		{"list-pods", func() error { _, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}); return err }, false},
+		{"list", func() error { _, err := k.ListContainers(ctx, &cri.ListContainersRequest{}); return err }, false},
+		{"pod-status", func() error {
 			_, err := k.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: w.pod})
 			return err
-		},
-		"container-status": func() error {
+		}, false},
+		{"container-status", func() error {
 			_, err := k.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: w.container})
 			return err
-		},
-		"node-status": func() error { _, err := k.Status(ctx, &cri.StatusRequest{}); return err },
-	} {
-		if err := k.step(name, call); err != nil {
+		}, false},
+		{"node-status", func() error { _, err := k.Status(ctx, &cri.StatusRequest{}); return err }, false},
+		{"stats", func() error { _, err := k.ListContainerStats(ctx, &cri.ListContainerStatsRequest{}); return err }, true},
+		{"pod-stats", func() error { _, err := k.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err }, true},
+		{"metrics", func() error { _, err := k.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{}); return err }, true},
+	}
+}
+
+// questions asks each question n times. Of what is dear the first answer
+// counts, and one that follows within the second by itself.
+func (k *kubelet) questions(ctx context.Context, w workload, n int) error {
+	for range n {
+		for _, q := range k.asked(ctx, w) {
+			if q.dear {
+				if err := pause(ctx, 1100*time.Millisecond); err != nil {
+					return err
+				}
+			}
+			if err := k.step(q.name, q.ask); err != nil {
+				return err
+			}
+			if q.dear {
+				if err := k.step(q.name+"-again", q.ask); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// calls asks everything once.
+func (k *kubelet) calls(ctx context.Context, w workload) error {
+	for _, q := range k.asked(ctx, w) {
+		if err := k.step(q.name, q.ask); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// process is that of a container, by what its runtime tells those who ask
+// for words.
+func (k *kubelet) process(ctx context.Context, w workload) (int, error) {
+	r, err := k.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: w.container, Verbose: true})
+	if err != nil {
+		return 0, err
+	}
+	var words struct {
+		Pid int `json:"pid"`
+	}
+	if err := json.Unmarshal([]byte(r.GetInfo()["info"]), &words); err != nil || words.Pid <= 0 {
+		return 0, fmt.Errorf("no process of container %s is told: %w", w.container, err)
+	}
+	return words.Pid, nil
 }
 
 // running says whether n pods are ready and n containers run, and when those

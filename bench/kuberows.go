@@ -50,11 +50,14 @@ func (b *bench) measurePods(ctx context.Context) (err error) {
 			return fmt.Errorf("%s: %w", side.column, err)
 		}
 	}
+	if err := b.idlePods(ctx, clusters); err != nil {
+		return err
+	}
 	for round := range b.podRounds {
 		b.log.InfoContext(ctx, "pods", "round", round+1, "of", b.podRounds)
 		for i := range clusters {
 			c := clusters[(round+i)%len(clusters)]
-			if err := errors.Join(b.podsOneByOne(ctx, c), b.podsAtOnce(ctx, c, round)); err != nil {
+			if err := errors.Join(b.podsOneByOne(ctx, c), b.podsAtOnce(ctx, c), b.podEvents(ctx, c), b.podLogs(ctx, c)); err != nil {
 				return fmt.Errorf("%s: %w", c.column, err)
 			}
 		}
@@ -64,6 +67,45 @@ func (b *bench) measurePods(ctx context.Context) (err error) {
 		if err := b.manyPods(ctx, c); err != nil {
 			return fmt.Errorf("%s: %w", c.column, err)
 		}
+	}
+	return nil
+}
+
+// idlePods measures what all use while they have pods that do nothing: all at
+// the same time, and for so long that what a runtime does only every two
+// minutes, as Go's collector does, is in it.
+func (b *bench) idlePods(ctx context.Context, clusters []*cluster) error {
+	const n, atOnce, settle, seconds = 50, 5, 20 * time.Second, 120
+	workloads, before := make([][]workload, len(clusters)), make([]time.Duration, len(clusters))
+	for i, c := range clusters {
+		var err error
+		if workloads[i], _, _, err = c.many(ctx, n, atOnce); err != nil {
+			return fmt.Errorf("%s: %w", c.column, err)
+		}
+	}
+	b.log.InfoContext(ctx, "idle pods", "seconds", seconds)
+	if err := pause(ctx, settle); err != nil {
+		return err
+	}
+	for i, c := range clusters {
+		var err error
+		if before[i], err = c.group.cpu(); err != nil {
+			return err
+		}
+	}
+	if err := pause(ctx, seconds*time.Second); err != nil {
+		return err
+	}
+	for i, c := range clusters {
+		after, err := c.group.cpu()
+		if err != nil {
+			return err
+		}
+		b.results.add("cri-idle", c.column, milliseconds(after-before[i])/seconds)
+		if err := each(n, atOnce, func(j int) error { return c.down(ctx, workloads[i][j]) }); err != nil {
+			return err
+		}
+		c.taken("", "", results{})
 	}
 	return nil
 }
@@ -92,7 +134,7 @@ func (b *bench) podsOneByOne(ctx context.Context, c *cluster) error {
 
 // podsAtOnce starts pods some at a time, and with them running measures what
 // depends on their number.
-func (b *bench) podsAtOnce(ctx context.Context, c *cluster, round int) error {
+func (b *bench) podsAtOnce(ctx context.Context, c *cluster) error {
 	const n, atOnce = 50, 5
 	daemon, helpers, err := c.memory()
 	if err != nil {
@@ -117,25 +159,8 @@ func (b *bench) podsAtOnce(ctx context.Context, c *cluster, round int) error {
 	b.results.add("cri-memory-all", c.column, float64(daemonNow-daemon+helpersNow-helpers)/n/(1<<10))
 	b.results.add("cri-memory-daemon", c.column, float64(daemonNow)/(1<<20))
 
-	if round == 0 {
-		const seconds = 10
-		before, err := c.group.cpu()
-		if err == nil {
-			err = pause(ctx, seconds*time.Second)
-		}
-		if err != nil {
-			return err
-		}
-		after, err := c.group.cpu()
-		if err != nil {
-			return err
-		}
-		b.results.add("cri-idle", c.column, milliseconds(after-before)/seconds)
-	}
-	for range 10 {
-		if err := c.calls(ctx, workloads[0]); err != nil {
-			return err
-		}
+	if err := c.questions(ctx, workloads[0], 5); err != nil {
+		return err
 	}
 	c.taken("cri-", c.column, b.results)
 
@@ -225,10 +250,12 @@ func (b *bench) manyPods(ctx context.Context, c *cluster) error {
 		return err
 	}
 	c.taken("cri-unused-", c.column, results{})
-	for began := time.Now(); time.Since(began) < 5*time.Second; { // containerd takes longer for one round
-		if err := c.calls(ctx, first[0]); err != nil {
-			return err
-		}
+	times := 10
+	if c.column == peerColumn {
+		times = 2 // of its metrics each takes the time of a cup of tea
+	}
+	if err := c.questions(ctx, first[0], times); err != nil {
+		return err
 	}
 	c.taken("cri-200-", c.column, b.results)
 	all := append(first, more...)

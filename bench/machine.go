@@ -24,9 +24,9 @@ func machine(ctx context.Context, s settings) string {
 		_, _ = fmt.Sscan(total[1], &gib)
 	}
 	peer := filepath.Join(s.peerDir, "containerd")
-	return fmt.Sprintf("%s; Linux %s, %d CPUs (%s), %.0f GiB; load at start %s\nBerth: %s; containerd: %s; runtime: %s; ext4 on a loop device",
+	return fmt.Sprintf("%s; Linux %s, %d CPUs (%s), %.0f GiB; load at start %s\nBerth: %s; containerd: %s; runtime: %s, of pods %s; ext4 on a loop device",
 		time.Now().UTC().Format("2006-01-02 15:04 UTC"), unix.ByteSliceToString(name.Release[:]), runtime.NumCPU(), processor(), gib/(1<<20),
-		strings.Join(strings.Fields(string(load))[:3], " "), version(ctx, s.berth, "version"), version(ctx, peer, "--version"), version(ctx, s.runtime, "--version"))
+		strings.Join(strings.Fields(string(load))[:3], " "), version(ctx, s.berth, "version"), version(ctx, peer, "--version"), version(ctx, s.runtime, "--version"), version(ctx, s.podRuntime, "--version"))
 }
 
 func processor() string {
