@@ -4,12 +4,52 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"berth/base/errs"
 	"berth/spec"
 )
+
+// isPinned wants a path that is this process's PID namespace by something else
+// than the number of a process, which may be another's tomorrow.
+func isPinned(t *testing.T, path string) {
+	t.Helper()
+	var pinned, own unix.Stat_t
+	if err := errors.Join(unix.Stat(path, &pinned), unix.Stat("/proc/self/ns/pid", &own)); err != nil {
+		t.Fatal(err)
+	}
+	if pinned.Ino != own.Ino || strings.HasPrefix(path, "/proc/") {
+		t.Errorf("PID namespace %s: inode %d, want %d", path, pinned.Ino, own.Ino)
+	}
+}
+
+func TestATargetsNamespaceIsPinned(t *testing.T) {
+	w := newWorld(t)
+	s := w.node()
+	id := run(t, s, podConfig("web"))
+	target := create(t, s, id, containerConfig("app"))
+	look := containerConfig("debug")
+	look.Security.Namespaces.PID, look.Security.Namespaces.Target = spec.NamespaceTarget, target
+	_, err := s.CreateContainer(t.Context(), id, look)
+	wantKind(t, err, errs.Conflict) // it does not run
+	check(t, s.StartContainer(t.Context(), target))
+	debug := create(t, s, id, look)
+	oci, err := s.ContainerSpec(t.Context(), debug)
+	check(t, err)
+	at := slices.IndexFunc(oci.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	path := oci.Linux.Namespaces[at].Path
+	check(t, s.StopContainer(t.Context(), target, 0))
+	isPinned(t, path) // whatever became of the process
+	check(t, s.RemoveContainer(t.Context(), debug))
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Error("it is left:", err)
+	}
+}
 
 // What containers write to the files of their pod does not fill what all pods
 // share.

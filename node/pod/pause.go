@@ -41,8 +41,11 @@ func (s *Set) runPause(ctx context.Context, p *pod) (err error) {
 	if err != nil {
 		return fmt.Errorf("pause process: %w", err)
 	}
+	if err := pinPIDNamespace(state.Pid, func() int { return state.Pid }, s.pidFile(p)); err != nil {
+		return fmt.Errorf("pause process: %w", err)
+	}
 	next := *p.rec.Load()
-	next.Pod.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", state.Pid)
+	next.Pod.PIDNS = s.pidFile(p)
 	p.rec.Store(&next)
 	s.watchPause(p)
 	return nil
@@ -125,5 +128,8 @@ func (s *Set) removePause(ctx context.Context, p *pod) error {
 	if !p.rec.Load().Pause {
 		return nil
 	}
-	return ignoreMissing(s.Runner.Remove(ctx, Key(p.id), true, false))
+	if err := ignoreMissing(s.Runner.Remove(ctx, Key(p.id), true, false)); err != nil {
+		return err
+	}
+	return unpin(s.pidFile(p))
 }
