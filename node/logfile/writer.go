@@ -7,6 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"berth/base/errs"
 )
 
 // Writer appends records to a log and rotates it. It is not safe for
@@ -27,7 +31,11 @@ type Writer struct {
 // are rotated before they grow beyond maxSize (0: never), and maxFiles of
 // them are kept, the current one included (less than 2: just that one).
 func OpenWriter(path string, maxSize int64, maxFiles int) (*Writer, error) {
-	w := &Writer{path: path, maxSize: maxSize, maxFiles: max(maxFiles, 1)}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	w := &Writer{path: filepath.Join(dir, filepath.Base(path)), maxSize: maxSize, maxFiles: max(maxFiles, 1)}
 	if err := w.Reopen(); err != nil {
 		return nil, err
 	}
@@ -36,7 +44,7 @@ func OpenWriter(path string, maxSize int64, maxFiles int) (*Writer, error) {
 
 // Reopen opens path anew, after somebody else has renamed the file.
 func (w *Writer) Reopen() error {
-	f, err := os.OpenFile(w.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, 0o640)
+	f, err := open(w.path, unix.O_WRONLY|unix.O_APPEND, true)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
@@ -50,6 +58,50 @@ func (w *Writer) Reopen() error {
 		return old.Close()
 	}
 	return nil
+}
+
+// open opens the log at path, and makes it if it may. Containers that the folder
+// of logs is mounted into can put anything there, at any time: no link is
+// followed, and nothing but a file is so much as opened, for a pipe would hold
+// us up, and a device do who knows what.
+func open(path string, flags int, create bool) (*os.File, error) {
+	resolved := func(flags int, mode uint64) (int, error) {
+		how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Mode: mode, Resolve: unix.RESOLVE_NO_SYMLINKS}
+		for {
+			fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
+			if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+				return -1, &os.PathError{Op: "open", Path: path, Err: err}
+			}
+			if err == nil {
+				return fd, nil
+			}
+		}
+	}
+	for {
+		place, err := resolved(unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if create && errors.Is(err, fs.ErrNotExist) {
+			fd, err := resolved(flags|unix.O_CREAT|unix.O_EXCL, 0o640)
+			if errors.Is(err, fs.ErrExist) { // made meanwhile
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			return os.NewFile(uintptr(fd), path), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(place)
+		var st unix.Stat_t
+		if err := unix.Fstat(place, &st); err != nil {
+			return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return nil, errs.New(errs.Invalid, "%s is not a file", path)
+		}
+		return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", place), flags, 0)
+	}
 }
 
 // Where returns the file and the offset at which the next record will be.
@@ -134,7 +186,7 @@ func (w *Writer) Rewrite(inode uint64, offset int64, records []byte) error {
 }
 
 func (w *Writer) overwrite(offset int64, records []byte) error {
-	f, err := os.OpenFile(w.path, os.O_WRONLY|syscall.O_NOFOLLOW, 0) // without O_APPEND
+	f, err := open(w.path, unix.O_WRONLY, false) // without O_APPEND
 	if err != nil {
 		return err
 	}
