@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -67,7 +68,7 @@ func (r *Repository) unknown(h docker.RegistryHost, said string, why error) erro
 		f.err = errs.New(errs.Anonymous, "registry %s gives no anonymous access to %s, or has no such repository: log in (docker login %s) and try again",
 			h.Host, r.name.Path(), r.name.Domain())
 	case why != nil && !errors.Is(why, docker.ErrInvalidAuthorization):
-		f.err = errs.New(errs.Anonymous, "registry %s did not accept the login for %s: %w", h.Host, r.name.Path(), why)
+		f.err = errs.New(errs.Anonymous, "registry %s did not accept the login for %s: %w", h.Host, r.name.Path(), discreet(why))
 	default:
 		f.err = errs.New(errs.Anonymous, "registry %s did not accept the login for %s: check user and password, or log in again (docker login %s)%s",
 			h.Host, r.name.Path(), r.name.Domain(), said)
@@ -103,6 +104,7 @@ func (r *Repository) unreachable(ctx context.Context, h docker.RegistryHost, err
 	case cause != nil:
 		return cause
 	}
+	err = discreet(err)
 	var unsure x509.UnknownAuthorityError
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
@@ -116,6 +118,30 @@ func (r *Repository) unreachable(ctx context.Context, h docker.RegistryHost, err
 	}
 	return &failure{again: true, err: errs.New(errs.Unavailable, "registry %s: %w", h.Host, err)}
 }
+
+// discreet has an error name an address without its query. Registries send
+// clients on to storage, by addresses that are tickets for whoever has them,
+// and what an error says is read by many.
+func discreet(err error) error {
+	at, ok := errors.AsType[*url.Error](err)
+	if !ok {
+		return err
+	}
+	bare, _, has := strings.Cut(at.URL, "?")
+	if !has {
+		return err
+	}
+	return &reworded{err, strings.ReplaceAll(err.Error(), at.URL, bare+"?…")}
+}
+
+// reworded is an error that says something else.
+type reworded struct {
+	error
+	text string
+}
+
+func (r *reworded) Error() string { return r.text }
+func (r *reworded) Unwrap() error { return r.error }
 
 func (c Config) certDir() string {
 	if len(c.CertDirs) == 0 {
