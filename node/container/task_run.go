@@ -108,10 +108,10 @@ func (s *Set) runTask(ctx context.Context, c *container, req TaskRequest) (err e
 	return nil
 }
 
-// runtimeLimit is how long a runtime may take for one command. Kubelet gives up
-// a call after two minutes, and everything else that is done with the container
-// waits meanwhile.
-const runtimeLimit = 2 * time.Minute
+// runtimeLimit is how long a runtime may take for one command, if it has no
+// bound of its own: everything else that is done with the container waits
+// meanwhile.
+const runtimeLimit = 150 * time.Second
 
 // withinLimit gives a runtime up that takes longer. errs.Timeout.
 func withinLimit(ctx context.Context, command func(context.Context) error) error {

@@ -157,6 +157,7 @@ func (s *Set) makeMember(ctx context.Context, m *member) (err error) {
 	if _, err := s.Runner.AdmitGiven(ctx, given); err != nil {
 		return err
 	}
+	m.admitted.Store(true)
 	s.told(ctx, "container created", m.id, func(ctx context.Context) error {
 		return s.Hooks.PostCreateContainer(ctx, m.pod.get(), m.rec.Load().Container)
 	})

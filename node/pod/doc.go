@@ -42,6 +42,7 @@
 //
 //	pod.op, container.op   one verb at a time; waits heed a ctx. No lock of a
 //	                       pod is held while another pod is worked on
+//	pod.mu                 the members, and the moment in which a pod is not ready
+//	                       any more; never held while waiting
 //	Set.mu                 the indexes
-//	pod.mu                 changes to the view and the members; never held while waiting
 package pod

@@ -38,8 +38,10 @@ type member struct {
 	pod *pod
 	op  opLock
 	rec atomic.Pointer[containerRecord]
+	// admitted: the room of containers has it, or has had it.
+	admitted atomic.Bool
 
-	create *call[string]
+	create *call[string] // pod.mu guards it
 }
 
 func newPod(rec *podRecord) *pod {
@@ -56,6 +58,13 @@ func newMember(p *pod, rec *containerRecord) *member {
 
 // seen says whether others may know of it.
 func (p *pod) seen() bool { return p.rec.Load().Phase != making }
+
+// creating says whether the work that makes it is under way.
+func (m *member) creating() bool {
+	m.pod.mu.Lock()
+	defer m.pod.mu.Unlock()
+	return !over(m.create)
+}
 
 func (m *member) seen() bool {
 	phase := m.rec.Load().Phase

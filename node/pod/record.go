@@ -52,6 +52,8 @@ type containerRecord struct {
 	Failure bool `json:"failure,omitempty"`
 	// Lost is set where a reboot took it.
 	Lost bool `json:"lost,omitempty"`
+	// Last is set of one that is being removed: Container says how it was then.
+	Last bool `json:"last,omitempty"`
 }
 
 // records keeps them on both sides of a reboot.

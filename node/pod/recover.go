@@ -38,6 +38,7 @@ func (s *Set) load(ctx context.Context) error {
 		}
 		m := newMember(p, rec)
 		m.create = ended(m.id)
+		m.admitted.Store(true)
 		s.containers[m.id], p.members[m.id] = m, m
 		p.names[memberName{rec.Container.Config.Name, rec.Container.Config.Attempt}] = m
 	}
@@ -262,7 +263,7 @@ func (s *Set) sweep(ctx context.Context) (left bool, err error) {
 // retry takes a pod away again whose making failed, and could not be undone.
 func (s *Set) retry(ctx context.Context, p *pod) (left bool) {
 	for _, m := range p.all() {
-		if m.rec.Load().Phase != making || !over(m.create) {
+		if m.rec.Load().Phase != making || m.creating() {
 			continue
 		}
 		if err := s.removeMember(ctx, m); err != nil {

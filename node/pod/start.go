@@ -63,8 +63,11 @@ func (s *Set) start(ctx context.Context, m *member) (err error) {
 	}); err != nil {
 		return errors.Join(err, s.failed(m, err))
 	}
-	if err := s.runTask(ctx, m); err != nil {
-		return errors.Join(err, s.failed(m, err)) // it says which container it was about
+	if err := s.runTask(ctx, m); err != nil { // it says which container it was about
+		if s.life.Err() != nil {
+			return err // the next node finds out how far it came
+		}
+		return errors.Join(err, s.giveUp(ctx, m), s.failed(m, err))
 	}
 	s.told(ctx, "container started", m.id, func(ctx context.Context) error {
 		return s.Hooks.PostStartContainer(ctx, m.pod.get(), s.show(m))
@@ -80,6 +83,21 @@ func (s *Set) runTask(ctx context.Context, m *member) error {
 	}
 	_, err := s.Runner.RunTask(ctx, Namespace, m.id, req)
 	return err
+}
+
+// giveUpLimit is how long a container may take to end whose start was given up.
+const giveUpLimit = 30 * time.Second
+
+// giveUp makes sure that a container does not run after all whose start took so
+// long that nobody waited for its end.
+func (s *Set) giveUp(ctx context.Context, m *member) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveUpLimit)
+	defer cancel()
+	now := 0
+	return ignoreMissing(s.Runner.Stop(ctx, Key(m.id), &now, ""))
 }
 
 // failed notes that the container could not be started, for good: whoever made
@@ -125,8 +143,8 @@ func (s *Set) StopContainer(ctx context.Context, id string, timeout time.Duratio
 // halt ends the container's processes. op is not held: a start that is under
 // way meanwhile has come first, or finds the pod stopped.
 func (s *Set) halt(ctx context.Context, m *member, timeout time.Duration) error {
-	is := s.show(m)
-	if is.State == spec.Stopped || is.State == spec.Created {
+	// One whose start has failed may be at it still, if the runtime was slow.
+	if is := s.show(m); is.State == spec.Created || is.State == spec.Stopped && !m.rec.Load().Failure {
 		return nil
 	}
 	seconds := int(math.Ceil(max(timeout, 0).Seconds()))
@@ -182,9 +200,9 @@ func (s *Set) removeMember(ctx context.Context, m *member) error {
 func (s *Set) removeLocked(ctx context.Context, m *member) (err error) {
 	ctx, end := s.traced(ctx, m.pod.id, "remove container "+m.rec.Load().Container.Config.Name)
 	defer func() { end(err) }()
-	if m.rec.Load().Phase != removing {
-		if err := s.changeMember(m, func(r *containerRecord) { r.Phase = removing }); err != nil {
-			return err
+	if m.rec.Load().Phase == made {
+		if err := s.beginRemoval(ctx, m); err != nil {
+			return fmt.Errorf("remove container %s: %w", m.id, err)
 		}
 	}
 	if err := s.clear(ctx, m); err != nil {
@@ -193,6 +211,22 @@ func (s *Set) removeLocked(ctx context.Context, m *member) (err error) {
 	s.forgetMember(m)
 	s.tellRemoval(ctx, m)
 	return nil
+}
+
+// beginRemoval ends the container, and puts on record that it goes and how it
+// was at the last: who looks before it is gone is not to see it end in another
+// way.
+func (s *Set) beginRemoval(ctx context.Context, m *member) error {
+	if err := s.halt(ctx, m, 0); err != nil {
+		return err
+	}
+	last := s.show(m)
+	return s.changeMember(m, func(r *containerRecord) {
+		r.Phase, r.Last = removing, true
+		c := &r.Container
+		c.State, c.Pid, c.ExitCode, c.Reason, c.Message = last.State, last.Pid, last.ExitCode, last.Reason, last.Message
+		c.Started, c.Finished = last.Started, last.Finished
+	})
 }
 
 // clear takes away all that there is of a container, its record last. op is

@@ -116,8 +116,12 @@ func (s *Set) show(m *member) spec.PodContainer {
 		c.State, c.ExitCode, c.Reason = spec.Stopped, startFailed, reasonStart
 		return c
 	}
+	admitted := m.admitted.Load() // before it is asked for
 	is, err := s.Runner.Get(s.life, Key(m.id))
-	if err != nil || rec.Lost && is.State.Status == spec.Created { // a power cut took it, or it is just going
+	if err != nil && (rec.Last || !admitted) { // it goes, or comes
+		return c
+	}
+	if err != nil || rec.Lost && is.State.Status == spec.Created { // a power cut took it, or somebody else
 		c.State, c.ExitCode, c.Reason = spec.Stopped, unknownCode, cmp.Or(c.Reason, reasonUnknown)
 		c.Finished = cmp.Or(c.Finished, c.Created)
 		return c
