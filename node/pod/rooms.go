@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"io"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
@@ -69,6 +70,8 @@ type Snapshots interface {
 	Mount(ctx context.Context, key snapshot.Key, target string) error
 	Unmount(ctx context.Context, target string) error
 	Remove(ctx context.Context, key snapshot.Key) error
+	// Diff writes what an active one changes of its parent, as a tar.
+	Diff(ctx context.Context, key snapshot.Key, w io.Writer) error
 	Walk(ctx context.Context, fn func(snapshot.Info) error) error
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -461,6 +462,10 @@ func (s snapshots) Mount(_ context.Context, key snapshot.Key, target string) err
 
 func (s snapshots) Unmount(_ context.Context, target string) error {
 	return s.w.call("unmount", func() error { delete(s.w.mounts, target); return nil })
+}
+
+func (s snapshots) Diff(_ context.Context, key snapshot.Key, to io.Writer) error {
+	return s.w.call("diff", func() error { _, err := io.WriteString(to, "changes of "+string(key)); return err })
 }
 
 func (s snapshots) Remove(_ context.Context, key snapshot.Key) error {
