@@ -230,7 +230,7 @@ func (s *Set) Make(ctx context.Context, id string, want Want) (_ Paths, err erro
 	}
 	from := ""
 	if suits(want) {
-		from = s.take()
+		from = s.takeWhole(ctx)
 		s.refill()
 	}
 	if from == "" {
@@ -247,7 +247,31 @@ func (s *Set) Make(ctx context.Context, id string, want Want) (_ Paths, err erro
 	if err != nil {
 		return Paths{}, errors.Join(err, s.discard(from))
 	}
-	return pathsIn(dir), nil
+	made := pathsIn(dir)
+	if !made.hold(want) { // else the pod would be in the node's own
+		return Paths{}, errors.Join(errs.New(errs.Unavailable, "pod %s: somebody has unmounted its kernel namespaces", id), removeSet(dir))
+	}
+	return made, nil
+}
+
+// hold says whether all is there that is wanted.
+func (p Paths) hold(want Want) bool {
+	return (p.Net != "") == want.Net && (p.IPC != "") == want.IPC && (p.UTS != "") == want.UTS && (p.User != "") == (want.Idmap != nil)
+}
+
+// takeWhole gives the oldest ready set away in which all is still there, or "".
+// Whoever tidies up mounts may have been at them.
+func (s *Set) takeWhole(ctx context.Context) string {
+	for {
+		dir := s.take()
+		if dir == "" || pathsIn(dir).hold(Want{Net: true, IPC: true, UTS: true}) {
+			return dir
+		}
+		s.cfg.Log.WarnContext(ctx, "somebody has unmounted namespaces that were kept ready", "dir", dir)
+		if err := s.discard(dir); err != nil {
+			s.cfg.Log.WarnContext(ctx, "they are left", "err", err)
+		}
+	}
 }
 
 // discard removes namespaces that no pod got.

@@ -283,6 +283,31 @@ func TestReady(t *testing.T) {
 	}
 }
 
+// Somebody unmounts what is kept ready: no pod gets the node's own namespaces in
+// its place.
+func TestReadyAreUnmounted(t *testing.T) {
+	for _, file := range []string{"net", "ipc", "uts"} {
+		t.Run(file, func(t *testing.T) {
+			s := open(t, Config{Ready: 1, NetDir: filepath.Join(t.TempDir(), "netns")})
+			t.Cleanup(func() { _ = unix.Unmount(s.cfg.NetDir, unix.MNT_DETACH) })
+			must(t, s.prepare(t.Context()))
+			path := filepath.Join(s.ready[0], file)
+			if to, err := os.Readlink(path); err == nil {
+				path = to
+			}
+			must(t, unix.Unmount(path, unix.MNT_DETACH))
+			paths, err := s.Make(t.Context(), "pod", all)
+			must(t, err)
+			if paths.Net == "" || paths.IPC == "" || paths.UTS == "" {
+				t.Errorf("the pod has %+v", paths)
+			}
+			if left := names(t, s.cfg.Dir); len(left) != 1 {
+				t.Errorf("there are %v", left)
+			}
+		})
+	}
+}
+
 func TestNetDir(t *testing.T) {
 	dir, netDir := t.TempDir(), filepath.Join(t.TempDir(), "netns")
 	t.Cleanup(func() { _ = unix.Unmount(netDir, unix.MNT_DETACH) })
