@@ -60,12 +60,14 @@ type Service struct {
 	seen map[string]*reading
 	nets map[string]traffic
 	disk disk
+	// crowd is how many readings make it worth to look whose they are.
+	crowd int
 }
 
 // New makes a service. What a call has begun to count, and not ended, goes on
 // after it until ctx is done or Close.
 func New(ctx context.Context, c Config) *Service {
-	s := &Service{Config: c, seen: map[string]*reading{}, nets: map[string]traffic{}}
+	s := &Service{Config: c, seen: map[string]*reading{}, nets: map[string]traffic{}, crowd: fewKnown}
 	s.layers.init(ctx, c.Layers, c.Log)
 	return s
 }

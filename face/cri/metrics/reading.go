@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -115,6 +116,9 @@ func (r *reading) watch(old *reading, started time.Time) {
 // remembered is how long the last reading of a cgroup is of any use.
 const remembered = 5 * time.Minute
 
+// forget lets go of what is of no use any more, and, once twice as much is
+// known as when it looked last, of pods and containers that are gone. s.mu is
+// held.
 func (s *Service) forget(now time.Time) {
 	for cgroup, r := range s.seen {
 		if now.Sub(r.Time) > remembered {
@@ -126,7 +130,23 @@ func (s *Service) forget(now time.Time) {
 			delete(s.nets, id)
 		}
 	}
+	if len(s.seen)+len(s.nets) < s.crowd {
+		return
+	}
+	there := map[string]bool{}
+	for _, p := range s.Pods.Pods() {
+		there[p.ID], there[parent(p)] = true, true
+	}
+	for _, c := range s.Pods.Containers() {
+		there[c.Cgroup] = true
+	}
+	maps.DeleteFunc(s.seen, func(cgroup string, _ *reading) bool { return !there[cgroup] })
+	maps.DeleteFunc(s.nets, func(id string, _ traffic) bool { return !there[id] })
+	s.crowd = fewKnown + 2*(len(s.seen)+len(s.nets))
 }
+
+// fewKnown are so few readings that it does not matter whose they are.
+const fewKnown = 64
 
 // targetsOf are the cgroups of containers that run.
 func targetsOf(containers []spec.PodContainer) []target {
