@@ -74,7 +74,8 @@ func Open(path string) (*DB, error) {
 }
 
 // Close commits what Later still holds and closes the file. It returns the
-// errors that functions handed to Later failed with.
+// errors that functions handed to Later failed with, and why what they wrote
+// could not be committed.
 func (d *DB) Close() error {
 	d.mu.Lock()
 	if d.closed {
@@ -85,7 +86,10 @@ func (d *DB) Close() error {
 	d.mu.Unlock()
 	d.signal()
 	d.committer.Wait()
-	return errors.Join(d.lost, d.bolt.Close())
+	err := d.bolt.Close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(d.lost, err)
 }
 
 // Update runs fn in a transaction and returns once it is durable. It fails
@@ -199,7 +203,7 @@ func (d *DB) commit(calls []*call, later []postponed) {
 			err = fmt.Errorf("write records: %w", err)
 		}
 		if err != nil && len(later) > 0 {
-			d.keep(later)
+			d.keep(later, err)
 		}
 		for _, c := range calls {
 			c.done <- err
@@ -226,10 +230,14 @@ func (d *DB) lose(err error) {
 }
 
 // keep puts functions back that a failed commit took along: the next commit
-// tries them again.
-func (d *DB) keep(later []postponed) {
+// tries them again, if there is one.
+func (d *DB) keep(later []postponed, why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.closed {
+		d.lost = errors.Join(d.lost, fmt.Errorf("%d postponed writes are lost: %w", len(later), why))
+		return
+	}
 	d.later = append(later, d.later...)
 	d.arm()
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/base/errs"
 	"berth/base/kv"
 )
@@ -202,5 +204,65 @@ func TestLaterThenDoesNotTellOfWhatFailed(t *testing.T) {
 	db.LaterThen(func(*kv.Tx) error { return errors.New("no") }, func() { t.Error("told of what failed") })
 	if err := db.Update(t.Context(), put("k", "v")); err != nil {
 		t.Error(err)
+	}
+}
+
+// What cannot be written at the end is told, and what could not be written for a
+// while is written when there is room.
+func TestAFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to mount a small disk")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
+		t.Skip("cannot mount a small disk:", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	path := filepath.Join(dir, "db")
+	db := open(t, path)
+	if err := db.Update(t.Context(), put("k", "old")); err != nil {
+		t.Fatal(err)
+	}
+	big := filepath.Join(dir, "big")
+	fill := func() {
+		t.Helper()
+		file, err := os.Create(big)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = file.Write(make([]byte, 4096))
+		}
+		if !errors.Is(err, unix.ENOSPC) || file.Close() != nil {
+			t.Fatal(err)
+		}
+	}
+	fill()
+	told := make(chan bool)
+	db.LaterThen(put("k", string(bytes.Repeat([]byte("new"), 30_000))), func() { close(told) })
+	if err := db.Update(t.Context(), put("l", "l")); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("update on a full disk: %v", err)
+	}
+	if got := get(t, db, "k"); got != "old" {
+		t.Errorf("k is %d bytes", len(got))
+	}
+	if err := os.Remove(big); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-told:
+	case <-time.After(10 * time.Second):
+		t.Fatal("what was postponed is not written when there is room")
+	}
+	fill()
+	db.Later(put("m", string(bytes.Repeat([]byte("more"), 100_000))))
+	if err := db.Close(); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("closed on a full disk: %v", err)
+	}
+	if err := os.Remove(big); err != nil {
+		t.Fatal(err)
+	}
+	if got := get(t, open(t, path), "k"); len(got) != 90_000 {
+		t.Errorf("afterwards k is %d bytes", len(got))
 	}
 }
