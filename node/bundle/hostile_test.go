@@ -3,7 +3,10 @@ package bundle_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"berth/base/errs"
 	"berth/node/bundle"
@@ -42,6 +45,45 @@ func TestIDsThatDoNotFit(t *testing.T) {
 		own.Rootfs = root
 		if s, err := bundle.Spec(own); errs.KindOf(err) != errs.Invalid {
 			t.Errorf("%s: a container: %v, %v", what, s, err)
+		}
+	}
+}
+
+// An image that is mounted as a volume is data of somebody else's.
+func TestImageVolumesHaveNoRights(t *testing.T) {
+	in := podInput(t, spec.PodContainerConfig{Mounts: []spec.PodMount{{Target: "/image", Image: "sha256:def"}}},
+		func(in *bundle.PodInput) { in.Images = map[string]string{"sha256:def": t.TempDir()} })
+	s, _, err := bundle.PodSpec(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/image" })
+	for _, option := range []string{"ro", "nosuid", "nodev"} {
+		if !slices.Contains(s.Mounts[at].Options, option) {
+			t.Errorf("it is mounted %v, without %s", s.Mounts[at].Options, option)
+		}
+	}
+}
+
+// A node may want who names no seccomp profile to have one; who wants none, and
+// the privileged, have none all the same.
+func TestDefaultSeccomp(t *testing.T) {
+	for what, tt := range map[string]struct {
+		byDefault, has bool
+		security       spec.PodSecurity
+	}{
+		"nothing said":         {false, false, spec.PodSecurity{}},
+		"default":              {true, true, spec.PodSecurity{}},
+		"unconfined":           {true, false, spec.PodSecurity{Seccomp: &spec.SecurityProfile{Type: spec.ProfileUnconfined}}},
+		"privileged":           {true, false, spec.PodSecurity{Privileged: true}},
+		"privileged with ours": {true, false, spec.PodSecurity{Privileged: true, Seccomp: &spec.SecurityProfile{Type: spec.ProfileDefault}}},
+	} {
+		in := podInput(t, spec.PodContainerConfig{Security: tt.security}, func(in *bundle.PodInput) {
+			in.DefaultSeccomp, in.Host.Seccomp, in.Pod.Config.Security.Privileged = tt.byDefault, true, true
+		})
+		s, _, err := bundle.PodSpec(t.Context(), in)
+		if err != nil || (s.Linux.Seccomp != nil) != tt.has {
+			t.Errorf("%s: %v, %v", what, s.Linux.Seccomp, err)
 		}
 	}
 }

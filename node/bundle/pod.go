@@ -51,6 +51,8 @@ type PodInput struct {
 	Devices CDI
 	// ProfileDir is where seccomp profiles with a relative name lie.
 	ProfileDir string
+	// DefaultSeccomp: who names no seccomp profile has the default one.
+	DefaultSeccomp bool
 }
 
 // CDI puts devices, named vendor.com/class=name, into a spec.
@@ -212,6 +214,9 @@ func podNamespaces(in PodInput) ([]specs.LinuxNamespace, error) {
 		if path != "" {
 			list = append(list, specs.LinuxNamespace{Type: kind, Path: path})
 		}
+	}
+	if in.Pod.NetNS == "" && in.Pod.Config.Security.Namespaces.Network == spec.NamespacePod {
+		return nil, errs.New(errs.Internal, "pod %s has no network namespace, and is not to be in the host's", in.Pod.ID)
 	}
 	join(specs.NetworkNamespace, in.Pod.NetNS)
 	join(specs.IPCNamespace, in.Pod.IPCNS)

@@ -38,9 +38,12 @@ func addConfinement(ctx context.Context, s *specs.Spec, in PodInput) error {
 	return err
 }
 
-// podSeccomp is the profile of system calls. As Kubernetes has it, who names
-// none has none.
+// podSeccomp is the profile of system calls. Who names none has none, unless
+// the node wants the default one for all: kubelet always names one.
 func podSeccomp(asked *spec.SecurityProfile, s *specs.Spec, in PodInput) (*specs.LinuxSeccomp, error) {
+	if asked == nil && in.DefaultSeccomp {
+		asked = &spec.SecurityProfile{Type: spec.ProfileDefault}
+	}
 	switch {
 	case asked == nil, asked.Type == spec.ProfileUnconfined:
 		return nil, nil

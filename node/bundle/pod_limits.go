@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"maps"
+	"path/filepath"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -31,6 +32,11 @@ func LinuxResources(r spec.PodResources, h Host) (*specs.LinuxResources, error) 
 	if len(r.Unified) > 0 {
 		if h.Cgroup != 2 {
 			return nil, errs.New(errs.Unsupported, "limits by files of cgroup version 2: this machine has version 1")
+		}
+		for name := range r.Unified {
+			if name != filepath.Base(name) || name == "." || name == ".." {
+				return nil, errs.New(errs.Invalid, "limit %q is not a file of the container's cgroup", name)
+			}
 		}
 		out.Unified = maps.Clone(r.Unified)
 	}

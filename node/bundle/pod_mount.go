@@ -126,6 +126,9 @@ func podMount(m spec.PodMount, in PodInput) (specs.Mount, error) {
 		return specs.Mount{}, fmt.Errorf("mount %s: %w", target, err)
 	}
 	options = append(options, spread, access)
+	if m.Image != "" { // files of somebody else's: no program among them becomes root, no node of them a device
+		options = append(options, "nosuid", "nodev")
+	}
 	for _, option := range m.Options {
 		if !slices.Contains([]string{"noexec", "nodev", "nosuid"}, option) {
 			return specs.Mount{}, errs.New(errs.Invalid, "mount %s: unknown option %q", target, option)

@@ -181,7 +181,11 @@ func TestPodRefused(t *testing.T) {
 		"negative cpu":           {limits(spec.PodResources{CPUShares: -1}), errs.Invalid, nil},
 		"cpu set":                {limits(spec.PodResources{CPUs: "zero"}), errs.Invalid, nil},
 		"unified on version 1":   {limits(spec.PodResources{Unified: map[string]string{"a": "b"}}), errs.Unsupported, func(in *bundle.PodInput) { in.Host.Cgroup = 1 }},
-		"no cgroup":              {spec.PodContainerConfig{}, errs.Internal, func(in *bundle.PodInput) { in.CgroupPath = "" }},
+		"unified climbs":         {limits(spec.PodResources{Unified: map[string]string{"../cgroup.procs": "0"}}), errs.Invalid, func(in *bundle.PodInput) { in.Host.Cgroup = 2 }},
+		"no network of its own": {spec.PodContainerConfig{}, errs.Internal, func(in *bundle.PodInput) {
+			in.Pod.NetNS, in.Pod.Config.Security.Namespaces.Network = "", spec.NamespacePod
+		}},
+		"no cgroup": {spec.PodContainerConfig{}, errs.Internal, func(in *bundle.PodInput) { in.CgroupPath = "" }},
 	} {
 		t.Run(what, func(t *testing.T) {
 			in := podInput(t, tt.config)
