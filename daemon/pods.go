@@ -35,6 +35,9 @@ type CRIDefaults struct {
 	// SeccompProfileRoot is where localhost profiles with a relative name are;
 	// kubelet's folder when empty.
 	SeccompProfileRoot string `toml:"seccomp_profile_root"`
+	// SeccompDefault: containers that name no seccomp profile have the default
+	// one. Kubelet names one always, what its --seccomp-default says.
+	SeccompDefault bool `toml:"seccomp_default"`
 	// SeccompTrusting: annotations of pods may have forbidden system calls go
 	// through (audit), and recorded profiles written below SeccompProfileRoot.
 	SeccompTrusting bool `toml:"seccomp_trusting"`
@@ -145,7 +148,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		Runner: n.containers, Networks: n.networks, Namespaces: n.pods.namespaces, Snapshots: n.snapshots,
 		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime, Features: n.podFeatures(),
 		Seccomp: n.pods.watcher, Devices: devices,
-		Host: n.host, CgroupParent: n.cgroup(), ProfileRoot: n.profileRoot(), Log: n.log.With("room", "pod"),
+		Host: n.host, CgroupParent: n.cgroup(), ProfileRoot: n.profileRoot(), DefaultSeccomp: n.config.CRI.SeccompDefault, Log: n.log.With("room", "pod"),
 	}
 	if n.config.CRI.Pause != "" {
 		config.Pause = []string{n.config.CRI.Pause}

@@ -43,6 +43,8 @@ func checkContainer(pod *spec.PodConfig, c *spec.PodContainerConfig) error {
 		return errs.New(errs.Invalid, "a container needs a name")
 	case c.Image == "":
 		return errs.New(errs.Invalid, "container %s: an image is needed", c.Name)
+	case pod.LogDir != "" && c.LogPath != "" && !filepath.IsLocal(strings.TrimLeft(c.LogPath, "/")):
+		return errs.New(errs.Invalid, "container %s: log path %s leads out of the pod's log directory", c.Name, c.LogPath)
 	case c.LogPath != "" && pod.LogDir == "" && !filepath.IsAbs(c.LogPath):
 		return errs.New(errs.Invalid, "container %s: log path %s is relative, and its pod has no log directory", c.Name, c.LogPath)
 	}

@@ -95,3 +95,42 @@ func TestOnlyRootGetsIntoPods(t *testing.T) {
 		}
 	}
 }
+
+// Sysctls of a pod that has no namespaces of its own would be the machine's:
+// they are not passed over in silence.
+func TestSysctlsOfTheMachineAreRefused(t *testing.T) {
+	w := newWorld(t)
+	s := w.node()
+	config := podConfig("web")
+	config.Security.Namespaces.Network, config.Security.Namespaces.IPC = spec.NamespaceNode, spec.NamespaceNode
+	id := run(t, s, config)
+	if _, asked := w.namespaces[id]; asked {
+		t.Error("there are none to be made")
+	}
+	config.Name, config.Sysctls = "other", map[string]string{"kernel.shm_rmid_forced": "1"}
+	id = run(t, s, config)
+	if _, asked := w.namespaces[id]; !asked { // who refuses them
+		t.Error("nobody is asked about its sysctls")
+	}
+}
+
+func TestLogsStayInTheirFolder(t *testing.T) {
+	w := newWorld(t)
+	s := w.node()
+	config := podConfig("web")
+	config.LogDir = filepath.Join(w.dir, "logs")
+	id := run(t, s, config)
+	for _, path := range []string{"../x.log", "/../x.log", "a/../../x.log", "/../../../../etc/x"} {
+		c := containerConfig("c")
+		c.LogPath = path
+		_, err := s.CreateContainer(t.Context(), id, c)
+		wantKind(t, err, errs.Invalid)
+	}
+	c := containerConfig("c")
+	c.LogPath = "/c/0.log" // as some clients write it
+	member, err := s.Container(create(t, s, id, c))
+	check(t, err)
+	if want := filepath.Join(config.LogDir, "c/0.log"); member.LogPath != want {
+		t.Errorf("%s, want %s", member.LogPath, want)
+	}
+}

@@ -199,7 +199,7 @@ func (s *Set) build(ctx context.Context, p *pod) error {
 func (s *Set) makeNamespaces(ctx context.Context, p *pod) (err error) {
 	config := p.get().Config
 	want := wanted(&config)
-	if !want.Net && !want.IPC && !want.UTS && want.Idmap == nil {
+	if !want.Net && !want.IPC && !want.UTS && want.Idmap == nil && len(want.Sysctls) == 0 {
 		return nil
 	}
 	made, err := s.Namespaces.Make(ctx, p.id, want)

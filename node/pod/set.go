@@ -39,6 +39,9 @@ type Config struct {
 	CgroupParent string
 	// ProfileRoot is where localhost seccomp profiles with a relative name are.
 	ProfileRoot string
+	// DefaultSeccomp: containers that name no seccomp profile have the default
+	// one.
+	DefaultSeccomp bool
 	// Pause is the program that runs in a PID namespace that a pod's containers
 	// share; "" for the Set's own.
 	Pause []string
