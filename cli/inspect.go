@@ -18,7 +18,7 @@ import (
 
 // inspectable is one sort of thing that inspect can find.
 type inspectable struct {
-	name string
+	kind string
 	get  func(ctx context.Context, ref string) (any, error)
 }
 
@@ -29,9 +29,12 @@ func (p *program) inspectables(sizes bool) []inspectable {
 		{"image", func(ctx context.Context, ref string) (any, error) { return p.node().ImageGet(ctx, ref) }},
 		{"network", func(ctx context.Context, ref string) (any, error) { return p.node().NetworkGet(ctx, ref) }},
 		{"volume", func(ctx context.Context, ref string) (any, error) { return p.node().VolumeGet(ctx, ref) }},
+		{"pod", p.inspectPod},
 		{"exec", func(ctx context.Context, ref string) (any, error) { return p.node().ExecGet(ctx, ref) }},
 	}
 }
+
+const inspectKinds = "container, image, network, volume, pod or exec"
 
 type inspectVerb struct {
 	*program
@@ -43,10 +46,10 @@ func (p *program) inspect() *cobra.Command {
 	v := &inspectVerb{program: p}
 	cmd := &cobra.Command{
 		Use:   "inspect [OPTIONS] NAME...",
-		Short: "Show all that is known of containers, images, networks and volumes",
-		Long: `Show all that is known of containers, images, networks or volumes, as a JSON
-list or by a Go template. A name is looked for among containers first, then
-images, networks and volumes; --type says where to look.`,
+		Short: "Show all that is known of containers, images, networks, volumes and pods",
+		Long: `Show all that is known of containers, images, networks, volumes or pods, as a
+JSON list or by a Go template. A name is looked for among containers first, then
+images, networks, volumes and pods; --type says where to look.`,
 		Example: `  berth inspect web
   berth inspect -f '{{.State.Status}} {{.State.Pid}}' web
   berth inspect -f '{{json .Config.Env}}' alpine
@@ -55,7 +58,7 @@ images, networks and volumes; --type says where to look.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return v.show(cmd.Context(), args) },
 		ValidArgsFunction: completeAll(-1, func(ctx context.Context) ([]string, error) {
 			var names []string
-			for _, list := range []lookup{p.containerNames, p.imageNames, p.networkNames, p.volumeNames} {
+			for _, list := range []lookup{p.containerNames, p.imageNames, p.networkNames, p.volumeNames, p.podNames} {
 				more, err := list(ctx)
 				if err != nil {
 					return nil, err
@@ -66,9 +69,9 @@ images, networks and volumes; --type says where to look.`,
 		}),
 	}
 	v.flags(cmd)
-	cmd.Flags().StringVar(&v.kind, "type", "", "what to look for: container, image, network, volume or exec")
+	cmd.Flags().StringVar(&v.kind, "type", "", "what to look for: "+inspectKinds)
 	cmd.Flags().BoolVarP(&v.size, "size", "s", false, "count the disk that a container takes")
-	completeFlag(cmd, "type", completeWords("container", "image", "network", "volume", "exec"))
+	completeFlag(cmd, "type", completeWords("container", "image", "network", "volume", "pod", "exec"))
 	return cmd
 }
 
@@ -98,9 +101,9 @@ func (p *program) inspectOf(kind string, all lookup) *cobra.Command {
 func (v *inspectVerb) show(ctx context.Context, refs []string) error {
 	kinds := v.inspectables(v.size)
 	if v.kind != "" {
-		kinds = slices.DeleteFunc(kinds, func(k inspectable) bool { return k.name != v.kind })
+		kinds = slices.DeleteFunc(kinds, func(k inspectable) bool { return k.kind != v.kind })
 		if len(kinds) == 0 {
-			return errs.New(errs.Invalid, "--type %q: expected container, image, network, volume or exec", v.kind)
+			return errs.New(errs.Invalid, "--type %q: expected "+inspectKinds, v.kind)
 		}
 	}
 	found := []any{}
@@ -129,13 +132,15 @@ func (v *inspectVerb) meant(ctx context.Context, err error, ref string) error {
 		return v.meantNetwork(ctx, err, ref)
 	case "volume":
 		return v.meantVolume(ctx, err, ref)
+	case "pod":
+		return v.meantPod(ctx, err, ref)
 	}
 	return err
 }
 
 // find looks for ref in one sort after the other.
 func find(ctx context.Context, kinds []inspectable, ref string) (any, error) {
-	var names []string
+	var tried []string
 	for _, kind := range kinds {
 		thing, err := kind.get(ctx, ref)
 		if err == nil {
@@ -146,9 +151,9 @@ func find(ctx context.Context, kinds []inspectable, ref string) (any, error) {
 		if !errors.Is(err, errs.NotFound) && (len(kinds) == 1 || !errors.Is(err, errs.Invalid)) {
 			return nil, err
 		}
-		names = append(names, kind.name)
+		tried = append(tried, kind.kind)
 	}
-	return nil, errs.New(errs.NotFound, "no such %s: %s", strings.Join(names, ", "), ref)
+	return nil, errs.New(errs.NotFound, "no such %s: %s", strings.Join(tried, ", "), ref)
 }
 
 func (v *inspectVerb) write(w io.Writer, found []any) error {

@@ -17,7 +17,8 @@ func (p *program) pod() *cobra.Command {
 	return p.management("pod", "Work with the pods of Kubernetes: ls inspect ps stats trace stop rm",
 		`  berth pod ls
   berth pod ps shop/front
-  berth pod trace shop/front`,
+  berth pod trace shop/front
+  berth logs shop/front/app          the containers in them are like all others`,
 		p.podLs(), p.podPs(), p.podStats(), p.podTrace(), p.podInspect(), p.podStop(), p.podRm())
 }
 
@@ -49,28 +50,11 @@ Go template.`,
 		Example: `  berth pod inspect shop/front
   berth pod inspect -f '{{join .IPs " "}}' front`,
 		Args:              arguments(1, -1),
-		RunE:              func(cmd *cobra.Command, args []string) error { return v.showPods(cmd.Context(), args) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return v.show(cmd.Context(), args) },
 		ValidArgsFunction: completeAll(-1, p.podNames),
 	}
 	v.flags(cmd)
 	return cmd
-}
-
-func (v *inspectVerb) showPods(ctx context.Context, refs []string) error {
-	found := []any{}
-	var failed []error
-	for _, ref := range refs {
-		one, err := v.inspectPod(ctx, ref)
-		if err != nil {
-			failed = append(failed, v.meantPod(ctx, err, ref))
-			continue
-		}
-		found = append(found, one)
-	}
-	if err := v.write(v.stdout, found); err != nil {
-		return err
-	}
-	return errors.Join(failed...)
 }
 
 func (p *program) podStop() *cobra.Command {

@@ -28,8 +28,8 @@ func (p *program) podTrace() *cobra.Command {
 		Short: "Show step by step how a pod was started",
 		Long: `Show step by step how a pod was started, and what took how long: on a terminal
 as a waterfall, else a line for each step. With --all also what was done for the
-pod since. Steps are known since the node was started, and for a short while
-after a pod is gone, by its whole id.`,
+pod since. Of a pod that is gone, or that could not be started, the steps are
+known for a short while.`,
 		Example: `  berth pod trace shop/front
   berth pod trace --all 3f2a
   berth pod trace --format json front | jq 'max_by(.duration)'`,
@@ -65,7 +65,7 @@ func (v *podTraceVerb) show(ctx context.Context, ref string) error {
 		return nil
 	}
 	if len(steps) == 0 {
-		fmt.Fprintln(v.stderr, "berth: nothing is remembered of how this pod was started: the node has been restarted since")
+		fmt.Fprintln(v.stderr, "berth: nothing is remembered of how this pod was started: the machine has been started since")
 		return nil
 	}
 	if width := int(terminal.Size(v.stdout).Cols); width > 0 {

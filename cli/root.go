@@ -104,7 +104,9 @@ func unknownVerb(cmd *cobra.Command, name string) error {
 		}
 	}
 	hint := "see " + cmd.CommandPath() + " --help"
-	if near := closest(name, names); len(near) > 0 {
+	if above, _, err := cmd.Root().Find([]string{name}); err == nil && above.Name() == name {
+		hint = "there is berth " + name
+	} else if near := closest(name, names); len(near) > 0 {
 		hint = "did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return &exitError{code: 2, err: errs.New(errs.Invalid, "no verb %q; %s", name, hint)}

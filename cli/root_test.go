@@ -99,6 +99,7 @@ func TestUsageFailures(t *testing.T) {
 	}{
 		{"launch", `berth: no verb "launch"; see berth --help`, 2},
 		{"sotp", "berth: no verb \"sotp\"; did you mean stop?", 2},
+		{"pod logs", `berth: pod: no verb "logs"; there is berth logs`, 2},
 		{"network lsx", "berth: network: no verb \"lsx\"; did you mean ls?", 2},
 		{"help runn", "did you mean run?", 2},
 		{"ps --colour", "berth: ps: unknown flag: --colour; see berth ps --help", 1},
