@@ -173,6 +173,9 @@ func (n *node) run(ctx context.Context) error {
 	g.Go("runtime events", func(ctx context.Context) error { return n.serveEvents(ctx, told) })
 	g.Go("door", door.run)
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
+	if err := tellSystemd(ctx, "READY=1"); err != nil {
+		n.log.WarnContext(ctx, "systemd does not know that the node is ready", "err", err)
+	}
 	if n.config.Ready != nil {
 		ready := Readiness{NodeConfig: n.config, Snapshotter: n.storage.name, KeeperPid: n.keeper.Pid()}
 		ready.Runtime = n.runtimes.usual
