@@ -16,10 +16,20 @@ const (
 	podsListed    = 200
 )
 
+// podPart is measured again in each round, on each side.
+type podPart struct {
+	name    string
+	measure func(ctx context.Context, c *cluster) error
+}
+
 // measurePods has kubelet's calls asked of containerd, of a node with the
 // same CNI plugins and of one with its own network.
 func (b *bench) measurePods(ctx context.Context) (err error) {
-	if !b.wants("cri") {
+	parts := []podPart{
+		{"cri-start", b.podsOneByOne}, {"cri-fifty", b.podsAtOnce}, {"cri-event", b.podEvents}, {"cri-log", b.podLogs},
+	}
+	parts = slices.DeleteFunc(parts, func(p podPart) bool { return !b.wants(p.name) })
+	if len(parts) == 0 && !b.wants("cri-idle") && !b.wants("cri-many") {
 		return nil
 	}
 	var clusters []*cluster
@@ -50,19 +60,26 @@ func (b *bench) measurePods(ctx context.Context) (err error) {
 			return fmt.Errorf("%s: %w", side.column, err)
 		}
 	}
-	if err := b.idlePods(ctx, clusters); err != nil {
-		return err
+	if b.wants("cri-idle") {
+		if err := b.idlePods(ctx, clusters); err != nil {
+			return err
+		}
 	}
 	for round := range b.podRounds {
 		b.log.InfoContext(ctx, "pods", "round", round+1, "of", b.podRounds)
 		for i := range clusters {
 			c := clusters[(round+i)%len(clusters)]
-			if err := errors.Join(b.podsOneByOne(ctx, c), b.podsAtOnce(ctx, c), b.podEvents(ctx, c), b.podLogs(ctx, c)); err != nil {
-				return fmt.Errorf("%s: %w", c.column, err)
+			for _, p := range parts {
+				if err := p.measure(ctx, c); err != nil {
+					return fmt.Errorf("%s of %s: %w", p.name, c.column, err)
+				}
 			}
 		}
 	}
 	for _, c := range clusters {
+		if !b.wants("cri-many") {
+			break
+		}
 		b.log.InfoContext(ctx, "many pods", "side", c.column)
 		if err := b.manyPods(ctx, c); err != nil {
 			return fmt.Errorf("%s: %w", c.column, err)

@@ -72,7 +72,7 @@ func (a accounts) cpu() (total time.Duration, err error) {
 
 // within has the daemon start in a cgroup below the cluster's.
 func (c *cluster) within(name string) error {
-	top := filepath.Join(cgroupRoot(), name)
+	top := filepath.Join(cgroupRoot(), fmt.Sprintf("bench-%d-%s", os.Getpid(), name))
 	inside := filepath.Join(top, "daemon")
 	if err := os.MkdirAll(inside, 0o755); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (b *bench) containerdPods(ctx context.Context) (_ *cluster, err error) {
 	c := &cluster{column: peerColumn, daemon: &peer.daemon, socket: peer.socket}
 	c.helpers = func() []int { return append(peer.shims(), processes("pause")...) }
 	c.end = func(ctx context.Context) { peer.close(ctx); removeLink(ctx, link) }
-	if err := c.within("bench-containerd"); err != nil {
+	if err := c.within("containerd"); err != nil {
 		return nil, err
 	}
 	pause, err := b.pauseImage()
@@ -177,7 +177,7 @@ enabled = false
 			removeLink(ctx, link)
 		}
 	}
-	if err := c.within("bench-" + name); err != nil {
+	if err := c.within(name); err != nil {
 		return nil, err
 	}
 	if err := b.openPods(ctx, c); err != nil {

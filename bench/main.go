@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (err error
 	flags.StringVar(&s.runtime, "runtime", "crun", "OCI runtime of both")
 	flags.StringVar(&s.first, "first", ".cache/bench/busybox.tar", "small image; made by test/first-image.sh where missing")
 	flags.StringVar(&s.big, "big", ".cache/bench/big.tar", "image to pull; made where missing")
-	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, door, storage, cri; and soak, which none else brings")
+	rows := flags.String("run", "", "only the rows that match: once, burst, memory, list, stats, restart, idle, pull, door, storage, cri (of which cri-idle, cri-start, cri-fifty, cri-event, cri-log, cri-many); and soak, which none else brings")
 	sides := flags.String("sides", "", "only the sides that match: containerd, berth")
 	flags.IntVar(&s.once, "n", 40, "containers from create to removed, on each side")
 	flags.IntVar(&s.bursts, "bursts", 5, "bursts on each side")

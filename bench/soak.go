@@ -141,7 +141,7 @@ func (c *cluster) gauges(ctx context.Context) ([]gauge, error) {
 	if err != nil {
 		return nil, err
 	}
-	routines, err := c.goroutines(ctx)
+	routines, heap, err := c.ofGo(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +163,7 @@ func (c *cluster) gauges(ctx context.Context) ([]gauge, error) {
 		{"node threads", entries(c.pid(), "task"), 16},
 		{"keeper threads", entries(keeper, "task"), 8},
 		{"goroutines", routines, 10},
+		{"node's live heap KiB", heap >> 10, 4 << 10},
 		{"mounts", int64(strings.Count(string(mounts), place)), 0},
 		{"links", int64(len(links)), 0},
 		{"cgroups", files(c.group.dirs[0], fs.FileMode.IsDir), 0},
@@ -200,8 +201,9 @@ func files(dir string, is func(fs.FileMode) bool) (n int64) {
 	return n
 }
 
-// goroutines asks the node's metrics.
-func (c *cluster) goroutines(ctx context.Context) (int64, error) {
+// ofGo asks the node's metrics for its goroutines, and for the bytes that
+// were in use when its collector had run last: it runs again at twice of them.
+func (c *cluster) ofGo(ctx context.Context) (routines, heap int64, err error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -210,20 +212,25 @@ func (c *cluster) goroutines(ctx context.Context) (int64, error) {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://berth/metrics", nil)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	r, err := client.Do(req)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer r.Body.Close()
+	found := map[string]float64{}
 	lines := bufio.NewScanner(r.Body)
 	for lines.Scan() {
-		if text, ok := strings.CutPrefix(lines.Text(), "go_goroutines "); ok {
-			return strconv.ParseInt(text, 10, 64)
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if n, err := strconv.ParseFloat(value, 64); err == nil {
+			found[name] = n
 		}
 	}
-	return 0, errors.Join(lines.Err(), errors.New("the node's metrics do not count goroutines"))
+	if found["go_goroutines"] == 0 || found["go_memstats_next_gc_bytes"] == 0 {
+		return 0, 0, errors.Join(lines.Err(), errors.New("the node's metrics say nothing of Go"))
+	}
+	return int64(found["go_goroutines"]), int64(found["go_memstats_next_gc_bytes"] / 2), nil
 }
 
 // report logs readings, with what each is above the first.
