@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -204,6 +205,8 @@ func (n *node) podRuntime(handler string) (string, error) {
 		return container.RuntimeV2, nil
 	case n.runtimes.byName[handler] != nil, handler == container.RuntimeV2, formerly[handler]:
 		return handler, nil
+	case strings.ContainsRune(handler, '/'): // a handler is a name: what is at a path is not to be run by it
+		return "", errs.New(errs.NotFound, "there is no runtime for handler %q", handler)
 	}
 	if _, err := n.shims.Runtime(handler); err != nil {
 		return "", errs.New(errs.NotFound, "there is no runtime for handler %q: %w", handler, err)
