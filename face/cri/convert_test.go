@@ -197,6 +197,10 @@ func TestRefusedContainers(t *testing.T) {
 			s := c.Linux.SecurityContext
 			s.Seccomp, s.SeccompProfilePath = nil, "what" //nolint:staticcheck // older clients
 		},
+		"NUL in the folder":  func(c *cri.ContainerConfig) { c.WorkingDir = "/a\x00b" },
+		"NUL in the command": func(c *cri.ContainerConfig) { c.Command = []string{"sh\x00"} },
+		"NUL in a variable":  func(c *cri.ContainerConfig) { c.Envs[0].Value = []byte{0} },
+		"NUL in a mount":     func(c *cri.ContainerConfig) { c.Mounts[1].HostPath = "/\x00" },
 		"IPC of its own one": func(c *cri.ContainerConfig) { c.Linux.SecurityContext.NamespaceOptions.Ipc = cri.NamespaceMode_TARGET },
 	} {
 		c := someContainer()

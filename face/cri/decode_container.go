@@ -23,6 +23,9 @@ func containerConfig(c *cri.ContainerConfig) (config spec.PodContainerConfig, er
 	if path := c.GetLogPath(); path != "" && !filepath.IsLocal(path) && !filepath.IsAbs(path) {
 		return config, errs.New(errs.Invalid, "log path %q leads out of the pod's folder of logs", path)
 	}
+	if err := whole(slices.Concat([]string{c.GetMetadata().GetName(), c.GetWorkingDir(), c.GetLogPath()}, c.GetCommand(), c.GetArgs())...); err != nil {
+		return config, err
+	}
 	config = spec.PodContainerConfig{
 		Name: c.GetMetadata().GetName(), Attempt: c.GetMetadata().GetAttempt(),
 		Image: c.GetImage().GetImage(), UserImage: c.GetImage().GetUserSpecifiedImage(),
@@ -35,9 +38,15 @@ func containerConfig(c *cri.ContainerConfig) (config spec.PodContainerConfig, er
 		if e.GetKey() == "" || strings.Contains(e.GetKey(), "=") {
 			return config, errs.New(errs.Invalid, "%q is no name of an environment variable", e.GetKey())
 		}
+		if err := whole(e.GetKey(), string(e.GetValue())); err != nil {
+			return config, err
+		}
 		config.Env = append(config.Env, e.GetKey()+"="+string(e.GetValue()))
 	}
 	for _, d := range c.GetDevices() {
+		if err := whole(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions()); err != nil {
+			return config, err
+		}
 		config.Devices = append(config.Devices, spec.PodDevice{Host: d.GetHostPath(), Container: d.GetContainerPath(), Permissions: d.GetPermissions()})
 	}
 	for _, d := range c.GetCDIDevices() {
@@ -55,6 +64,16 @@ func containerConfig(c *cri.ContainerConfig) (config spec.PodContainerConfig, er
 	}
 	config.Security, err = containerSecurity(c.GetLinux().GetSecurityContext())
 	return config, err
+}
+
+// whole says whether the kernel takes texts to their end: at a NUL it stops.
+func whole(texts ...string) error {
+	for _, text := range texts {
+		if strings.ContainsRune(text, 0) {
+			return errs.New(errs.Invalid, "there is a NUL in %.100q", text)
+		}
+	}
+	return nil
 }
 
 // mountOptions are those that a client may give a mount.
@@ -76,6 +95,9 @@ func mount(m *cri.Mount) (spec.PodMount, error) {
 	}
 	invalid := func(why string) (spec.PodMount, error) {
 		return read, errs.New(errs.Invalid, "mount at %s: %s", read.Target, why)
+	}
+	if err := whole(read.Target, read.Source, read.ImageSubPath); err != nil {
+		return read, err
 	}
 	switch {
 	case read.Target == "":

@@ -115,6 +115,9 @@ func (s *Server) follow(ctx context.Context, sizes <-chan remotecommand.Terminal
 // mostOutput is how much of each stream ExecSync returns, as the CRI has it.
 const mostOutput = 16 << 20
 
+// longest is as many seconds as a command may take that is said to take longer.
+const longest = int64(100 * 365 * 24 * 3600)
+
 // killWait bounds how long a command may take to end that was killed.
 const killWait = 10 * time.Second
 
@@ -136,7 +139,7 @@ func (s *Server) ExecSync(ctx context.Context, r *cri.ExecSyncRequest) (*cri.Exe
 	defer session.Close() //nolint:errcheck // a terminal may have gone
 	stdout, stderr := capped{room: mostOutput}, capped{room: mostOutput}
 	pumps := s.connect(ctx, session, streams{stdout: &stdout, stderr: &stderr}, func() {})
-	done, err := s.waitSync(ctx, e.ID, time.Duration(r.GetTimeout())*time.Second)
+	done, err := s.waitSync(ctx, e.ID, time.Duration(min(r.GetTimeout(), longest))*time.Second)
 	if err != nil {
 		return nil, err
 	}
