@@ -49,8 +49,8 @@ func TestSoak(t *testing.T) {
 			must(t, err)
 		}
 	}
-	churn("first", 20) // what is there once from then on
-	<-time.After(2 * time.Second) // what goes on in the background is not to hide what grows
+	churn("first", 20)
+	<-time.After(2 * time.Second) // what ends in the background is not to hide what grows
 	before := c.footprint()
 	churn("then", 80)
 	// What goes on in the background comes to its end.
