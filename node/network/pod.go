@@ -161,7 +161,11 @@ func (s *Set) attachToBridge(ctx context.Context, req PodRequest, ports []spec.P
 		if err := s.clearSeat(req.NetNS); err != nil {
 			return nil, err
 		}
-		if err := s.join(ctx, a, place{net: n}, nil, &u); err != nil {
+		err := s.join(ctx, a, place{net: n}, nil, &u)
+		for errors.Is(err, errs.Exhausted) && s.yieldSeat(ctx, n) {
+			err = s.join(ctx, a, place{net: n}, nil, &u)
+		}
+		if err != nil {
 			return nil, err
 		}
 		e = a.endpoints[0]
@@ -406,7 +410,33 @@ func (s *Set) clearSeat(path string) error {
 	if found == nil {
 		return nil
 	}
+	return s.freeSeat(found)
+}
+
+func (s *Set) freeSeat(found *seat) error {
 	err := s.deleteLink(found.endpoint.outside)
 	s.retire(found.endpoint)()
 	return errors.Join(err, found.ns.Close())
+}
+
+// yieldSeat frees the address of a namespace on n that no pod has yet, for a
+// pod that finds none; false where there is no such namespace.
+func (s *Set) yieldSeat(ctx context.Context, n *network) bool {
+	var found *seat
+	s.mu.Lock()
+	for ino, seat := range s.seats {
+		if seat.net == n {
+			found = seat
+			delete(s.seats, ino)
+			break
+		}
+	}
+	s.mu.Unlock()
+	if found == nil {
+		return false
+	}
+	if err := s.freeSeat(found); err != nil {
+		s.cfg.Log.WarnContext(ctx, "the link of a namespace that no pod has is left", "err", err)
+	}
+	return true
 }

@@ -141,6 +141,40 @@ func TestPodSeats(t *testing.T) {
 	equal(t, "leases left", leases(s), 0)
 }
 
+// A pod that finds no address has that of a namespace that waits for its pod;
+// pods alone can take all there are.
+func TestPodTakesAddressOfASeat(t *testing.T) {
+	m := newMachine(t)
+	s := m.open(t, func(c *Config) { c.PodNetwork = "few" })
+	before := m.traces(t, s)
+	_, err := s.Create(t.Context(), spec.NetworkConfig{Name: "few", Subnets: []spec.Subnet{{Subnet: "10.77.0.0/29"}}})
+	must(t, err)
+	var pods []PodRequest
+	for _, name := range []string{"a", "b", "c", "d", "e"} { // and the gateway
+		pods = append(pods, m.pod(t, name))
+		must(t, s.PlugReady(t.Context(), pods[len(pods)-1].NetNS))
+	}
+	wantKind(t, s.PlugReady(t.Context(), m.pod(t, "none").NetNS), errs.Exhausted, "10.77.0.0/29")
+	pods = append([]PodRequest{m.pod(t, "sudden")}, pods[:4]...)
+	ips, last := map[string]bool{}, ""
+	for _, p := range pods {
+		last = attachPod(t, s, p)[0]
+		ips[last] = true
+	}
+	equal(t, "addresses", len(ips), 5)
+	equal(t, "seats", len(s.seats), 0)
+	_, _, err = s.AttachPod(t.Context(), m.pod(t, "late"))
+	wantKind(t, err, errs.Exhausted, "10.77.0.0/29")
+	echo(t, pods[4].NetNS, "tcp", 80)
+	reaches(t, "neighbour", pods[0].NetNS, "tcp", last+":80")
+	for _, p := range pods {
+		must(t, s.DetachPod(t.Context(), p))
+	}
+	must(t, s.Remove(t.Context(), "few"))
+	s.settle(t)
+	equal(t, "left", strings.Join(m.traces(t, s), "\n"), strings.Join(before, "\n"))
+}
+
 func TestPodNetworkChosen(t *testing.T) {
 	m := newMachine(t)
 	use := withCNI(t, m, map[string]string{"10-fake.conflist": `{"cniVersion":"1.0.0","name":"fake","plugins":[{"type":"fake"}]}`})
