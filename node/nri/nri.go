@@ -19,6 +19,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -185,7 +186,7 @@ func (p *Plugins) Run(ctx context.Context, pods Pods) error {
 func (p *Plugins) start(ctx context.Context) error {
 	err := p.current().Start()
 	if err == nil {
-		return nil
+		return p.guard()
 	}
 	p.config.Log.ErrorContext(ctx, "plugins are not started from their folder", "folder", p.config.PluginDir, "err", err)
 	p.current().Stop()
@@ -197,6 +198,15 @@ func (p *Plugins) start(ctx context.Context) error {
 	p.library = library
 	p.mu.Unlock()
 	if err := library.Start(); err != nil {
+		return errs.New(errs.Internal, "nri: %w", err)
+	}
+	return p.guard()
+}
+
+// guard keeps everybody but root from the socket: a plugin can have any program
+// run on the machine. The library leaves that to the umask.
+func (p *Plugins) guard() error {
+	if err := os.Chmod(p.config.Socket, 0o600); err != nil {
 		return errs.New(errs.Internal, "nri: %w", err)
 	}
 	return nil

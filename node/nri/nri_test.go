@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/node/nri"
@@ -355,6 +356,17 @@ func aSpec() *specs.Spec {
 			Sysctl:      map[string]string{"net.a": "1"},
 		},
 	}
+}
+
+// Whoever may write to the socket may have any program run on the machine.
+func TestOnlyRootBecomesAPlugin(t *testing.T) {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	n := start(t, nri.Config{}, &rooms{})
+	eventually(t, "nobody but root may write to the socket", func() bool {
+		info, err := os.Stat(n.socket)
+		return err == nil && info.Mode().Perm() == 0o600
+	})
 }
 
 func TestLife(t *testing.T) {

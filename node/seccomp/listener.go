@@ -55,6 +55,37 @@ type listener struct {
 	// begun: the process runs what is the container's. Until then it is the
 	// OCI runtime, whose calls are not the container's.
 	begun bool
+	pace  pace
+}
+
+// pace bounds how much of the node's time a container gets that makes forbidden
+// calls without end: its own cgroup does not.
+type pace struct {
+	second time.Time
+	calls  int
+}
+
+// Refusals beyond so many in a second are slow.
+const (
+	refusalsASecond = 1000
+	slowRefusal     = time.Millisecond
+)
+
+// wait holds up the refusal that is one too many.
+func (p *pace) wait(ctx context.Context) {
+	now := time.Now()
+	if now.Sub(p.second) >= time.Second {
+		p.second, p.calls = now, 0
+	}
+	if p.calls++; p.calls <= refusalsASecond {
+		return
+	}
+	timer := time.NewTimer(slowRefusal)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // newListener listens to a copy of file.
@@ -173,6 +204,9 @@ func next(fd uintptr) (asked notification, over bool, err error) {
 func (w *Watcher) answer(ctx context.Context, l *listener, asked notification) {
 	name := w.table.name(asked.arch, asked.number)
 	no, may := w.judge(ctx, l, name, asked)
+	if !may {
+		l.pace.wait(ctx)
+	}
 	// Who asked may have gone meanwhile, and its id stand for somebody else.
 	// The kernel looks again at the answer; until then nothing was done for it.
 	err := l.raw.Control(func(fd uintptr) {

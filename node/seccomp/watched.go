@@ -92,6 +92,11 @@ func (c *watched) message() string {
 // eventGap is how far apart events of the same call are at least.
 const eventGap = time.Second
 
+// exactly is how many calls of one name are written down each as it comes. Of a
+// flood of them it is enough to know it is one: a moment's are lost with a node
+// that is killed.
+const exactly = 100
+
 // forbidden notes a call that the profile does not allow.
 func (w *Watcher) forbidden(ctx context.Context, c *watched, name string) {
 	c.mu.Lock()
@@ -108,7 +113,9 @@ func (w *Watcher) forbidden(ctx context.Context, c *watched, name string) {
 			w.stopLater(c)
 		}
 	}
-	w.keep(ctx, c)
+	if calls <= exactly || tell {
+		w.keep(ctx, c)
+	}
 	if tell {
 		w.config.Events.Publish("container", "seccomp", c.Container, map[string]string{
 			"name": c.Name, "pod": c.Pod, "syscall": name, "mode": string(c.Mode), "count": strconv.FormatUint(calls, 10),
