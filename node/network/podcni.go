@@ -32,6 +32,11 @@ func (s *Set) attachByPlugins(ctx context.Context, req PodRequest, list *libcni.
 	if len(ports) > 0 && !capable(list, "portMappings") {
 		return nil, errs.New(errs.Unsupported, "no plugin of CNI network %s publishes ports", list.Name)
 	}
+	for _, text := range []string{req.Namespace, req.Name, req.UID} {
+		if strings.ContainsAny(text, ";\n\x00") { // would be another argument to the plugins
+			return nil, errs.New(errs.Invalid, "pod %q: plugins of CNI cannot be told of it: there is a semicolon, a line's end or a zero in it", text)
+		}
+	}
 	abilities, err := s.abilities(req, ports)
 	if err != nil {
 		return nil, err

@@ -155,7 +155,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.pumps.Wait()
 	defer s.close()
 	server := &http.Server{
-		Handler: s.handler(), ReadHeaderTimeout: headerTimeout,
+		Handler: s.handler(), ReadHeaderTimeout: headerTimeout, IdleTimeout: headerTimeout, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return s.life },
 		// Streams are upgrades of HTTP/1.1.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
