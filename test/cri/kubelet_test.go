@@ -1,7 +1,6 @@
 package cri
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,238 +9,48 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
 
-// cluster is a whole Kubernetes of one machine, whose runtime is a node of ours.
-// The control plane is no pods: there is nothing of Kubernetes but its programs.
-type cluster struct {
-	*node
-	programs string
-}
-
-// address is what the machine is called by.
-const address = "10.77.0.1"
-
-// newCluster starts it; test/kubelet/build.sh makes the programs.
-func newCluster(t *testing.T, cni string) *cluster {
-	t.Helper()
-	if os.Getenv("KUBELET") == "" {
-		t.Skip("skipped: a whole Kubernetes runs when test/kubelet/run.sh says so")
-	}
-	programs, err := filepath.Abs("../../.cache/kubelet")
-	must(t, err)
-	c := &cluster{node: newNode(t, cni, ""), programs: programs}
-	for _, line := range []string{
-		"ip link add kube0 type bridge", "ip addr add " + address + "/24 dev kube0", "ip link set kube0 up", "ip route add default dev kube0",
-		"mkdir -p /var/log/containers", "mount -t tmpfs logs /var/log/containers",
-		"openssl genrsa -out " + c.dir + "/sa.key 2048",
-	} {
-		if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
-		}
-	}
-	t.Cleanup(func() {
-		_ = exec.Command("ip", "link", "del", "kube0").Run()
-		_ = syscall.Unmount("/var/log/containers", 0)
-	})
-	c.controlPlane(t)
-	c.kubelet(t)
-	return c
-}
-
-func (c *cluster) path(name string) string { return filepath.Join(c.dir, name) }
-
-// run starts a program of Kubernetes; it ends with the test.
-func (c *cluster) run(t *testing.T, name string, args ...string) *exec.Cmd {
-	t.Helper()
-	log, err := os.Create(c.path(name + ".log"))
-	must(t, err)
-	defer log.Close()
-	cmd := exec.Command(filepath.Join(c.programs, name), args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	must(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			text, _ := os.ReadFile(log.Name())
-			t.Logf("%s:\n%s", name, text[max(0, len(text)-6000):])
-		}
-	})
-	return cmd
-}
-
-func (c *cluster) controlPlane(t *testing.T) {
-	t.Helper()
-	must(t, os.WriteFile(c.path("tokens"), []byte("secret,admin,admin,system:masters\n"), 0o600))
-	must(t, os.WriteFile(c.path("kubeconfig"), []byte(`apiVersion: v1
-kind: Config
-clusters: [{name: c, cluster: {server: "https://127.0.0.1:6443", insecure-skip-tls-verify: true}}]
-users: [{name: u, user: {token: secret}}]
-contexts: [{name: x, context: {cluster: c, user: u}}]
-current-context: x
-`), 0o600))
-	c.run(t, "etcd", "--data-dir", c.path("etcd"), "--listen-peer-urls", "http://127.0.0.1:2380", "--unsafe-no-fsync")
-	c.run(t, "kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--cert-dir="+c.path("certs"), "--advertise-address="+address,
-		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.path("sa.key"),
-		"--service-account-signing-key-file="+c.path("sa.key"), "--token-auth-file="+c.path("tokens"), "--authorization-mode=Node,RBAC",
-		"--kubelet-preferred-address-types=InternalIP", "--allow-privileged=true")
-	patient(t, "the API answers", func() error { _, err := c.kubectl("get", "--raw=/readyz"); return err })
-	c.run(t, "kube-controller-manager", "--kubeconfig="+c.path("kubeconfig"), "--service-account-private-key-file="+c.path("sa.key"),
-		"--root-ca-file="+c.path("certs/apiserver.crt"), "--leader-elect=false", "--use-service-account-credentials=false")
-	c.run(t, "kube-scheduler", "--kubeconfig="+c.path("kubeconfig"), "--leader-elect=false")
-}
-
-func (c *cluster) kubelet(t *testing.T) {
-	t.Helper()
-	must(t, os.WriteFile(c.path("kubelet.yaml"), []byte(`apiVersion: kubelet.config.k8s.io/v1beta1
-kind: KubeletConfiguration
-containerRuntimeEndpoint: unix://`+c.socket+`
-authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
-authorization: {mode: AlwaysAllow}
-cgroupDriver: cgroupfs
-failCgroupV1: false
-failSwapOn: false
-oomScoreAdj: 0
-podLogsDir: `+c.path("podlogs")+`
-evictionHard: {memory.available: 50Mi, nodefs.available: 1Mi, imagefs.available: 1Mi}
-imageGCHighThresholdPercent: 100
-featureGates: {EventedPLEG: true, PodAndContainerStatsFromCRI: true, CRIListStreaming: true}
-`), 0o600))
-	c.run(t, "kubelet", "--config="+c.path("kubelet.yaml"), "--kubeconfig="+c.path("kubeconfig"), "--root-dir="+c.path("kubelet"),
-		"--node-ip="+address, "--hostname-override=one", "--v=2")
-}
-
-// kubectl runs it and returns what it prints.
-func (c *cluster) kubectl(args ...string) (string, error) { return c.kubectlWith("", args...) }
-
-func (c *cluster) kubectlWith(stdin string, args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(c.programs, "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig")}, args...)...)
-	cmd.Stdin = strings.NewReader(stdin)
-	var says bytes.Buffer
-	cmd.Stderr = &says
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("kubectl %s: %w\n%s%s", strings.Join(args, " "), err, out, says.Bytes())
-	}
-	return strings.TrimSpace(string(out)), err
-}
-
-func (c *cluster) mustKubectl(t *testing.T, stdin string, args ...string) string {
-	t.Helper()
-	out, err := c.kubectlWith(stdin, args...)
-	must(t, err)
-	return out
-}
-
-// patient is until with the patience that a cluster takes.
-func patient(t *testing.T, what string, objection func() error) {
-	t.Helper()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	late := time.After(2 * time.Minute)
-	for {
-		err := objection()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("%s: not within two minutes: %v", what, err)
-		}
-	}
-}
-
-// web is a Deployment with every kind of probe.
-const web = `
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: settings}
-data: {greeting: hello from a volume}
----
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 5
-      initContainers:
-      - {name: first, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sh, -c, "echo made > /shared/file"], volumeMounts: [{name: shared, mountPath: /shared}]}
-      containers:
-      - name: nginx
-        image: registry.k8s.io/e2e-test-images/nginx:1.14-2
-        env: [{name: ROUND, value: "ONE"}]
-        ports: [{containerPort: 80}]
-        resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 64Mi}}
-        startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
-        readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
-        livenessProbe: {exec: {command: [cat, /shared/file]}, periodSeconds: 1, timeoutSeconds: 5}
-        volumeMounts: [{name: shared, mountPath: /shared}, {name: settings, mountPath: /settings}]
-      volumes: [{name: shared, emptyDir: {}}, {name: settings, configMap: {name: settings}}]
-`
-
-// other is pods for the rest of what kubelet asks of a runtime.
-const other = `
-apiVersion: v1
-kind: Pod
-metadata: {name: crash}
-spec:
-  containers: [{name: c, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sh, -c, "echo last words > /dev/termination-log; exit 3"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: mapped}
-spec:
-  hostUsers: false
-  containers: [{name: c, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sleep, "1000"]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: several}
-spec:
-  shareProcessNamespace: true
-  securityContext: {runAsUser: 1000, runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
-  containers:
-  - {name: a, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sleep, "1234"], lifecycle: {postStart: {exec: {command: [touch, /tmp/began]}}}, securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}
-  - {name: b, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sleep, "1000"], volumeMounts: [{name: i, mountPath: /image}]}
-  volumes: [{name: i, image: {reference: "gcr.io/k8s-staging-cri-tools/test-image-1:latest"}}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: host}
-spec:
-  hostNetwork: true
-  containers: [{name: c, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sleep, "1000"]}]
-`
-
-// A real kubelet runs its pods on Berth.
+// A real kubelet runs its pods on Berth, by CNI's plugins and on the node's own
+// network.
 func TestKubelet(t *testing.T) {
-	c := newCluster(t, bridge)
-	patient(t, "the node is ready", func() error {
-		_, err := c.kubectl("wait", "--for=condition=Ready", "node/one", "--timeout=1s")
-		return err
-	})
+	for network, cni := range map[string]string{"cni": bridge, "own network": ""} {
+		t.Run(network, func(t *testing.T) { testKubelet(t, cni) })
+	}
+}
+
+func testKubelet(t *testing.T, cni string) {
+	c := newCluster(t, cni)
 	patient(t, "there is a service account", func() error { _, err := c.kubectl("get", "serviceaccount", "default"); return err })
 	c.mustKubectl(t, web, "apply", "-f", "-")
 	c.mustKubectl(t, other, "apply", "-f", "-")
+	c.mustKubectl(t, further, "apply", "-f", "-")
 	c.mustKubectl(t, "", "rollout", "status", "deployment/web", "--timeout=120s")
+	c.undisturbed(t, func() { c.startKubelet(t) })
+	kubeletSince := time.Now()
 	t.Run("commands", c.commands)
 	t.Run("other pods", c.otherPods)
+	t.Run("a pod with everything", c.everything)
+	t.Run("pods that end", c.ends)
+	t.Run("pods that cannot start", c.failures)
+	t.Run("debug", c.debug)
+	t.Run("resize", c.resize)
+	t.Run("static pod", c.static)
+	t.Run("stop signal", c.stopSignal)
 	t.Run("numbers", c.numbers)
-	t.Run("the runtime restarts", c.restarts)
+	t.Run("traces", c.traces)
+	t.Run("no pod has a container twice", func(t *testing.T) { must(t, c.twins()) })
+	t.Run("the runtime is killed", func(t *testing.T) { c.undisturbed(t, func() { c.killNode(); c.start(t) }) })
+	t.Run("the keeper is killed", func(t *testing.T) { c.undisturbed(t, func() { c.killKeeper(t) }) })
 	c.mustKubectl(t, "", "set", "env", "deployment/web", "ROUND=TWO")
 	c.mustKubectl(t, "", "rollout", "status", "deployment/web", "--timeout=120s")
-	c.mustKubectl(t, "", "delete", "deployment,pod", "--all", "--timeout=60s")
+	must(t, c.twins())
+	t.Run("unused images go", func(t *testing.T) { c.collection(t, kubeletSince) })
+	c.mustKubectl(t, "", "delete", "deployment,job,cronjob,pod", "--all", "--timeout=60s")
 	patient(t, "nothing of the pods is left", c.left)
+	must(t, c.complaints())
 }
 
 // commands are what people do to pods.
@@ -258,28 +67,41 @@ func (c *cluster) commands(t *testing.T) {
 	if out := c.mustKubectl(t, "", "logs", "deploy/web", "-c", "nginx"); !strings.Contains(out, "answers on port 80") {
 		t.Errorf("logs are %q", out)
 	}
+	if out := c.mustKubectl(t, "typed\n", "run", "once", "--image=registry.k8s.io/e2e-test-images/busybox:1.29-2", "--rm", "-i", "--restart=Never", "--", "sh", "-c", "read x; echo it was $x"); !strings.Contains(out, "it was typed") {
+		t.Errorf("run said %q", out)
+	}
+	pod := c.mustKubectl(t, "", "get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
+	must(t, os.WriteFile(c.path("there"), []byte("there and back"), 0o600))
+	c.mustKubectl(t, "", "cp", c.path("there"), pod+":/shared/there")
+	c.mustKubectl(t, "", "cp", pod+":/shared/there", c.path("back"))
+	if back, err := os.ReadFile(c.path("back")); err != nil || string(back) != "there and back" {
+		t.Errorf("cp brought %q: %v", back, err)
+	}
 	forward := c.run(t, "kubectl", "--kubeconfig", c.path("kubeconfig"), "port-forward", "deploy/web", "18080:80")
-	patient(t, "the port answers", func() error {
-		out, err := exec.Command("curl", "-fsS", "http://127.0.0.1:18080/").Output()
-		if err == nil && !strings.Contains(string(out), "It works!") {
-			err = fmt.Errorf("it says %q", out)
-		}
-		return err
-	})
+	patient(t, "the port answers", answers("http://127.0.0.1:18080/"))
 	_ = forward.Process.Signal(os.Interrupt)
 }
 
-func (c *cluster) otherPods(t *testing.T) {
-	patient(t, "a pod that crashes is started again", func() error {
-		out, err := c.kubectl("get", "pod", "crash", "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].lastState.terminated.exitCode} {.status.containerStatuses[0].lastState.terminated.reason} {.status.containerStatuses[0].lastState.terminated.message}")
-		if err == nil && !regexp.MustCompile(`^[1-9]\d* 3 Error last words`).MatchString(out) {
-			err = errors.New(out)
+// answers says why a web server of a pod cannot be reached.
+func answers(url string) func() error {
+	return func() error {
+		out, err := exec.Command("curl", "-fsS", "-m", "5", url).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "It works!") {
+			return fmt.Errorf("%s says %q: %w", url, out, err)
 		}
-		return err
-	})
+		return nil
+	}
+}
+
+func (c *cluster) otherPods(t *testing.T) {
+	c.says(t, "a pod that crashes is started again", `^[1-9]\d* 3 Error last words`, "get", "pod", "crash", "-o",
+		"jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].lastState.terminated.exitCode} {.status.containerStatuses[0].lastState.terminated.reason} {.status.containerStatuses[0].lastState.terminated.message}")
 	c.mustKubectl(t, "", "wait", "--for=condition=Ready", "pod/mapped", "pod/several", "pod/host", "--timeout=60s")
 	if out := c.mustKubectl(t, "", "exec", "mapped", "--", "cat", "/proc/self/uid_map"); strings.Fields(out)[1] == "0" {
 		t.Errorf("the users of a pod of its own are %s", out)
+	}
+	if out := c.mustKubectl(t, "", "exec", "mapped", "--", "ls", "-ln", "/v/x"); !regexp.MustCompile(` 1000 +2345 `).MatchString(out) {
+		t.Errorf("on a volume of a pod with its own users: %s", out)
 	}
 	if out := c.mustKubectl(t, "", "exec", "several", "-c", "b", "--", "sh", "-c", "id -u; pgrep -f '^sleep 1234'; cat /image/name"); !regexp.MustCompile(`^1000\n\d+\n1$`).MatchString(out) {
 		t.Errorf("containers that share processes see %q", out)
@@ -292,6 +114,102 @@ func (c *cluster) otherPods(t *testing.T) {
 	}
 }
 
+// everything is in the pod of that name: volumes of all kinds, what it is told
+// of itself, a port of the machine, a container beside it that lives as long.
+func (c *cluster) everything(t *testing.T) {
+	c.mustKubectl(t, "", "wait", "--for=condition=Ready", "pod/everything", "--timeout=60s")
+	out := c.mustKubectl(t, "", "logs", "everything", "-c", "main")
+	ip := c.mustKubectl(t, "", field("everything", "podIP")...)
+	if want := "begun by the one beside\nmade first\neverything " + ip + " 67108864 200 one"; out != want {
+		t.Errorf("it was told %q, want %q", out, want)
+	}
+	mounts := c.mustKubectl(t, "", "exec", "everything", "-c", "main", "--", "cat", "/proc/mounts", "/info/labels")
+	for _, want := range []string{` /mem tmpfs rw,.*size=8192k`, ` / \S+ ro,`, ` /sub `, ` /info tmpfs ro,`, `app="everything"`} {
+		if !regexp.MustCompile(want).MatchString(mounts) {
+			t.Errorf("there is no %s in\n%s", want, mounts)
+		}
+	}
+	if out := c.mustKubectl(t, "", "exec", "everything", "-c", "main", "--", "sh", "-c", "touch /no 2>&1; ls -dn /w /sub; id; hostname -f"); !regexp.MustCompile(
+		`Read-only file system\n.* 0 +2345 .* /sub\n.* 0 +2345 .* /w\nuid=0\(root\).*2345\nname.sub.default.svc`).MatchString(out) {
+		t.Errorf("the pod shows %s", out)
+	}
+	patient(t, "the port of the machine answers", answers("http://127.0.0.1:12080/"))
+	patient(t, "and so from elsewhere", answers("http://"+address+":12080/"))
+}
+
+func (c *cluster) ends(t *testing.T) {
+	c.mustKubectl(t, "", "wait", "--for=condition=Complete", "job/three", "--timeout=90s")
+	c.mustKubectl(t, "", "wait", "--for=condition=Failed", "job/fails", "--timeout=90s")
+	if out := c.mustKubectl(t, "", "get", "pod", "-l", "job-name=fails", "-o", "jsonpath={.items[0].status.containerStatuses[0].state.terminated}"); !strings.Contains(out, `"exitCode":4`) || !strings.Contains(out, "why it failed") {
+		t.Errorf("a job that fails: %s", out)
+	}
+	c.says(t, "more memory than it may", `OOMKilled`, field("greedy", "containerStatuses[0].state.terminated.reason")...)
+	c.says(t, "a deadline", `DeadlineExceeded`, field("late", "reason")...)
+	c.says(t, "started again by a rule", `^[1-9]`, field("ruled", "containerStatuses[0].restartCount")...)
+	c.says(t, "a disk that is full", `Evicted`, field("big", "reason")...)
+}
+
+func (c *cluster) failures(t *testing.T) {
+	for pod, why := range map[string]string{
+		"noimage":   `ErrImagePull|ImagePullBackOff`,
+		"nocommand": `RunContainerError|CrashLoopBackOff`,
+		"noroot":    `CreateContainerConfigError`,
+	} {
+		c.says(t, pod, why, field(pod, "containerStatuses[0].state.waiting.reason")...)
+	}
+	c.says(t, "why", `no such file or directory`, field("nocommand", "containerStatuses[0].lastState.terminated.message")...)
+	c.says(t, "which runtime", `there is no runtime for handler "nothere"`, "get", "event", "--field-selector", "involvedObject.name=noruntime")
+	c.mustKubectl(t, "", "delete", "pod", "noimage", "nocommand", "noroot", "noruntime", "--timeout=60s")
+}
+
+// debug joins the processes of a container, and looks at the machine.
+func (c *cluster) debug(t *testing.T) {
+	const busybox = "--image=registry.k8s.io/e2e-test-images/busybox:1.29-2"
+	c.mustKubectl(t, "", "debug", "everything", busybox, "--target=main", "-c", "debugger", "--", "sh", "-c", "ps; sleep 1000")
+	c.says(t, "the target's processes", `sleep 0.2`, "logs", "everything", "-c", "debugger")
+	c.mustKubectl(t, "", "debug", "node/one", busybox, "--", "sh", "-c", "chroot /host hostname")
+	name, err := os.Hostname()
+	must(t, err)
+	c.says(t, "the machine's name", regexp.QuoteMeta(name), "logs", "-l", "app.kubernetes.io/managed-by=kubectl-debug")
+}
+
+// resize changes limits in place, and with a new start where the pod asks for it.
+func (c *cluster) resize(t *testing.T) {
+	c.mustKubectl(t, "", "patch", "pod", "everything", "--subresource", "resize", "-p",
+		`{"spec":{"containers":[{"name":"main","resources":{"requests":{"cpu":"60m","memory":"40Mi"},"limits":{"cpu":"300m","memory":"96Mi"}}}]}}`)
+	c.says(t, "the new limits", `^\{"cpu":"300m","memory":"96Mi"\} 0$`, "get", "pod", "everything", "-o",
+		`jsonpath={.status.containerStatuses[?(@.name=="main")].resources.limits} {.status.containerStatuses[?(@.name=="main")].restartCount}`)
+	c.mustKubectl(t, "", "patch", "pod", "anew", "--subresource", "resize", "-p", `{"spec":{"containers":[{"name":"a","resources":{"limits":{"memory":"48Mi"}}}]}}`)
+	c.says(t, "new limits by a new start", `^48Mi 1$`, "get", "pod", "anew", "-o",
+		`jsonpath={.status.containerStatuses[0].resources.limits.memory} {.status.containerStatuses[0].restartCount}`)
+}
+
+// static is a pod from a file, which runs without the API.
+func (c *cluster) static(t *testing.T) {
+	file := filepath.Join(c.path("static"), "pod.yaml")
+	must(t, os.WriteFile(file, []byte(`apiVersion: v1
+kind: Pod
+metadata: {name: static}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sleep, "1000"]}]
+`), 0o600))
+	c.says(t, "the static pod", `Running`, field("static-one", "phase")...)
+	must(t, os.Remove(file))
+	patient(t, "it is gone", func() error {
+		if _, err := c.kubectl("get", "pod", "static-one"); err == nil {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+}
+
+// stopSignal is the pod's own, and its container heeds no other.
+func (c *cluster) stopSignal(t *testing.T) {
+	c.mustKubectl(t, "", "wait", "--for=condition=Ready", "pod/signal", "--timeout=60s")
+	c.mustKubectl(t, "", "delete", "pod", "signal", "--timeout=30s") // its grace period is two minutes
+}
+
 // numbers are what kubelet tells of pods by the runtime alone, without cAdvisor.
 func (c *cluster) numbers(t *testing.T) {
 	patient(t, "statistics of a pod", func() error {
@@ -300,18 +218,25 @@ func (c *cluster) numbers(t *testing.T) {
 			return err
 		}
 		var summary struct {
+			Node struct {
+				Runtime struct{ ImageFs struct{ UsedBytes uint64 } }
+			}
 			Pods []struct {
-				PodRef  struct{ Name string }
-				CPU     struct{ UsageCoreNanoSeconds uint64 }
-				Memory  struct{ WorkingSetBytes uint64 }
-				Network struct{ RxBytes uint64 }
+				PodRef     struct{ Name string }
+				CPU        struct{ UsageCoreNanoSeconds uint64 }
+				Memory     struct{ WorkingSetBytes uint64 }
+				Network    struct{ RxBytes uint64 }
+				Containers []struct {
+					Rootfs struct{ UsedBytes uint64 }
+				}
 			}
 		}
 		if err := json.Unmarshal([]byte(out), &summary); err != nil {
 			return err
 		}
 		for _, p := range summary.Pods {
-			if strings.HasPrefix(p.PodRef.Name, "web-") && p.CPU.UsageCoreNanoSeconds > 0 && p.Memory.WorkingSetBytes > 0 && p.Network.RxBytes > 0 {
+			if strings.HasPrefix(p.PodRef.Name, "web-") && p.CPU.UsageCoreNanoSeconds > 0 && p.Memory.WorkingSetBytes > 0 && p.Network.RxBytes > 0 &&
+				len(p.Containers) > 0 && p.Containers[0].Rootfs.UsedBytes > 0 && summary.Node.Runtime.ImageFs.UsedBytes > 0 {
 				return nil
 			}
 		}
@@ -319,27 +244,69 @@ func (c *cluster) numbers(t *testing.T) {
 	})
 	for path, want := range map[string]string{
 		"/metrics/cadvisor": `container_memory_working_set_bytes\{container="nginx",.*pod="web-`,
+		"/metrics/resource": `container_cpu_usage_seconds_total\{container="nginx",namespace="default",pod="web-`,
 		"/metrics":          `kubelet_evented_pleg_connection_success_count(\{\})? [1-9]`,
 	} {
-		patient(t, path, func() error {
-			out, err := c.kubectl("get", "--raw", "/api/v1/nodes/one/proxy"+path)
-			if err == nil && !regexp.MustCompile(want).MatchString(out) {
-				err = fmt.Errorf("there is no %s in %d bytes", want, len(out))
-			}
-			return err
-		})
+		c.says(t, path, want, "get", "--raw", "/api/v1/nodes/one/proxy"+path)
+	}
+	c.says(t, "the version", `^berth://\d`, "get", "node", "one", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}")
+	out, err := exec.Command("curl", "-fsS", "--unix-socket", c.socket, "http://berth/metrics").Output()
+	must(t, err)
+	for _, rpc := range []string{"StreamContainers", "StreamPodSandboxes", "StreamImages"} {
+		if !regexp.MustCompile(`berth_cri_operations_total\{operation="` + rpc + `"\} [1-9]`).Match(out) {
+			t.Errorf("kubelet has not asked for %s", rpc)
+		}
 	}
 }
 
-// restarts kills the node: nobody but it is disturbed.
-func (c *cluster) restarts(t *testing.T) {
-	before := c.mustKubectl(t, "", "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.containerStatuses[*].restartCount}")
-	c.killNode()
-	c.start(t)
-	patient(t, "commands run again", func() error { _, err := c.kubectl("exec", "deploy/web", "--", "true"); return err })
-	c.mustKubectl(t, "", "wait", "--for=condition=Ready", "pod", "-l", "app=web", "--timeout=60s")
-	after := c.mustKubectl(t, "", "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.containerStatuses[*].restartCount}")
-	if before != after {
+// traces of pods' starts begin in kubelet and go on here.
+func (c *cluster) traces(t *testing.T) {
+	patient(t, "spans", func() error {
+		for _, rpc := range []string{"RunPodSandbox", "CreateContainer", "StartContainer"} {
+			if begun, children := c.spans.within("/runtime.v1.RuntimeService/" + rpc); begun == 0 || children == 0 {
+				return fmt.Errorf("%d %s within kubelet's spans, %d steps of them", begun, rpc, children)
+			}
+		}
+		return nil
+	})
+}
+
+// undisturbed kills somebody, to which no pod pays heed.
+func (c *cluster) undisturbed(t *testing.T, what func()) {
+	ready := []string{"wait", "--for=condition=Ready", "pod", "-l", "steady", "--timeout=60s"}
+	c.mustKubectl(t, "", ready...)
+	state := []string{"get", "pods", "-l", "steady", "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.containerStatuses[*].restartCount} {.items[*].status.containerStatuses[*].containerID}"}
+	before := c.mustKubectl(t, "", state...)
+	what()
+	patient(t, "commands run again", func() error { _, err := c.kubectl("exec", "deploy/web", "-c", "nginx", "--", "true"); return err })
+	c.mustKubectl(t, "", ready...)
+	if after := c.mustKubectl(t, "", state...); before != after {
 		t.Errorf("pods were %s, are %s", before, after)
+	}
+	must(t, c.twins())
+}
+
+// collection is kubelet's: five minutes after its start it asks for what images
+// take, and removes those that no pod uses.
+func (c *cluster) collection(t *testing.T, since time.Time) {
+	for _, n := range []string{"2", "3"} {
+		c.must(t, "crictl", "pull", "gcr.io/k8s-staging-cri-tools/test-image-"+n+":latest")
+	}
+	select {
+	case <-time.After(time.Until(since.Add(5 * time.Minute))):
+	case <-t.Context().Done():
+	}
+	patient(t, "what no pod uses has gone", func() error {
+		out, err := c.try("crictl", "images")
+		if err == nil && strings.Contains(out, "test-image-2 ") {
+			err = errors.New(out)
+		}
+		return err
+	})
+	out := c.must(t, "crictl", "images")
+	for _, stays := range []string{"test-image-3 ", "nginx ", "busybox ", "test-image-1 "} { // pinned, of pods, a volume
+		if !strings.Contains(out, stays) {
+			t.Errorf("%s has gone:\n%s", stays, out)
+		}
 	}
 }

@@ -15,6 +15,6 @@ build() { # build PROGRAM PACKAGE
 	CGO_ENABLED=0 go build -trimpath -ldflags "$flags" -o "$programs/$1" "$2"
 }
 build etcd go.etcd.io/etcd/server/v3
-for program in kubelet kubectl kube-apiserver kube-controller-manager kube-scheduler; do
+for program in kubelet kubectl kubeadm kube-apiserver kube-controller-manager kube-scheduler; do
 	build $program k8s.io/kubernetes/cmd/$program
 done
