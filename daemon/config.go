@@ -43,17 +43,20 @@ type NodeConfig struct {
 	// all when nil. Those that a client has begun are the client's choice.
 	OTLPRatio *float64 `toml:"otlp_ratio"`
 
-	Runtime    string                   `toml:"runtime"` // used where a container names none; the first of crun and runc that works when empty
-	Runtimes   map[string]RuntimeConfig `toml:"runtimes"`
-	InitPath   string                   `toml:"init_path"`   // what --init runs as process 1
-	RemapUsers bool                     `toml:"remap_users"` // containers get the subordinate ids of user berth (/etc/subuid)
-	CertsDirs  []string                 `toml:"certs_dirs"`  // folders with <host>/hosts.toml
-	Registry   RegistryDefaults         `toml:"registry"`
-	Network    NetworkDefaults          `toml:"network"`
-	Storage    StorageDefaults          `toml:"storage"`
-	Builder    BuilderDefaults          `toml:"builder"`
-	CRI        CRIDefaults              `toml:"cri"`
-	NRI        NRIDefaults              `toml:"nri"`
+	Runtime  string                   `toml:"runtime"` // used where a container names none; the first of crun and runc that works when empty
+	Runtimes map[string]RuntimeConfig `toml:"runtimes"`
+	// RuntimeSeconds is how long one command of a runtime may take before it
+	// is killed; 120 when 0.
+	RuntimeSeconds int              `toml:"runtime_timeout"`
+	InitPath       string           `toml:"init_path"`   // what --init runs as process 1
+	RemapUsers     bool             `toml:"remap_users"` // containers get the subordinate ids of user berth (/etc/subuid)
+	CertsDirs      []string         `toml:"certs_dirs"`  // folders with <host>/hosts.toml
+	Registry       RegistryDefaults `toml:"registry"`
+	Network        NetworkDefaults  `toml:"network"`
+	Storage        StorageDefaults  `toml:"storage"`
+	Builder        BuilderDefaults  `toml:"builder"`
+	CRI            CRIDefaults      `toml:"cri"`
+	NRI            NRIDefaults      `toml:"nri"`
 
 	Version spec.Version    `toml:"-"` // of this program
 	Log     io.Writer       `toml:"-"`

@@ -13,7 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.opentelemetry.io/otel"
 
-	"berth/base/clock"
 	"berth/base/errs"
 	"berth/face/containerd"
 	bits "berth/face/containerd/content"
@@ -82,11 +81,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 		return err
 	}
 	n.own(n.engine.contents)
-	boot, err := clock.Boot()
-	if err != nil {
-		return err
-	}
-	if n.engine.sandboxes, err = sandbox.Open(n.db, boot); err != nil {
+	if n.engine.sandboxes, err = sandbox.Open(n.db, n.boot); err != nil {
 		return err
 	}
 	n.own(tasks.SandboxOwner{Set: n.engine.sandboxes})

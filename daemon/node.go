@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel"
 
-	"berth/base/clock"
 	"berth/base/errs"
 	"berth/base/group"
 	"berth/base/kv"
@@ -64,12 +64,14 @@ type node struct {
 	freed   chan struct{}  // holds a token when a container has gone, and may have freed an image
 
 	id         string // made up on the first start
+	boot       string // which life of the state folder this is
 	host       bundle.Host
 	db         *kv.DB
 	metrics    *metrics
 	events     publisher
 	bus        *event.Bus
 	keeper     *keeper.Keeper
+	deafen     func() // ends what reads from the keeper; nil before anybody does
 	snapshots  snapshot.Store
 	storage    choice        // of the driver of snapshots
 	lazily     *image.Lazily // nil where images are whole before they are used
@@ -117,6 +119,9 @@ func (n *node) run(ctx context.Context) error {
 		return err
 	}
 	n.onClose("traces", func() error { stopTraces(ctx); return nil })
+	if n.boot, err = bootOf(n.config.State); err != nil {
+		return err
+	}
 	if n.host, err = bundle.Detect(); err != nil {
 		return err
 	}
@@ -153,7 +158,7 @@ func (n *node) run(ctx context.Context) error {
 	}
 	door := newDoor(listener)
 	g := group.New(ctx)
-	g.Go("keeper", n.keeper.Run)
+	n.hear(ctx)
 	g.Go("shims", n.shims.Run)
 	n.engine.leases.Trigger() // the last node may have ended before it collected
 	g.Go("leases", n.engine.leases.Run)
@@ -226,8 +231,26 @@ func (n *node) openKeeper(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.onClose("keeper", n.keeper.Close)
+	n.onClose("keeper", func() error {
+		if n.deafen != nil {
+			n.deafen()
+		}
+		return n.keeper.Close()
+	})
 	return nil
+}
+
+// hear reads what the keeper says until the rooms above it are closed: what
+// they have under way when the node is to end does not end without it.
+func (n *node) hear(ctx context.Context) {
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		if err := n.keeper.Run(life); err != nil && life.Err() == nil {
+			n.log.ErrorContext(life, "nobody hears the keeper any more", "err", err)
+		}
+	})
+	n.deafen = func() { stop(); reading.Wait() }
 }
 
 // upgradeKeeper lets a keeper of an older program go on as this one. It keeps
@@ -308,16 +331,13 @@ func (n *node) openRuntimes(ctx context.Context) (err error) {
 
 // openContainers also matches the records with what the keeper holds: who
 // still runs, who ended meanwhile, who is to be started after a reboot.
-func (n *node) openContainers(ctx context.Context) error {
-	boot, err := clock.Boot()
-	if err != nil {
-		return err
-	}
+func (n *node) openContainers(ctx context.Context) (err error) {
 	if n.config.InitPath != "" {
 		n.host.Init = n.config.InitPath
 	}
-	n.containers, err = container.Open(ctx, container.Config{
-		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: boot,
+	life := context.WithoutCancel(ctx) // until it is closed: who is in the middle of a call may finish it
+	n.containers, err = container.Open(life, container.Config{
+		DB: n.db, Root: n.config.Root, State: n.config.State, Boot: n.boot,
 		Images: n.images, Snapshots: n.snapshots, Networks: toldNetworks{n.networks, n.events}, Volumes: toldVolumes{n.volumes, n.events},
 		Events: n.events, Meter: n.engine.meter, Processes: processes{n.keeper, n.shims}, Files: n.files(),
 		Runtimes: n.runtimes.byName, Runtime: n.runtimes.usual, Host: n.host, CgroupParent: n.cgroup(),

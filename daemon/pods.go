@@ -10,7 +10,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
-	"berth/base/clock"
 	"berth/base/errs"
 	"berth/node/bundle"
 	"berth/node/container"
@@ -106,10 +105,6 @@ func (n *node) netDir() string {
 // openPods opens the rooms of pods and brings the pods together with what is
 // there of them.
 func (n *node) openPods(ctx context.Context) (err error) {
-	boot, err := clock.Boot()
-	if err != nil {
-		return err
-	}
 	ready := defaultReadyPool
 	if n.config.CRI.PodReadyPool != nil {
 		ready = *n.config.CRI.PodReadyPool
@@ -145,7 +140,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		return err
 	}
 	config := pod.Config{
-		DB: n.db, State: n.config.State, Boot: boot,
+		DB: n.db, State: n.config.State, Boot: n.boot,
 		Runner: n.containers, Networks: n.networks, Namespaces: n.pods.namespaces, Snapshots: n.snapshots,
 		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime, Features: n.podFeatures(),
 		Seccomp: n.pods.watcher, Devices: devices,
@@ -157,7 +152,8 @@ func (n *node) openPods(ctx context.Context) (err error) {
 	if n.pods.plugins != nil {
 		config.Hooks = n.pods.plugins
 	}
-	if n.pods.set, err = pod.Open(ctx, config); err != nil {
+	life := context.WithoutCancel(ctx) // as of the containers
+	if n.pods.set, err = pod.Open(life, config); err != nil {
 		return err
 	}
 	n.onClose("pods", n.pods.set.Close)

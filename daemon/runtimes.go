@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"berth/base/errs"
 	"berth/node/container"
@@ -35,7 +36,7 @@ func openRuntimes(ctx context.Context, c NodeConfig, state string, k *keeper.Kee
 	for name, config := range wanted {
 		driver, err := oci.New(oci.Config{
 			Name: name, Path: config.Path, Args: config.Args, Foreign: config.Foreign,
-			State: state, Keeper: k,
+			State: state, Keeper: k, Timeout: time.Duration(c.RuntimeSeconds) * time.Second,
 		})
 		switch _, named := c.Runtimes[name]; {
 		case err == nil:

@@ -132,8 +132,10 @@ func (r *records) ownedFiles() (map[string]ownedFile, error) {
 			return nil, err
 		}
 		var file ownedFile
-		if err := json.Unmarshal(data, &file); err != nil {
-			return nil, fmt.Errorf("record of container %s: %w", key, err)
+		if err := json.Unmarshal(data, &file); err != nil || !file.Removed && (file.Given == nil || keyOf(viewOf(file.Given)) != key) {
+			r.log.Warn("a record of a container makes no sense: what the database has must do", "file", r.ownedFile(key), "err", err)
+			_ = os.Remove(r.ownedFile(key))
+			continue
 		}
 		files[key] = file
 		r.written++

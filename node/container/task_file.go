@@ -67,7 +67,8 @@ func (s *Set) readTask(id string) (*taskRecord, error) {
 	}
 	record := &taskRecord{}
 	if err := json.Unmarshal(data, record); err != nil {
-		return nil, fmt.Errorf("record of the task: %w", err)
+		s.Log.Warn("the record of a task makes no sense: the task is ended", "file", s.taskFile(id), "err", err)
+		return nil, nil
 	}
 	return record, nil
 }

@@ -315,7 +315,11 @@ func (s *Set) loadPods() error {
 		}
 		var record attachmentRecord
 		if err := json.Unmarshal(content, &record); err != nil || record.Container != file.Name() || record.Pod == nil {
-			return fmt.Errorf("%s is not the record of a pod's network: %w", path, err)
+			s.cfg.Log.Warn("the record of a pod's network makes no sense", "file", path, "err", err)
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			continue // what was written for the time after a reboot has to do
 		}
 		s.attachments[record.Container] = record.attachment()
 	}

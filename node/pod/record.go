@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +62,7 @@ type containerRecord struct {
 type records struct {
 	*kv.DB
 	dir, boot string
+	log       *slog.Logger
 }
 
 func (r *records) podDir(id string) string { return filepath.Join(r.dir, id) }
@@ -129,6 +132,10 @@ type found struct {
 	pods       []podRecord
 	containers []containerRecord
 	strays     []string // folders of pods that were gone but for them
+
+	// Files that make no sense, by the ids of what they were about. What the
+	// buckets say has to do.
+	spoiled map[string]string
 }
 
 // read gives what the files say, and what the buckets say of before this boot.
@@ -150,6 +157,8 @@ func (r *records) read(ctx context.Context) (found, error) {
 		switch {
 		case known[id]:
 			return false
+		case f.spoiled[id] != "":
+			return true
 		case boot == r.boot:
 			gone = append(gone, [2]string{bucket, id})
 			return false
@@ -171,8 +180,12 @@ func (r *records) read(ctx context.Context) (found, error) {
 				return nil
 			}))
 	})
-	if err != nil || len(gone) == 0 {
+	if err != nil {
 		return f, err
+	}
+	r.mend(ctx, &f)
+	if len(gone) == 0 {
+		return f, nil
 	}
 	return f, r.Update(ctx, func(tx *kv.Tx) error {
 		for _, g := range gone {
@@ -184,7 +197,43 @@ func (r *records) read(ctx context.Context) (found, error) {
 	})
 }
 
+// mend writes the files anew that made no sense, from what the buckets say. A
+// pod or a container that is not there either is gone: what there is of it is
+// swept away.
+func (r *records) mend(ctx context.Context, f *found) {
+	lost := maps.Clone(f.spoiled)
+	write := func(id, file string, rec any) {
+		if f.spoiled[id] == "" {
+			return
+		}
+		delete(lost, id)
+		data, err := json.Marshal(rec)
+		if err == nil {
+			err = replaceFile(file, data)
+		}
+		if err != nil {
+			r.log.WarnContext(ctx, "the record of a pod cannot be mended", "file", file, "err", err)
+		}
+	}
+	for i := range f.pods {
+		write(f.pods[i].Pod.ID, r.podFile(f.pods[i].Pod.ID), &f.pods[i])
+	}
+	for i := range f.containers {
+		c := &f.containers[i].Container
+		write(c.ID, r.containerFile(c.Pod, c.ID), &f.containers[i])
+	}
+	for id, file := range lost {
+		r.log.ErrorContext(ctx, "the record of a pod or container is lost, and with it what it was of", "file", file)
+		if filepath.Base(file) == "pod.json" {
+			f.strays = append(f.strays, id)
+		} else if err := os.RemoveAll(file); err != nil {
+			r.log.WarnContext(ctx, "a record that makes no sense stays", "file", file, "err", err)
+		}
+	}
+}
+
 func (r *records) readFiles() (f found, err error) {
+	f.spoiled = map[string]string{}
 	entries, err := os.ReadDir(r.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, nil
@@ -201,10 +250,11 @@ func (r *records) readFiles() (f found, err error) {
 			f.strays = append(f.strays, e.Name())
 			continue
 		}
-		if err != nil {
-			return f, err
+		if err == nil && rec.Pod.ID == e.Name() {
+			f.pods = append(f.pods, *rec)
+		} else {
+			r.spoil(&f, e.Name(), r.podFile(e.Name()), err)
 		}
-		f.pods = append(f.pods, *rec)
 		if err := r.readMembers(e.Name(), &f); err != nil {
 			return f, err
 		}
@@ -223,12 +273,18 @@ func (r *records) readMembers(pod string, f *found) error {
 			continue
 		}
 		rec, err := readFile[containerRecord](r.containerFile(pod, id))
-		if err != nil {
-			return err
+		if err == nil && rec.Container.ID == id && rec.Container.Pod == pod {
+			f.containers = append(f.containers, *rec)
+		} else {
+			r.spoil(f, id, r.containerFile(pod, id), err)
 		}
-		f.containers = append(f.containers, *rec)
 	}
 	return nil
+}
+
+func (r *records) spoil(f *found, id, file string, err error) {
+	r.log.Warn("the record of a pod or container makes no sense", "file", file, "err", err)
+	f.spoiled[id] = file
 }
 
 func readFile[T any](name string) (*T, error) {

@@ -85,7 +85,7 @@ func nameOf(c *spec.PodConfig) name { return name{c.Namespace, c.Name, c.UID, c.
 func Open(ctx context.Context, config Config) (*Set, error) {
 	s := &Set{
 		Config:     config,
-		db:         records{DB: config.DB, dir: filepath.Join(config.State, "pods"), boot: config.Boot},
+		db:         records{DB: config.DB, dir: filepath.Join(config.State, "pods"), boot: config.Boot, log: config.Log},
 		pods:       map[string]*pod{},
 		names:      map[name]*pod{},
 		containers: map[string]*member{},

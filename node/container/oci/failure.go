@@ -4,10 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/node/container"
@@ -16,22 +22,39 @@ import (
 // output runs one of the program's commands to its end and gives what it
 // printed. Its complaints become the error.
 func (p *program) output(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
+	ctx, cancel := p.bound(ctx, args[0])
+	defer cancel()
 	cmd := exec.CommandContext(ctx, p.path, append(append([]string{}, p.args...), args...)...)
 	cmd.Env = environment()
 	cmd.Dir = p.root
 	cmd.Stdin = bytes.NewReader(stdin)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it is killed with what it has started
+	cmd.Cancel = func() error { return ignoreGone(unix.Kill(-cmd.Process.Pid, unix.SIGKILL)) }
+	cmd.WaitDelay = killGrace
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
 	out, err := cmd.Output()
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // a hook of it left something behind that holds the pipe
 		return out, nil
+	case p.hung(ctx, args[0]) != nil:
+		return nil, p.hung(ctx, args[0])
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("runtime %s: %s: %w", p.name, args[0], ctx.Err())
 	case complaints.Len() == 0:
 		return nil, fmt.Errorf("runtime %s: %s: %w", p.name, args[0], err)
 	}
 	return nil, failure(p.name, args[0], complaints.String())
+}
+
+// killGrace is for what the pipes of a killed command still hold.
+const killGrace = 500 * time.Millisecond
+
+func ignoreGone(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
 }
 
 // failure makes an error of what a runtime said, in JSON lines or plainly.
@@ -45,7 +68,7 @@ func failure(runtime, command, said string) error {
 		}
 	}
 	switch {
-	case matches(text, `does not exist`, `not found`, `no such process`, `error opening file .*/status`, `not running`, `container .*stopped`):
+	case matches(text, `does not exist`, `not found`, `no such process`, `error opening file .*/status`, `not running`, `process already finished`, `container .*stopped`):
 		return errs.New(errs.NotFound, "%w", err)
 	case matches(text, `paused`, `not in .* state`, `cannot \w+ a container`):
 		return errs.New(errs.Conflict, "%w", err)

@@ -187,10 +187,15 @@ func (r *Runtime) launch(ctx context.Context, program *program, l keeper.Launch,
 	l.Argv = append(l.Argv, "--log", l.RuntimeLog)
 	l.Argv = append(append(l.Argv, command...), id)
 	l.Env = environment()
+	ctx, cancel := program.bound(ctx, command[0])
+	defer cancel()
 	end := r.haste.begin()
 	p, err := r.keeper.Launch(ctx, l)
 	end()
 	if err != nil {
+		if hung := program.hung(ctx, command[0]); hung != nil {
+			return nil, hung
+		}
 		if failed, ok := errors.AsType[*keeper.LaunchError](err); ok {
 			return nil, failure(program.name, command[0], failed.Text)
 		}

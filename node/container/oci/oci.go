@@ -22,6 +22,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -30,6 +31,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"berth/base/errs"
 	"berth/node/container"
@@ -48,6 +50,9 @@ type Config struct {
 	// in plain cgroups of this kernel, such as runsc: everything then goes
 	// through the program.
 	Foreign bool
+	// Timeout is how long one command of the program may take; two minutes
+	// when 0.
+	Timeout time.Duration
 }
 
 // Keeper starts processes and owns them; *keeper.Keeper is one.
@@ -91,6 +96,7 @@ func New(c Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
+	usual.timeout = cmp.Or(c.Timeout, usualTimeout)
 	for _, dir := range []string{".bundle", ".launch", ".choice"} {
 		if err := os.MkdirAll(filepath.Join(c.State, dir), 0o711); err != nil {
 			return nil, fmt.Errorf("runtime %s: %w", c.Name, err)

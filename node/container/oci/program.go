@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"berth/base/errs"
 )
@@ -23,6 +24,7 @@ type program struct {
 	root    string   // its records, --root
 	args    []string // before every subcommand
 	foreign bool
+	timeout time.Duration // of one command
 	filters *filters
 	refuses bool // bundles of a later version than it knows
 }
@@ -36,7 +38,7 @@ func newProgram(name, path, root string, foreign bool, args ...string) (*program
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "runtime %s: %w", name, err)
 	}
-	p := &program{name: name, path: path, root: root, foreign: foreign, filters: newFilters(path)}
+	p := &program{name: name, path: path, root: root, foreign: foreign, timeout: usualTimeout, filters: newFilters(path)}
 	p.args = append([]string{"--root", root, "--log-format", "json"}, args...)
 	if filepath.Base(path) == "crun" && !foreign {
 		p.args = append(p.args, "--cgroup-manager", "cgroupfs")
@@ -131,6 +133,7 @@ func (r *Runtime) program(c choice) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.timeout = r.usual.timeout
 	r.others[key] = p
 	return p, nil
 }
