@@ -17,8 +17,10 @@ const (
 	bucket          = "container"
 	givenBucket     = "given" // what clients wrote of containers, by the same keys
 	tombstoneBucket = "tombstone"
-	// tombstoneAge is how long the end of a removed container is remembered.
-	tombstoneAge = 10 * time.Minute
+	// tombstoneAge is how long the end of a removed container is remembered, and
+	// tombstonesMost of how many at most.
+	tombstoneAge   = 10 * time.Minute
+	tombstonesMost = 1024
 )
 
 // record is the durable form of a container.
@@ -170,12 +172,13 @@ func (r *records) remove(ctx context.Context, c *container) error {
 	return nil
 }
 
-// tooOld takes the tombstones out of the order that have had their time.
+// tooOld takes the tombstones out of the order that have had their time, or for
+// which there is no room beside one more.
 func (r *records) tooOld(now time.Time) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := 0
-	for n < len(r.oldest) && now.Sub(r.tombstones[r.oldest[n]].Removed) > tombstoneAge {
+	for n < len(r.oldest) && (len(r.oldest)-n >= tombstonesMost || now.Sub(r.tombstones[r.oldest[n]].Removed) > tombstoneAge) {
 		n++
 	}
 	old := slices.Clone(r.oldest[:n])
