@@ -20,10 +20,6 @@ func TestTombstonesAreBounded(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = db.Close() })
 	config := &Config{DB: db, State: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
-	r, _, err := openRecords(config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	const more = 40
 	stones := make([]string, 0, tombstonesMost+more)
 	for i := range tombstonesMost + more {
@@ -40,7 +36,8 @@ func TestTombstonesAreBounded(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if r, _, err = openRecords(config); err != nil {
+	r, _, err := openRecords(config)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for id := range r.tombstones { // they are of now
