@@ -56,20 +56,24 @@ func (f *forgetter) flush() {
 	f.ids, f.timer = map[string]bool{}, nil
 	f.mu.Unlock()
 	for id := range ids {
-		f.set.drop(id)
+		if !f.set.drop(id) && f.set.life.Err() != nil {
+			return // there is no keeper any more to be told: the next node forgets them
+		}
 	}
 }
 
 // dropTimeout is the most that the keeper may take to forget a process.
 const dropTimeout = 2 * time.Second
 
-// drop makes the owner of the processes forget one, come what may.
-func (s *Set) drop(id string) {
+// drop makes the owner of the processes forget one, now or later.
+func (s *Set) drop(id string) (done bool) {
 	// Not for ever: at the node's end nobody may be left to answer.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), dropTimeout)
 	defer cancel()
-	if err := s.Processes.Forget(ctx, id); err != nil {
+	err := s.Processes.Forget(ctx, id)
+	if err != nil {
 		s.Log.Warn("cannot forget an ended process; will try again", "id", id, "error", err)
 		s.forget.later(id)
 	}
+	return err == nil
 }

@@ -2,6 +2,7 @@ package container_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -65,6 +66,31 @@ func TestARuntimeThatHangs(t *testing.T) {
 		w.runtime.Before = nil
 		w.ok(n.Remove(ctx, "web1", true, false))
 		time.Sleep(2 * time.Second)
+		w.wantNothing()
+	})
+}
+
+// When nobody is there any more to be told what can be forgotten, a node that
+// ends does not try that for each.
+func TestANodeEndsWithoutItsKeeper(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world, n *node) {
+		for i := range 20 {
+			w.runs(w.inPod(fmt.Sprint("web", i), "/bin/true"))
+		}
+		synctest.Wait()
+		w.runtime.Before = func(ctx context.Context, op, _ string) {
+			if op == "forget" {
+				<-ctx.Done()
+			}
+		}
+		begun := time.Now()
+		w.shut()
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("the node took %v to end", took)
+		}
+		w.runtime.Before = nil
+		w.open()
+		w.tidy()
 		w.wantNothing()
 	})
 }

@@ -256,11 +256,9 @@ type Owner struct{ r *Runtime }
 func (r *Runtime) Owner() Owner { return Owner{r} }
 
 // Forget drops an ended process. errs.Conflict: it runs.
-func (o Owner) Forget(_ context.Context, id string) error {
-	if o.r.Fail != nil {
-		if err := o.r.Fail("forget", id); err != nil {
-			return err
-		}
+func (o Owner) Forget(ctx context.Context, id string) error {
+	if err := o.r.fail(ctx, "forget", id); err != nil {
+		return err
 	}
 	o.r.mu.Lock()
 	defer o.r.mu.Unlock()
