@@ -76,6 +76,12 @@ func (s *Set) reserveMember(ctx context.Context, p *pod, config *spec.PodContain
 		ID: newID(), Pod: p.id, Config: *config, State: spec.Created, Created: time.Now().UTC(),
 		LogPath: logPath(&podConfig, config), Resources: config.Resources,
 	}})
+	var earlier []*member
+	for _, other := range p.members {
+		if is := other.rec.Load().Container.Config; other.unheard.Load() && is.Name == config.Name && is.Attempt < config.Attempt {
+			earlier = append(earlier, other)
+		}
+	}
 	m.op <- struct{}{} // it is new: nobody else has it
 	p.members[m.id], p.names[key] = m, m
 	p.working++
@@ -83,7 +89,13 @@ func (s *Set) reserveMember(ctx context.Context, p *pod, config *spec.PodContain
 	m.create = begin(ctx, s, func(ctx context.Context) (string, error) {
 		defer p.leave()
 		defer m.op.unlock()
-		if err := s.makeMember(ctx, m); err != nil {
+		err := s.endUnheard(ctx, earlier)
+		if err != nil {
+			s.forgetMember(m)
+		} else {
+			err = s.makeMember(ctx, m)
+		}
+		if err != nil {
 			s.spoil()
 			return "", fmt.Errorf("create container %s of pod %s: %w", config.Name, podConfig.Name, err)
 		}

@@ -208,3 +208,45 @@ func TestAFailedStartIsStoppedToo(t *testing.T) {
 	}
 	check(t, s.RemovePod(t.Context(), id))
 }
+
+// A kubelet that is killed while it starts a container makes the next attempt
+// when it comes back: there are not two then.
+func TestTheNextAttemptEndsOneThatNobodyWasToldOf(t *testing.T) {
+	w := newWorld(t)
+	s := w.node()
+	id := run(t, s, podConfig("web"))
+	first := create(t, s, id, containerConfig("c"))
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	w.setCue(func(_ int, name string, after bool) error {
+		if name == "run" && !after {
+			close(reached)
+			<-goOn
+		}
+		return nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	given := make(chan error, 1)
+	go func() { given <- s.StartContainer(ctx, first) }()
+	<-reached
+	cancel()
+	if err := <-given; !errors.Is(err, context.Canceled) {
+		t.Errorf("the client that went away got %v", err)
+	}
+	w.setCue(nil)
+	next := containerConfig("c")
+	next.Attempt = 1
+	made := make(chan string, 1)
+	go func() { made <- create(t, s, id, next) }()
+	close(goOn)
+	second := <-made
+	if is := w.status(first); is != spec.Stopped {
+		t.Errorf("the first attempt is %s", is)
+	}
+	check(t, s.StartContainer(t.Context(), second))
+	next.Attempt = 2 // what was told of goes on: it is for kubelet to end it
+	create(t, s, id, next)
+	if is := w.status(second); is != spec.Running {
+		t.Errorf("the second attempt is %s", is)
+	}
+	check(t, s.RemovePod(t.Context(), id))
+}

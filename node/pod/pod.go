@@ -40,6 +40,8 @@ type member struct {
 	rec atomic.Pointer[containerRecord]
 	// admitted: the room of containers has it, or has had it.
 	admitted atomic.Bool
+	// unheard: who asked for its start went away before it was done.
+	unheard atomic.Bool
 
 	create *call[string] // pod.mu guards it
 }

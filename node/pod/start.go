@@ -24,7 +24,7 @@ func (s *Set) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return s.finish(ctx, func(ctx context.Context) error {
+	err = s.finish(ctx, func(ctx context.Context) error {
 		if err := m.op.lock(ctx); err != nil {
 			return fmt.Errorf("start container %s: it is busy: %w", m.id, err)
 		}
@@ -45,6 +45,26 @@ func (s *Set) StartContainer(ctx context.Context, id string) error {
 		defer m.pod.leave()
 		return s.start(ctx, m)
 	})
+	if ctx.Err() != nil {
+		m.unheard.Store(true)
+	}
+	return err
+}
+
+// endUnheard ends the containers that an attempt replaces and of whose start
+// nobody was told: a kubelet that is killed while it starts one sees it as
+// created when it comes back, and makes the next attempt beside it.
+func (s *Set) endUnheard(ctx context.Context, earlier []*member) error {
+	for _, m := range earlier {
+		if err := m.op.lock(ctx); err != nil { // the start may be under way
+			return err
+		}
+		m.op.unlock()
+		if err := s.halt(ctx, m, 0); err != nil {
+			return fmt.Errorf("end attempt %d: %w", m.rec.Load().Container.Config.Attempt, err)
+		}
+	}
+	return nil
 }
 
 // start runs the container. op is held.
