@@ -20,6 +20,9 @@ func (s *Server) forward(ctx context.Context, id string, port int, stream io.Rea
 	if p.State != spec.PodReady {
 		return errs.New(errs.Conflict, "pod %s is not running", p.ID)
 	}
+	if p.NetNS == "" && p.Config.Security.Namespaces.Network != spec.NamespaceNode {
+		return errs.New(errs.Conflict, "pod %s has no network", p.ID) // and what there is without is the host's
+	}
 	conn, err := s.Dial(ctx, p.NetNS, port)
 	if err != nil {
 		return err

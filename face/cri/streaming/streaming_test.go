@@ -47,6 +47,8 @@ func (w *world) Pod(id string) (spec.Pod, error) {
 	switch id {
 	case "pod":
 		return spec.Pod{ID: "pod", State: spec.PodReady, NetNS: "/its/net"}, nil
+	case "bare":
+		return spec.Pod{ID: "bare", State: spec.PodReady}, nil
 	case "old":
 		return spec.Pod{ID: "old", State: spec.PodNotReady}, nil
 	}
@@ -494,6 +496,19 @@ func TestPortOverSPDYInAWebSocket(t *testing.T) {
 		}
 	}
 	echoes(t, all)
+}
+
+// A pod whose network is not there does not lead to the host's.
+func TestPortOfAPodWithoutItsNetwork(t *testing.T) {
+	s := open(t, newWorld(), func(c *Config) {
+		c.Dial = func(_ context.Context, namespace string, _ int) (net.Conn, error) {
+			t.Errorf("it dials in %q", namespace)
+			return nil, syscall.ECONNREFUSED
+		}
+	})
+	if err := s.forward(t.Context(), "bare", 22, nil); errs.KindOf(err) != errs.Conflict {
+		t.Error(err)
+	}
 }
 
 func TestPortThatNobodyListensOn(t *testing.T) {
