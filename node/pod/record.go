@@ -187,7 +187,7 @@ func (r *records) read(ctx context.Context) (found, error) {
 	if len(gone) == 0 {
 		return f, nil
 	}
-	return f, r.Update(ctx, func(tx *kv.Tx) error {
+	r.Later(func(tx *kv.Tx) error { // the disk may be full: the next start finds them again
 		for _, g := range gone {
 			if err := tx.Delete(g[0], g[1]); err != nil {
 				return err
@@ -195,6 +195,7 @@ func (r *records) read(ctx context.Context) (found, error) {
 		}
 		return nil
 	})
+	return f, nil
 }
 
 // mend writes the files anew that made no sense, from what the buckets say. A

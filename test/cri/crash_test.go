@@ -4,210 +4,217 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
 
-// onCue has pods connected by a plugin that fails or hangs when it is told so.
-const onCue = `{"cniVersion": "1.0.0", "name": "pods", "plugins": [
-	{"type": "cue", "bridge": "cnicue0", "isGateway": true,
-	 "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/16"}]]}}]}`
+// victim is a call on a pod that is caught at a point.
+type victim struct {
+	app
+	cue    string // that it is caught by; "" for one that hangs by itself
+	before func(t testing.TB, n *node, a *app) error
+	call   func(t testing.TB, n *node, a *app) error
+}
 
-// pretender is a program in the place of another one. It does as the file cue
-// says: fail or hang instead of doing what is named, or hang when it is done.
-const pretender = `#!/bin/sh
-dir=%s what=${CNI_COMMAND:-none}
-if [ "$what" = none ]; then
-	for arg; do case $arg in run|delete|kill) what=$arg; break;; esac; done
-fi
-case "$(cat $dir/cue 2>/dev/null)" in
-"$what fails") echo '{"cniVersion": "1.0.0", "code": 100, "msg": "fails on cue"}'; echo "fails on cue" >&2; exit 1;;
-"$what hangs") touch $dir/reached; exec sleep 60;;
-"$what hangs late") %s "$@"; code=$?; touch $dir/reached; sleep 60; exit $code;;
-esac
-exec %s "$@"
-`
-
-// cued starts a node whose plugin and whose runtime "cue" wait for cues.
-func cued(t *testing.T, settings string) *node {
-	t.Helper()
-	for _, plugin := range []string{"bridge", "host-local"} {
-		if _, err := os.Stat("/usr/lib/cni/" + plugin); err != nil {
-			t.Skipf("skipped: CNI's plugin %s is not installed", plugin)
+func victims() []*victim {
+	none := func(testing.TB, *node, *app) error { return nil }
+	runp := func(t testing.TB, n *node, a *app) error { return n.runp(t, a) }
+	created := func(t testing.TB, n *node, a *app) error {
+		if err := n.runp(t, a); err != nil {
+			return err
 		}
+		return n.create(t, a)
 	}
-	n := newNode(t, onCue, "", func(n *node) {
-		runtime := filepath.Join(tools, "runc")
-		must(t, os.MkdirAll(filepath.Join(n.dir, "plugins"), 0o700))
-		must(t, os.WriteFile(filepath.Join(n.dir, "plugins", "cue"), fmt.Appendf(nil, pretender, n.dir, "/usr/lib/cni/bridge", "/usr/lib/cni/bridge"), 0o700)) //nolint:gosec // it is run
-		must(t, os.WriteFile(filepath.Join(n.dir, "runtime"), fmt.Appendf(nil, pretender, n.dir, runtime, runtime), 0o700))                                    //nolint:gosec // likewise
-		n.settings = fmt.Sprintf("%s\n[runtimes.cue]\npath = %q\n", settings, filepath.Join(n.dir, "runtime"))
-	})
-	n.must(t, "crictl", "pull", busybox)
-	return n
-}
-
-func (n *node) cue(t *testing.T, what string) {
-	t.Helper()
-	_ = os.Remove(filepath.Join(n.dir, "reached"))
-	must(t, os.WriteFile(filepath.Join(n.dir, "cue"), []byte(what), 0o600))
-}
-
-func (n *node) reached() error {
-	_, err := os.Stat(filepath.Join(n.dir, "reached"))
-	return err
-}
-
-// up makes a pod with a container that runs, and returns both.
-func (n *node) up(t *testing.T, name string) (pod, container string) {
-	t.Helper()
-	file, app := n.podFile(t, name, nil), n.containerFile(t, "app", forever, nil)
-	pod = n.must(t, "crictl", "runp", "--runtime", "cue", file)
-	container = n.must(t, "crictl", "create", pod, app, file)
-	n.must(t, "crictl", "start", container)
-	return pod, container
-}
-
-// step is a call that is caught at a point.
-type step struct {
-	cue  string
-	do   func(n *node, pod, container string) (string, error)
-	made bool // on a pod that runs
-}
-
-func steps(t *testing.T) map[string]step {
-	t.Helper()
-	run := func(n *node, _, _ string) (string, error) {
-		return n.try("crictl", "runp", "--runtime", "cue", n.podFile(t, "victim", nil))
+	up := func(t testing.TB, n *node, a *app) error { return n.up(t, a) }
+	start := func(_ testing.TB, n *node, a *app) error { return n.launch(a) }
+	stop := func(_ testing.TB, n *node, a *app) error {
+		_, err := n.try("crictl", "--timeout", patience, "stop", "--timeout", "30", a.id)
+		return err
 	}
-	start := func(n *node, _, _ string) (string, error) {
-		file, app := n.podFile(t, "victim", nil), n.containerFile(t, "app", forever, nil)
-		return n.try("crictl", "run", "--no-pull", "--runtime", "cue", app, file)
+	stopp := func(_ testing.TB, n *node, a *app) error {
+		_, err := n.try("crictl", "--timeout", patience, "stopp", a.pod)
+		return err
 	}
-	remove := func(n *node, pod, _ string) (string, error) { return n.try("crictl", "rmp", "-f", pod) }
-	return map[string]step{
-		"before the network":         {"ADD hangs", run, false},
-		"after the network":          {"ADD hangs late", run, false},
-		"before the start":           {"run hangs", start, false},
-		"after the start":            {"run hangs late", start, false},
-		"before the network is gone": {"DEL hangs", remove, true},
-		"after the network is gone":  {"DEL hangs late", remove, true},
-		"before the end of a task":   {"delete hangs", remove, true},
-		"after the end of a task":    {"delete hangs late", remove, true},
+	rmp := func(_ testing.TB, n *node, a *app) error { return n.rmp(a.pod) }
+	list := []*victim{
+		{app{name: "runp-add", handler: "cue", port: 12011}, "ADD hangs", none, runp},
+		{app{name: "runp-added", handler: "cue", port: 12012}, "ADD hangs late", none, runp},
+		{app{name: "runp-pause", handler: "cue", shared: true}, "run hangs", none, runp},
+		{app{name: "runp-paused", handler: "cue", shared: true}, "run hangs late", none, runp},
+		{app{name: "start-run", handler: "cue"}, "run hangs", created, start},
+		{app{name: "start-ran", handler: "cue"}, "run hangs late", created, start},
+		{app{name: "stop-asked", handler: "cue"}, "", up, stop},
+		{app{name: "stop-kill", handler: "alien"}, "kill hangs", up, stopp},
+		{app{name: "stop-killed", handler: "alien"}, "kill hangs late", up, stopp},
+		{app{name: "stop-del", handler: "cue", shared: true, port: 12013}, "DEL hangs", up, stopp},
+		{app{name: "rm-del", handler: "cue", port: 12014}, "DEL hangs", up, rmp},
+		{app{name: "rm-deled", handler: "cue", port: 12015}, "DEL hangs late", up, rmp},
+		{app{name: "rm-delete", handler: "alien"}, "delete hangs", up, rmp},
+		{app{name: "rm-deleted", handler: "alien"}, "delete hangs late", up, rmp},
 	}
+	return list
 }
 
-// Whoever dies in the middle, a pod that is there beside it lives on, the call
-// can be made again, and in the end nothing is left.
+// Whoever dies in the middle of calls, a pod that is there beside them lives on,
+// each call can be made again, and in the end nothing is left. Containers go
+// only with both.
 func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 	n := cued(t, "")
-	witness, alive := n.up(t, "witness")
-	for name, s := range steps(t) {
-		for _, who := range []string{"node", "keeper", "both"} {
-			t.Run(strings.ReplaceAll(name, " ", "-")+"/"+who, func(t *testing.T) {
-				n.dieAt(t, s, who)
-				if out, err := n.try("crictl", "exec", "-s", alive, "true"); err != nil {
-					t.Errorf("the pod beside it suffers: %v\n%s", err, out)
+	witness := &app{name: "witness", handler: "cue", port: 12010}
+	must(t, n.up(t, witness))
+	before, open := n.inventory(t), descriptors(t, n.pid("keeper"))
+	for _, who := range []string{"node", "keeper"} {
+		t.Run(who, func(t *testing.T) {
+			n.dieInTheMiddle(t, who)
+			n.asked(t, witness)
+			if err := n.works(witness); err != nil {
+				t.Errorf("the witness suffers: %v", err)
+			}
+			n.complete(t, witness)
+			n.same(t, before)
+			until(t, "the keeper has closed what it held", func() error {
+				if now := descriptors(t, n.pid("keeper")); len(now) > len(open)+4 {
+					return fmt.Errorf("it has %d descriptors, had %d: %q", len(now), len(open), now)
 				}
+				return nil
 			})
-		}
+		})
 	}
-	n.must(t, "crictl", "rmp", "-f", witness)
+	t.Run("both", func(t *testing.T) {
+		n.dieInTheMiddle(t, "both")
+		n.asked(t, witness)
+		if out := n.must(t, "crictl", "inspect", "-o", "go-template", "--template", "{{.status.state}}|{{.status.reason}}", witness.id); out != "CONTAINER_EXITED|ContainerStatusUnknown" {
+			t.Errorf("the witness is %s", out)
+		}
+		n.must(t, "crictl", "rm", witness.id)
+		must(t, n.create(t, witness))
+		must(t, n.launch(witness))
+		must(t, n.works(witness))
+		must(t, n.rmp(witness.pod))
+	})
 }
 
-func (n *node) dieAt(t *testing.T, s step, who string) {
+func (n *node) dieInTheMiddle(t *testing.T, who string) {
 	t.Helper()
-	var pod, container string
-	n.cue(t, "")
-	if s.made {
-		pod, container = n.up(t, "victim")
+	list := victims()
+	must(t, all(list, func(v *victim) error { return v.before(t, n, &v.app) }))
+	for _, v := range list {
+		if v.cue != "" {
+			n.cue(t, v.name, v.cue)
+		}
 	}
-	n.cue(t, s.cue)
-	done := make(chan error, 1)
-	go func() { _, err := s.do(n, pod, container); done <- err }()
-	until(t, "it comes to "+s.cue, n.reached)
+	answers := make(chan error, 1)
+	go func() {
+		answers <- all(list, func(v *victim) error {
+			if err := v.call(t, n, &v.app); err != nil {
+				return fmt.Errorf("%s: %w", v.name, err)
+			}
+			return nil
+		})
+	}()
+	for _, v := range list {
+		until(t, v.name+" comes to its point", func() error {
+			if v.cue != "" {
+				return n.held(v.name)
+			}
+			if log, _ := os.ReadFile(filepath.Join(n.dir, "logs", v.name, "app.log")); !strings.Contains(string(log), " asked\n") {
+				return errors.New("it was not asked to end")
+			}
+			return nil
+		})
+	}
 	if who != "node" {
 		n.killKeeper(t)
 	}
 	if who != "keeper" {
 		n.killNode()
-	}
-	must(t, os.WriteFile(filepath.Join(n.dir, "cue"), nil, 0o600))
-	n.wake(t)
-	if who != "keeper" {
 		n.start(t)
 	}
-	<-done
-	for id := range strings.FieldsSeq(n.must(t, "crictl", "pods", "-q", "--name", "victim")) {
-		n.must(t, "crictl", "rmp", "-f", id)
-	}
-	pod, container = n.up(t, "victim")
-	n.must(t, "crictl", "exec", "-s", container, "true")
-	n.must(t, "crictl", "rmp", "-f", pod)
-	until(t, "nothing of it is left", func() error { return n.leftOf("victim") })
+	n.release(t)
+	t.Logf("answers: %v", <-answers)
+	n.again(t, list)
 }
 
-// wake ends what sleeps on cue.
-func (n *node) wake(t *testing.T) {
+// asked has the witness asked for again, which is there.
+func (n *node) asked(t *testing.T, witness *app) {
 	t.Helper()
-	processes, err := filepath.Glob("/proc/[0-9]*/environ")
+	same := *witness
+	if err := n.runp(t, &same); err != nil || same.pod != witness.pod {
+		t.Errorf("the witness asked for again is %s, was %s: %v", same.pod, witness.pod, err)
+	}
+}
+
+// complete looks whether the log has every number, and goes on.
+func (n *node) complete(t *testing.T, a *app) {
+	t.Helper()
+	file := filepath.Join(n.dir, "logs", a.name, "app.log")
+	count := func() (lines int) {
+		log, err := os.ReadFile(file)
+		must(t, err)
+		for line := range strings.Lines(string(log)) {
+			fields := strings.Fields(line)
+			lines++
+			if number, err := strconv.Atoi(fields[len(fields)-1]); err != nil || number != lines {
+				t.Fatalf("line %d of the log of %s is %q", lines, a.name, line)
+			}
+		}
+		return lines
+	}
+	was := count()
+	until(t, "the log goes on", func() error {
+		if count() <= was {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+}
+
+// again makes each call again that was cut off, and the pods anew.
+func (n *node) again(t *testing.T, list []*victim) {
+	t.Helper()
+	must(t, all(list, func(v *victim) error {
+		again := v.app
+		switch {
+		case strings.HasPrefix(v.name, "runp-"):
+			if err := n.runp(t, &again); err != nil || v.pod != "" && again.pod != v.pod {
+				return fmt.Errorf("%s: asked for again it is %s, was %q: %w", v.name, again.pod, v.pod, err)
+			}
+			return n.rmp(again.pod)
+		case strings.HasPrefix(v.name, "start-"): // it runs, or whoever wants it removes it
+			if err := n.launch(&again); err == nil {
+				if err := n.works(&again); err != nil {
+					return err
+				}
+			}
+		default:
+			if err := v.call(t, n, &again); err != nil {
+				return fmt.Errorf("%s again: %w", v.name, err)
+			}
+		}
+		return n.rmp(v.pod)
+	}))
+	must(t, all(list, func(v *victim) error {
+		if err := n.up(t, &v.app); err != nil {
+			return err
+		}
+		if err := n.works(&v.app); err != nil {
+			return err
+		}
+		return n.rmp(v.pod)
+	}))
+}
+
+// descriptors are those that a process has open.
+func descriptors(t testing.TB, pid int) (open []string) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
 	must(t, err)
-	for _, file := range processes {
-		dir := filepath.Dir(file)
-		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if string(line) != "sleep\x0060\x00" {
-			continue
-		}
-		parents, _ := os.ReadFile(filepath.Join(dir, "environ"))
-		if strings.Contains(string(parents), n.dir) {
-			_ = exec.Command("kill", filepath.Base(dir)).Run() // it may have gone by itself
+	for _, link := range links {
+		if to, err := os.Readlink(link); err == nil {
+			open = append(open, to)
 		}
 	}
-}
-
-// leftOf says what there is of pods besides the witness.
-func (n *node) leftOf(name string) error {
-	pods, err := n.try("crictl", "pods", "-q")
-	if err != nil {
-		return err
-	}
-	count := len(strings.Fields(pods))
-	for what, pattern := range map[string]string{
-		"folders": n.state + "/pods/*", "namespaces": n.state + "/kernelns/[0-9a-f]*", "bundles": n.state + "/containers/*",
-		"addresses": "/var/lib/cni/networks/pods/[0-9]*",
-	} {
-		if found, _ := filepath.Glob(pattern); len(found) > count {
-			err = errors.Join(err, fmt.Errorf("%d %s of %d pods after %s: %v", len(found), what, count, name, found))
-		}
-	}
-	return err
-}
-
-// A plugin or a runtime that fails is told of, and nothing is left.
-func TestPluginAndRuntimeFailOnCue(t *testing.T) {
-	n := cued(t, "")
-	for _, cue := range []string{"ADD fails", "run fails"} {
-		n.cue(t, cue)
-		file, app := n.podFile(t, "victim", nil), n.containerFile(t, "app", forever, nil)
-		out, err := n.try("crictl", "run", "--no-pull", "--runtime", "cue", app, file)
-		if err == nil || !strings.Contains(err.Error(), "fails on cue") {
-			t.Errorf("%s: %v, %s", cue, err, out)
-		}
-		n.cue(t, "")
-		for id := range strings.FieldsSeq(n.must(t, "crictl", "pods", "-q")) {
-			n.must(t, "crictl", "rmp", "-f", id)
-		}
-		must(t, n.leftOf("victim"))
-	}
-	pod, _ := n.up(t, "victim")
-	n.cue(t, "DEL fails")
-	if out, err := n.try("crictl", "stopp", pod); err == nil || !strings.Contains(err.Error(), "fails on cue") {
-		t.Errorf("DEL fails: %v, %s", err, out)
-	}
-	n.cue(t, "")
-	n.must(t, "crictl", "stopp", pod)
-	n.must(t, "crictl", "rmp", pod)
-	must(t, n.leftOf("victim"))
+	return open
 }
