@@ -585,10 +585,8 @@ func TestRunLimitsAndExec(t *testing.T) {
 		if _, err := io.ReadFull(stdout, score); err != nil || string(score) != "900\n" {
 			t.Fatalf("oom_score_adj is %q (%v)", score, err)
 		}
-		further, err := bundle.PodExec(s.Process, []string{"/bin/sh", "-c", "id -u; id -G; echo $A"}, false)
-		if err != nil {
-			t.Fatal(err)
-		}
+		further := *s.Process
+		further.Args = []string{"/bin/sh", "-c", "id -u; id -G; echo $A"}
 		text, err := json.Marshal(further)
 		if err != nil {
 			t.Fatal(err)
@@ -596,7 +594,9 @@ func TestRunLimitsAndExec(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "process.json")
 		write(t, file, string(text))
 		args := slices.Clone(cmd.Args[1:3]) // --root …
-		out, err := exec.Command(r.program, append(args, "exec", "--process", file, cmd.Args[len(cmd.Args)-1])...).CombinedOutput()
+		command := exec.Command(r.program, append(args, "exec", "--process", file, cmd.Args[len(cmd.Args)-1])...)
+		command.Stdin = strings.NewReader("") // a pipe: runtimes give the user of the process what it has, /dev/null too
+		out, err := command.CombinedOutput()
 		wantOutput(t, result(t, out, err), "1000", "1000 50000", "c")
 		if _, err := os.Stat("/sys/fs/cgroup/memory" + in.CgroupPath); err == nil {
 			for file, want := range map[string]string{
