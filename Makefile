@@ -29,7 +29,7 @@ unit: setup ## unit tests and suites, with the race detector
 script: build ## the command line and the faults, end to end
 	$(GO) test -count=1 -timeout 25m $$($(GO) list ./test/... | grep -v /vm)
 vm: build ## tests on other kernels: cgroup v2, other rungs of storage, reboot, power cut
-	$(GO) test -count=1 -timeout 20m ./test/vm
+	$(GO) test -count=1 -timeout 40m ./test/vm
 fuzz:    ## every fuzz test for ten seconds
 	@test/fuzz.sh
 bench: build ## us and containerd in one run; prints the table of bench/RESULTS.md

@@ -34,7 +34,7 @@ done
 `
 
 // patience is how long a command in a guest may take.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // Try runs a shell script in a guest whose disk has Shell as its script, and
 // returns what it printed and its exit code.

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -59,6 +60,7 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 /bin/busybox mount -t securityfs security /sys/kernel/security 2>/dev/null
 for m in $(/bin/busybox cat /modules.list); do /bin/busybox insmod /modules/$m 2>/dev/null; done
 /bin/busybox ip link set lo up
+echo "guest: up"
 /bin/busybox sh /init.sh
 echo "guest: init.sh ended with $?"
 /bin/busybox sync
@@ -120,21 +122,42 @@ type Guest struct {
 	gone bool
 }
 
-// Boot starts a guest on disk. It is ended with the test.
+// Boot starts a guest on disk, and waits until it has. It is ended with the
+// test. Emulated kernels crash now and then while they boot: then it is booted
+// again.
 func Boot(t *testing.T, kernel Kernel, disk *Disk, arguments string) *Guest {
 	t.Helper()
-	cache := cacheDir(t)
-	vmlinuz := filepath.Join(cache, string(kernel), "vmlinuz")
+	vmlinuz := filepath.Join(cacheDir(t), string(kernel), "vmlinuz")
 	if _, err := os.Stat(vmlinuz); err != nil {
 		Missing(t, "the "+string(kernel)+" kernel")
 	}
 	placeModules(t, disk, kernel)
+	first := initrd(t, kernel)
+	for range 2 {
+		if g := boot(t, vmlinuz, first, disk, arguments); g.saw(0, up, patience) {
+			return g
+		} else {
+			g.PowerCut()
+			t.Logf("the guest did not come up, so it is booted again; it had said:\n%s", g.Output())
+		}
+	}
+	g := boot(t, vmlinuz, first, disk, arguments)
+	g.Wait(t, up, patience)
+	return g
+}
+
+// up is what a guest prints before it runs /init.sh.
+const up = "guest: up\n"
+
+func boot(t *testing.T, vmlinuz, initrd string, disk *Disk, arguments string) *Guest {
+	t.Helper()
 	g := &Guest{cmd: exec.CommandContext(context.WithoutCancel(t.Context()), "qemu-system-x86_64", //nolint:gosec // a test's own command
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-M", "q35", "-m", "1024", "-no-reboot",
 		"-display", "none", "-monitor", "none", "-serial", "stdio", "-net", "none",
 		"-drive", "file="+disk.path+",if=virtio,format=raw,cache=writethrough",
-		"-kernel", vmlinuz, "-initrd", initrd(t, kernel),
+		"-kernel", vmlinuz, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init "+arguments)}
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // tests that are ended end it
 	g.more = sync.NewCond(&g.mu)
 	stdout, err := g.cmd.StdoutPipe()
 	must(t, err)
@@ -171,6 +194,17 @@ func (g *Guest) Wait(t *testing.T, text string, limit time.Duration) {
 
 func (g *Guest) wait(t *testing.T, from int, text string, limit time.Duration) {
 	t.Helper()
+	if g.saw(from, text, limit) {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t.Fatalf("the guest did not print %q within %v (ended: %v):\n%s", text, limit, g.gone, g.out.String())
+}
+
+// saw waits until the guest has printed text, and says false when it ends or
+// limit passes before.
+func (g *Guest) saw(from int, text string, limit time.Duration) bool {
 	late := false
 	timer := time.AfterFunc(limit, func() { g.mu.Lock(); late = true; g.more.Broadcast(); g.mu.Unlock() })
 	defer timer.Stop()
@@ -178,10 +212,12 @@ func (g *Guest) wait(t *testing.T, from int, text string, limit time.Duration) {
 	defer g.mu.Unlock()
 	for !strings.Contains(g.out.String()[from:], text) {
 		if g.gone || late {
-			t.Fatalf("the guest did not print %q within %v (ended: %v):\n%s", text, limit, g.gone, g.out.String())
+			return false
 		}
+		from = max(from, g.out.Len()-len(text)) // the rest was looked at
 		g.more.Wait()
 	}
+	return true
 }
 
 // WaitAgain is Wait for text that the guest prints from now on.
