@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"berth/base/errs"
 	"berth/spec"
 )
 
@@ -18,6 +19,9 @@ func (p *program) inspectContainer(ctx context.Context, ref string, sizes bool) 
 	c, err := p.node().ContainerGet(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	if c.Quiet { // in no list either; a pod's pause has the name of the pod
+		return nil, errs.New(errs.NotFound, "no such container: %s", ref)
 	}
 	if sizes {
 		s, err := p.node().ContainerSizes(ctx, c.ID)

@@ -327,18 +327,3 @@ func setEnv(list []string, with ...[]string) []string {
 	}
 	return out
 }
-
-// PodExec is a further process of a container: as its first one, but for what
-// it runs and whether it has a terminal.
-func PodExec(first *specs.Process, command []string, tty bool) (*specs.Process, error) {
-	if len(command) == 0 {
-		return nil, errs.New(errs.Invalid, "no command")
-	}
-	p := *first
-	p.Args, p.Terminal, p.ConsoleSize, p.CommandLine = slices.Clone(command), tty, nil, ""
-	p.Env = slices.Clone(first.Env)
-	if tty && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "TERM=") }) {
-		p.Env = append(p.Env, "TERM=xterm")
-	}
-	return &p, nil
-}

@@ -79,13 +79,13 @@ func PauseSpec(in Pause) (*specs.Spec, error) {
 // pauseRoot makes what is mounted on: in a user namespace the runtime may not.
 // crun has to read the folder there.
 func pauseRoot(dir string) error {
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // there is nothing to hide in it
-		return err
-	}
 	for _, name := range []string{"proc", "dev"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
 			return err
 		}
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // there is nothing to hide in it
+		return err
 	}
 	f, err := os.OpenFile(filepath.Join(dir, pauseTarget), os.O_CREATE|os.O_WRONLY, 0o755)
 	if err != nil {

@@ -422,19 +422,3 @@ func TestDevicesByCDI(t *testing.T) {
 	_, _, err = bundle.PodSpec(t.Context(), in)
 	wantKind(t, err, errs.Invalid)
 }
-
-func TestPodExec(t *testing.T) {
-	first := &specs.Process{Args: []string{"main"}, Env: []string{"A=1"}, Cwd: "/w", Terminal: true, User: specs.User{UID: 5}, NoNewPrivileges: true, ApparmorProfile: "p"}
-	p, err := bundle.PodExec(first, []string{"sh"}, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(p.Args, []string{"sh"}) || p.Terminal || p.Cwd != "/w" || p.User.UID != 5 || !p.NoNewPrivileges || p.ApparmorProfile != "p" || !slices.Equal(p.Env, first.Env) {
-		t.Errorf("%+v", p)
-	}
-	if p, _ = bundle.PodExec(first, []string{"sh"}, true); !slices.Contains(p.Env, "TERM=xterm") || len(first.Env) != 1 {
-		t.Errorf("%+v", p)
-	}
-	_, err = bundle.PodExec(first, nil, true)
-	wantKind(t, err, errs.Invalid)
-}
