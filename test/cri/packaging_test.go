@@ -129,6 +129,12 @@ func TestKubeadm(t *testing.T) {
 			t.Errorf("%s: %v\n%s", file, err, out)
 		}
 	}
+	for _, line := range []string{"ip link add kube0 type bridge", "ip addr add " + address + "/24 dev kube0", "ip link set kube0 up", "ip route add default dev kube0"} {
+		if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+	}
+	defer func() { _ = exec.Command("ip", "link", "del", "kube0").Run() }()
 	n := newNode(t, "", "")
 	text, err := os.ReadFile(filepath.Join(packaging, "kubeadm", "kubeadm.yaml"))
 	must(t, err)
