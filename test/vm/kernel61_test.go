@@ -13,13 +13,20 @@ import (
 // one by one (6.5) and the exit code of somebody else's child (6.15).
 func TestLinux61(t *testing.T) {
 	t.Parallel()
-	g := vm.Boot(t, vm.Linux61, vm.NodeDisk(t, 768), "")
-	g.StartNode(t)
-	g.Run(t, "berth load -q -i /first.tar && berth network create town")
+	tools := podTools(t)
+	tools["opt/runc"] = tools["sbin/runc"] // Debian's is the usual one
+	delete(tools, "sbin/runc")
+	tools["config.toml"] = script(t, "[runtimes.newer]\npath = \"/opt/runc\"")
+	g := vm.Boot(t, vm.Linux61, vm.NodeDiskWith(t, 768, tools), "")
+	g.StartNode(t, "--config", "/config.toml")
+	g.Run(t, pushApp+"berth network create town")
 	for _, runtime := range []string{"crun", "runc"} {
 		t.Run(runtime, func(t *testing.T) { smoke(t, g, runtime) })
 	}
 	t.Run("remapped", func(t *testing.T) { remapped(t, g) })
+	for _, runtime := range []string{"crun", "newer"} {
+		t.Run("pods with user namespaces by "+runtime, func(t *testing.T) { userPods(t, g, runtime, false) })
+	}
 	t.Run("keeper", func(t *testing.T) { lostKeeper(t, g) })
 	g.Off(t)
 }
