@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // busybox is an image of those that critest names.
@@ -353,6 +354,46 @@ func TestNRI(t *testing.T) {
 		if slices.Contains(p.lastTold(), "start lost") {
 			t.Error("what was refused was started")
 		}
+	})
+
+	t.Run("change of a pod", func(t *testing.T) {
+		p := n.connect(t, "00", &plugin{})
+		id, c := n.must(t, "crictl", "runp", pod), n.caller(t)
+		change := &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: id, Overhead: &cri.LinuxContainerResources{CpuShares: 10}, Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}}
+		must(t, second(c.UpdatePodSandboxResources(t.Context(), change)))
+		fail(p, "update")
+		if _, err := c.UpdatePodSandboxResources(t.Context(), change); err == nil || !strings.Contains(err.Error(), "not today") {
+			t.Errorf("a refused change: %v", err)
+		}
+		must(t, second(c.UpdatePodSandboxResources(t.Context(), change)))
+		n.must(t, "crictl", "rmp", "-f", id)
+		p.heard(t, "run front", "update front", "update front", "update front", "stop front", "remove front")
+	})
+
+	t.Run("several, in the order of their numbers", func(t *testing.T) {
+		var mu sync.Mutex
+		var told []string
+		for _, index := range []string{"20", "10", "15"} { // as they come
+			n.connect(t, index, &plugin{hook: func(event string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if event != "synchronize" {
+					told = append(told, event+" "+index)
+				}
+				return nil
+			}})
+		}
+		id := n.must(t, "crictl", "runp", pod)
+		c := n.must(t, "crictl", "create", id, app, pod)
+		n.must(t, "crictl", "start", c)
+		mu.Lock()
+		got := slices.Clone(told)
+		mu.Unlock()
+		want := strings.Split("run 10,run 15,run 20,create 10,create 15,create 20,start 10,start 15,start 20", ",")
+		if !slices.Equal(got, want) {
+			t.Errorf("they heard %q", got)
+		}
+		n.must(t, "crictl", "rmp", "-f", id)
 	})
 
 	t.Run("late joiner", func(t *testing.T) {
