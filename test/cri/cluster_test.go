@@ -37,7 +37,7 @@ func newCluster(t *testing.T, cni string) *cluster {
 	must(t, err)
 	spans := newSpans(t)
 	c := &cluster{programs: programs, spans: spans}
-	c.node = newNode(t, cni, fmt.Sprintf("otlp = %q\n[cri]\npinned_images = [\"*/test-image-3*\"]\n", spans.url))
+	c.node = newNode(t, cni, fmt.Sprintf("otlp = %q\n[cri]\npinned_images = [\"gcr.io/k8s-staging-cri-tools/test-image-3*\"]\n", spans.url))
 	for _, line := range []string{
 		"ip link add kube0 type bridge", "ip addr add " + address + "/24 dev kube0", "ip link set kube0 up", "ip route add default dev kube0",
 		"mkdir -p /var/log/containers", "mount -t tmpfs logs /var/log/containers", "mkdir " + c.path("static"),

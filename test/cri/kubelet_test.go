@@ -289,6 +289,9 @@ func (c *cluster) undisturbed(t *testing.T, what func()) {
 // collection is kubelet's: five minutes after its start it asks for what images
 // take, and removes those that no pod uses.
 func (c *cluster) collection(t *testing.T, since time.Time) {
+	if testing.Short() {
+		t.Skip("skipped: kubelet takes five minutes to look for unused images, too long for -short")
+	}
 	for _, n := range []string{"2", "3"} {
 		c.must(t, "crictl", "pull", "gcr.io/k8s-staging-cri-tools/test-image-"+n+":latest")
 	}
