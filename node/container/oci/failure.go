@@ -61,6 +61,9 @@ func ignoreGone(err error) error {
 // For what a user can do something about, it has a kind and an exit code.
 func failure(runtime, command, said string) error {
 	text := strings.Replace(complaint(said), "open executable: Operation not permitted", "the command is a folder, or not to be executed", 1)
+	if matches(text, "mount_setattr.*invalid argument") { // of crun; runc says what it means
+		text += " (maybe its file system cannot map owners on this kernel)"
+	}
 	err := fmt.Errorf("runtime %s: %s: %s", runtime, command, text)
 	if command == "run" || command == "create" || command == "exec" || command == "start" {
 		if code, kind := startFailure(text); code != 0 {
@@ -74,6 +77,9 @@ func failure(runtime, command, said string) error {
 		return errs.New(errs.Conflict, "%w", err)
 	}
 	if command == "run" || command == "create" || command == "exec" || command == "start" {
+		if matches(text, `no space left on device`, `disk quota exceeded`) {
+			err = errs.New(errs.Exhausted, "%w", err)
+		}
 		return &container.StartError{Code: 128, Err: err}
 	}
 	return err
@@ -93,6 +99,8 @@ func startFailure(text string) (code int, kind errs.Kind) {
 		`exec.*(permission denied|is a directory|exec format error|not executable)`, `not to be executed`,
 		`(failed to load|error loading).*(permission denied|exec format error|invalid|is a directory|not executable)`):
 		return 126, errs.Invalid
+	case matches(text, `mount_setattr.*invalid argument`, `MOUNT_ATTR_IDMAP.*invalid argument`):
+		return 128, errs.Unsupported
 	}
 	return 0, ""
 }

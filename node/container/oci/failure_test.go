@@ -22,6 +22,8 @@ func TestFailure(t *testing.T) {
 		{"exec", "exec failed: Permission denied\n", "runtime r: exec: exec failed: Permission denied", 126, errs.Invalid},
 		{"run", "open executable: Operation not permitted", "runtime r: run: the command is a folder, or not to be executed", 126, errs.Invalid},
 		{"run", "no space left on device", "runtime r: run: no space left on device", 128, errs.Internal},
+		{"run", "mount_setattr `/x`: Invalid argument", "runtime r: run: mount_setattr `/x`: Invalid argument (maybe its file system cannot map owners on this kernel)", 128, errs.Unsupported},
+		{"run", "failed to set MOUNT_ATTR_IDMAP on /x: invalid argument", "runtime r: run: failed to set MOUNT_ATTR_IDMAP on /x: invalid argument", 128, errs.Unsupported},
 		{"run", "", "runtime r: run: failed without a word", 128, errs.Internal},
 		{"start", "container does not exist", "runtime r: start: container does not exist", 0, errs.NotFound},
 		{"update", "cannot update a container that has stopped", "runtime r: update: cannot update a container that has stopped", 0, errs.NotFound},
