@@ -229,7 +229,8 @@ func TestStop(t *testing.T) {
 		type end struct{ container, reason, message string }
 		ends := make(chan end, 1)
 		b := newBox(t, runtime, "mount -t tmpfs x /mnt; swapoff /x; swapoff /x; exec sleep 60")
-		w := open(t, Config{Grace: 200 * time.Millisecond, Stop: func(ctx context.Context, container, reason, message string) error {
+		// Long enough for a busy machine to come to the second swapoff.
+		w := open(t, Config{Grace: 1500 * time.Millisecond, Stop: func(ctx context.Context, container, reason, message string) error {
 			ends <- end{container, reason, message}
 			return b.command(ctx, "kill", container, "KILL").Run()
 		}})
