@@ -151,9 +151,18 @@ func commandLine(dir, name string) string {
 	return strings.ReplaceAll(strings.TrimRight(string(line), "\x00"), "\x00", " ")
 }
 
-// hostPs runs ps and keeps the lines of the container.
+// hostPs runs ps and keeps the lines of the container. ps is told which
+// processes are asked for, since by itself it shows only those of a terminal;
+// where args tell it that, too, it may not take both.
 func hostPs(ctx context.Context, pids []int, args []string) (spec.ProcessTable, error) {
-	output, err := exec.CommandContext(ctx, "ps", args...).Output()
+	list := make([]string, len(pids))
+	for i, pid := range pids {
+		list[i] = strconv.Itoa(pid)
+	}
+	output, err := exec.CommandContext(ctx, "ps", append(slices.Clone(args), "-q", strings.Join(list, ","))...).Output()
+	if err != nil {
+		output, err = exec.CommandContext(ctx, "ps", args...).Output()
+	}
 	if err != nil {
 		if failed, ok := err.(*exec.ExitError); ok { //nolint:errorlint // as Output returns it
 			return spec.ProcessTable{}, errs.New(errs.Invalid, "ps %s: %s", strings.Join(args, " "), bytes.TrimSpace(failed.Stderr))
