@@ -21,7 +21,7 @@ func TestFailure(t *testing.T) {
 `, `runtime r: run: runc run failed: exec: "x": executable file not found in $PATH`, 127, errs.NotFound},
 		{"exec", "exec failed: Permission denied\n", "runtime r: exec: exec failed: Permission denied", 126, errs.Invalid},
 		{"run", "open executable: Operation not permitted", "runtime r: run: the command is a folder, or not to be executed", 126, errs.Invalid},
-		{"run", "no space left on device", "runtime r: run: no space left on device", 128, errs.Internal},
+		{"run", "no space left on device", "runtime r: run: no space left on device", 128, errs.Exhausted},
 		{"run", "mount_setattr `/x`: Invalid argument", "runtime r: run: mount_setattr `/x`: Invalid argument (maybe its file system cannot map owners on this kernel)", 128, errs.Unsupported},
 		{"run", "failed to set MOUNT_ATTR_IDMAP on /x: invalid argument", "runtime r: run: failed to set MOUNT_ATTR_IDMAP on /x: invalid argument", 128, errs.Unsupported},
 		{"run", "", "runtime r: run: failed without a word", 128, errs.Internal},
