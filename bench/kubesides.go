@@ -251,10 +251,15 @@ func (c *cluster) close(ctx context.Context) {
 		c.kubelet.close()
 	}
 	c.end(ctx)
-	for _, part := range []string{"pods", "daemon", ""} {
+	for range 20 { // what was killed has its cgroup for a moment more
 		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(c.group.dirs[0]))
-		for _, group := range append(groups, c.group.dirs[0]) {
-			_ = os.Remove(filepath.Join(group, part)) // stays while in use
+		for _, part := range []string{"pods", "daemon", ""} {
+			for _, group := range append(groups, c.group.dirs[0]) {
+				_ = os.Remove(filepath.Join(group, part))
+			}
+		}
+		if _, err := os.Stat(c.group.dirs[0]); err != nil || pause(ctx, 50*time.Millisecond) != nil {
+			return
 		}
 	}
 }
