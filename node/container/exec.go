@@ -234,12 +234,19 @@ func (s *Set) session(e *execution, p *Process) *ExecSession {
 	return session
 }
 
-// closeExec closes our descriptors of the process.
+// closeExec closes our descriptors of the process. One that goes on, and writes,
+// learns that nobody reads it: else it would wait for ever.
 func (s *Set) closeExec(e *execution, p *Process) error {
 	e.mu.Lock()
 	e.console = nil
+	goesOn := !e.exited
 	e.mu.Unlock()
 	err := p.Close()
+	if goesOn && p.CloseOutput != nil {
+		if failed := p.CloseOutput(s.life); failed != nil && errs.KindOf(failed) != errs.NotFound { // it may just have ended
+			err = errors.Join(err, failed)
+		}
+	}
 	s.letGo(e)
 	return err
 }

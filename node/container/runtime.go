@@ -168,6 +168,10 @@ type Process struct {
 	// hold the same pipe open. Of a FIFO among Streams it lets go of the node's
 	// own hold: the end comes when the client has closed it too.
 	CloseStdin func(ctx context.Context) error
+	// CloseOutput lets the process see at its next write that nobody reads what
+	// it says, also where others hold the same pipes open. nil where there are
+	// none.
+	CloseOutput func(ctx context.Context) error
 }
 
 // Close lets go of the files.

@@ -111,6 +111,20 @@ func (k *Keeper) CloseStdin(ctx context.Context, id string) error {
 	return err
 }
 
+// CloseOutput closes the read ends of a process whose Output is Hold, in the
+// keeper and in node: nobody will read any more, and its next write tells it so.
+func (k *Keeper) CloseOutput(ctx context.Context, id string) error {
+	k.mu.Lock()
+	if h := k.processes[id]; h != nil && h.record.Output == Hold {
+		h.closeOne(roleStdout)
+		h.closeOne(roleStderr)
+		h.process.Stdout, h.process.Stderr = nil, nil
+	}
+	k.mu.Unlock()
+	_, err := k.ask(ctx, message{Op: opCloseOut, ID: id}, true)
+	return err
+}
+
 // Forget drops an ended process and its descriptors. errs.Conflict while it
 // runs; an unknown id is no error.
 func (k *Keeper) Forget(ctx context.Context, id string) error {

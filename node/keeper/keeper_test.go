@@ -313,6 +313,28 @@ func TestStdin(t *testing.T) {
 	}
 }
 
+// A process learns that nobody reads it any more, and does not wait for ever.
+func TestHeldOutputIsLetGo(t *testing.T) {
+	r := start(t)
+	l := r.script("a", `exec yes`)
+	l.Output, l.Log = keeper.Hold, keeper.Log{}
+	r.launch(l)
+	if err := r.CloseOutput(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if e := r.wait("a"); e.Code != 128+13 {
+		t.Errorf("exit %+v", e)
+	}
+	r.launch(r.script("b", `exec sleep 1000`))
+	if err := r.CloseOutput(t.Context(), "b"); !errors.Is(err, errs.Conflict) {
+		t.Errorf("what goes to a log: %v", err)
+	}
+	if err := r.Signal("b", unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	r.wait("b")
+}
+
 func TestHold(t *testing.T) {
 	r := start(t)
 	l := r.script("a", `cat; echo err >&2; exit 5`)

@@ -1,6 +1,8 @@
 package keeper
 
 import (
+	"errors"
+
 	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
@@ -27,6 +29,25 @@ func (s *server) closeStdin(id string) error {
 		return unix.Close(fd)
 	}
 	return nil
+}
+
+func (s *server) closeOutput(id string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if c.Output != Hold {
+		return errs.New(errs.Conflict, "the output of process %s is not held", id)
+	}
+	for _, name := range []role{roleStdout, roleStderr} {
+		if fd, ok := c.fds[name]; ok {
+			delete(c.fds, name)
+			err = errors.Join(err, unix.Close(fd))
+		}
+	}
+	return err
 }
 
 func (s *server) forget(id string) error {

@@ -277,6 +277,8 @@ func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (
 		return false, nil
 	case opCloseStdin:
 		return false, s.closeStdin(m.ID)
+	case opCloseOut:
+		return false, s.closeOutput(m.ID)
 	case opForget:
 		return false, s.forget(m.ID)
 	case opReopen:

@@ -38,6 +38,7 @@ const (
 	opAdopt      op = "adopt"
 	opCloseStdin op = "close-stdin"
 	opForget     op = "forget"
+	opCloseOut   op = "close-output"
 	opReopen     op = "reopen"
 	opUpgrade    op = "upgrade"
 	opShutdown   op = "shutdown"

@@ -231,6 +231,7 @@ func (r *Runtime) process(p *keeper.Process) (*container.Process, error) {
 	}
 	if p.Stdout != nil {
 		out.Stdout = own(p.Stdout)
+		out.CloseOutput = func(ctx context.Context) error { return r.keeper.CloseOutput(ctx, p.ID) }
 	}
 	if p.Stderr != nil {
 		out.Stderr = own(p.Stderr)

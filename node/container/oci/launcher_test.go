@@ -276,6 +276,8 @@ func (l *launcher) Signal(id string, sig syscall.Signal) error {
 	return nil
 }
 
+func (*launcher) CloseOutput(context.Context, string) error { return nil }
+
 func (l *launcher) CloseStdin(_ context.Context, id string) error {
 	l.mu.Lock()
 	c, found := l.processes[id]

@@ -61,6 +61,7 @@ type Keeper interface {
 	Process(id string) (*keeper.Process, bool)
 	Signal(id string, sig syscall.Signal) error
 	CloseStdin(ctx context.Context, id string) error
+	CloseOutput(ctx context.Context, id string) error
 }
 
 // Runtime is one runtime program, and those that clients name in its place.
