@@ -75,6 +75,7 @@ func beginWithin[T any](ctx context.Context, s *Set, atMost time.Duration, fn fu
 			}
 		}()
 		c.result, c.err = fn(life)
+		c.err = errs.Full(c.err)
 	})
 	if !started {
 		cancel()

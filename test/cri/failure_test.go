@@ -102,6 +102,9 @@ func (n *node) fails(t *testing.T, f *failure) {
 // Nothing is left of them.
 func TestStateIsLost(t *testing.T) {
 	n := cued(t, "")
+	first := &app{name: "first", handler: "cue", port: 12031}
+	must(t, n.up(t, first)) // the first has plugins make what stays
+	must(t, n.rmp(first.pod))
 	empty := n.inventory(t)
 	plain, shared := &app{name: "plain", handler: "cue", port: 12030}, &app{name: "shared", handler: "cue", shared: true}
 	must(t, all([]*app{plain, shared}, func(a *app) error { return n.up(t, a) }))

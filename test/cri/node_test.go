@@ -27,10 +27,11 @@ import (
 // beside it.
 type node struct {
 	dir, root, state, socket string
-	nri                      string // its socket
-	settings                 string // further lines of its configuration
-	runtime                  string // the program; runc when empty
-	plugins                  string // folder of CNI's programs; Debian's when empty
+	nri                      string   // its socket
+	settings                 string   // further lines of its configuration
+	runtime                  string   // the program; runc when empty
+	plugins                  string   // folder of CNI's programs; Debian's when empty
+	disks                    []string // what is mounted for the test
 
 	process, registry *exec.Cmd
 	ended             chan struct{}
@@ -235,6 +236,9 @@ func (n *node) discard(t testing.TB) {
 	for _, dir := range n.cgroups() {
 		_ = os.Remove(dir)
 	}
+	for _, dir := range n.disks {
+		n.unmountAll(t, dir)
+	}
 	if os.Getenv("KEEP") == "" {
 		if err := os.RemoveAll(n.dir); err != nil {
 			t.Error(err)
@@ -272,7 +276,7 @@ func (n *node) left() error {
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
 		target := strings.Fields(line)[4]
-		if strings.HasPrefix(target, n.dir+"/") && !strings.Contains(target, "/.new-") {
+		if strings.HasPrefix(target, n.dir+"/") && !strings.Contains(target, "/.new-") && !slices.Contains(n.disks, target) {
 			all = append(all, "mount "+target)
 		}
 	}

@@ -1,0 +1,157 @@
+package cri
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// nginx is an image of some megabytes.
+const nginx = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
+
+// small has a node's root, state and logs on disks of some megabytes each.
+func small(t *testing.T) *node {
+	t.Helper()
+	n := newNode(t, "", "", func(n *node) {
+		disk, logs := filepath.Join(n.dir, "disk"), filepath.Join(n.dir, "logs")
+		for _, dir := range []string{n.root, n.state, logs} {
+			must(t, os.Mkdir(dir, 0o711)) //nolint:gosec // as the node makes it
+		}
+		for _, line := range []string{
+			"truncate -s 64M " + disk, "mkfs.ext4 -q -m 0 " + disk, "mount -o loop " + disk + " " + n.root,
+			"mount -t tmpfs -o size=8m,mode=711 state " + n.state, "mount -t tmpfs -o size=1m logs " + logs,
+		} {
+			if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil {
+				t.Skipf("skipped: this takes a disk on a file: %s: %v\n%s", line, err, out)
+			}
+		}
+		n.disks = []string{logs, n.root, n.state}
+	})
+	n.must(t, "crictl", "pull", busybox)
+	return n
+}
+
+// fill takes all but so many bytes of the disk that dir is on.
+func fill(t *testing.T, dir string, leave int64) (free func()) {
+	t.Helper()
+	path := filepath.Join(dir, "filler")
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	var fs unix.Statfs_t
+	size := int64(0)
+	for piece := int64(16 << 20); piece >= 4096; {
+		must(t, unix.Statfs(dir, &fs))
+		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
+			piece /= 2
+			continue
+		}
+		size += piece
+	}
+	return func() { must(t, os.Remove(path)) }
+}
+
+// spaceless is what a call on a full disk ends with, if it fails.
+func spaceless(t *testing.T, what string, err error) {
+	t.Helper()
+	if err != nil && (!strings.Contains(err.Error(), "no space left on device") || !strings.Contains(err.Error(), "ResourceExhausted")) {
+		t.Errorf("%s: %v", what, err)
+	}
+	if err == nil {
+		t.Logf("%s went through", what)
+	}
+}
+
+// Disks that are full: calls say so, what runs goes on, and when there is space
+// again everything works. Nothing is left.
+func TestDisksAreFull(t *testing.T) {
+	n := small(t)
+	witness := &app{name: "witness", handler: "runc"}
+	must(t, n.up(t, witness))
+	before := n.inventory(t)
+	works := func(t *testing.T) {
+		t.Helper()
+		a := &app{name: "after", handler: "runc", shared: true}
+		must(t, n.up(t, a))
+		must(t, n.works(a))
+		must(t, n.rmp(a.pod))
+		must(t, n.works(witness))
+		n.same(t, before)
+	}
+	for _, disk := range []string{"root", "state"} {
+		t.Run(disk, func(t *testing.T) {
+			ready, old := &app{name: "ready", handler: "runc"}, &app{name: "old", handler: "runc"}
+			must(t, n.runp(t, ready))
+			must(t, n.create(t, ready))
+			must(t, n.up(t, old))
+			free := fill(t, filepath.Join(n.dir, disk), 0)
+			spaceless(t, "start", n.launch(ready))
+			for i := range 4 {
+				fresh := &app{name: fmt.Sprint("fresh", i), handler: "runc", shared: i%2 > 0}
+				err := n.runp(t, fresh)
+				spaceless(t, "runp", err)
+				if err == nil {
+					if err = n.create(t, fresh); err == nil {
+						err = n.launch(fresh)
+					}
+					spaceless(t, "create and start", err)
+				}
+			}
+			if disk == "root" {
+				_, err := n.try("crictl", "--timeout", patience, "pull", nginx)
+				spaceless(t, "pull", err)
+				if err == nil {
+					t.Error("there was space for an image")
+				}
+			}
+			if _, err := n.try("crictl", "ps"); err != nil {
+				t.Error(err)
+			}
+			if disk == "root" { // exec needs some bytes of the state folder
+				if err := n.works(witness); err != nil {
+					t.Errorf("the witness suffers: %v", err)
+				}
+			}
+			spaceless(t, "removal", n.rmp(old.pod))
+			n.complete(t, witness)
+			n.killNode()
+			if disk == "root" {
+				n.start(t) // on a full disk
+			}
+			free()
+			if disk == "state" {
+				n.start(t)
+			}
+			for id := range strings.FieldsSeq(n.must(t, "crictl", "pods", "-q")) {
+				if id != witness.pod {
+					must(t, n.rmp(id))
+				}
+			}
+			works(t)
+		})
+	}
+	t.Run("image", func(t *testing.T) {
+		n.must(t, "crictl", "pull", nginx)
+		n.must(t, "crictl", "rmi", nginx)
+	})
+	t.Run("logs", func(t *testing.T) {
+		free := fill(t, filepath.Join(n.dir, "logs"), 0)
+		a := &app{name: "silent", handler: "runc"}
+		err := n.up(t, a)
+		spaceless(t, "up", err)
+		if err == nil {
+			err = n.works(a)
+		}
+		must(t, errors.Join(err, n.works(witness)))
+		free()
+		must(t, n.rmp(a.pod))
+		works(t)
+	})
+	must(t, n.rmp(witness.pod))
+}
