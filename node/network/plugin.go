@@ -78,7 +78,9 @@ func (e *pluginExec) run(ctx context.Context, path string, stdin []byte, environ
 	if err := e.host.do(c.Start); err != nil {
 		return nil, nil, err
 	}
-	err = c.Wait()
+	if err = c.Wait(); errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it has ended well; somebody else has its pipes, be it for the moment of a fork
+	}
 	return stdout.Bytes(), stderr.Bytes(), err
 }
 

@@ -20,7 +20,8 @@ import (
 )
 
 // cuedPlugin notes what it is told, and does what the files beside it say:
-// <command>.fail holds its error, <command>.hang has it hang with a child.
+// <command>.fail holds its error, <command>.hang has it hang with a child,
+// <command>.linger has it leave one behind that has its pipes.
 const cuedPlugin = `#!/bin/sh
 dir=$(dirname "$0")
 stdin=$(cat)
@@ -33,6 +34,7 @@ if [ -e "$dir/$CNI_COMMAND.hang" ]; then
 	sleep 1000 & echo $! > "$dir/child"
 	wait
 fi
+if [ -e "$dir/$CNI_COMMAND.linger" ]; then sleep 3 & fi
 if [ -e "$dir/$CNI_COMMAND.fail" ]; then cat "$dir/$CNI_COMMAND.fail"; exit 1; fi
 if [ $CNI_COMMAND = ADD ]; then
 	echo '{"cniVersion":"1.1.0","interfaces":[{"name":"veth1"},{"name":"'$CNI_IFNAME'","mac":"02:00:00:00:00:01","sandbox":"'$CNI_NETNS'"},{"name":"net1","sandbox":"'$CNI_NETNS'"}],
@@ -250,6 +252,20 @@ func TestPluginsThatHang(t *testing.T) {
 	p.cue("STATUS.hang", "yes")
 	wantKind(t, s.PodsReady(t.Context()), errs.Unavailable, "did not end its STATUS")
 	p.cue("STATUS.hang", "")
+}
+
+// A plugin that has ended is not taken for one that failed because its pipes are
+// still open.
+func TestPluginsWhosePipesStayOpen(t *testing.T) {
+	m := newMachine(t)
+	p, use := m.plugins(t, map[string]string{"10-first.conflist": confOne})
+	s := m.open(t, use)
+	p.cue("ADD.linger", "yes")
+	p.cue("DEL.linger", "yes")
+	req := m.pod(t, "web")
+	attachPod(t, s, req)
+	must(t, s.DetachPod(t.Context(), req))
+	equal(t, "pods", strings.Join(s.PodAttachments(), " "), "")
 }
 
 func isRunning(pid string) bool {
