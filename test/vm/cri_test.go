@@ -35,13 +35,14 @@ func kubernetes(t *testing.T, runtime string) *vm.Guest {
 		"etc/crictl.yaml": script(t, "runtime-endpoint: unix:///run/berth/berth.sock\nimage-endpoint: unix:///run/berth/berth.sock\ntimeout: 60"),
 		"etc/hosts":       script(t, "127.0.0.1 localhost"),
 		"etc/localtime":   need(t, "/etc/localtime"),
+		"pods.sh":         script(t, podFunctions),
 	}
 	folder(t, files, "", need(t, filepath.Join(cache, "vm/apparmor")))
 	folder(t, files, "registry", fill(t, filepath.Join(cache, "cri")))
 	for _, host := range images.Hosts() {
 		files["certs.d/"+host+"/hosts.toml"] = script(t, `server = "http://127.0.0.1:5000"`)
 	}
-	g := vm.Boot(t, vm.Linux612, vm.NodeDiskWith(t, 1024, files), "apparmor=1 security=apparmor")
+	g := vm.Boot(t, vm.Linux612, vm.NodeDiskWith(t, 1024, files), "apparmor=1 security=apparmor psi=1")
 	g.Run(t, "ip link set lo up; mkdir -p /var/cache/apparmor; setsid berth registry --addr 127.0.0.1:5000 --dir /registry > /var/log/registry.log 2>&1 & sleep 1")
 	g.StartNode(t, "--config", "/config.toml")
 	return g
@@ -129,7 +130,7 @@ var benchmarks = regexp.MustCompile(`\[Benchmark\]|benchmark`)
 // there have to be as many as wanted.
 func critest(t *testing.T, g *vm.Guest, focus string, want int) {
 	t.Helper()
-	out, _ := g.TryFor(t, 12*time.Minute, fmt.Sprintf(`
+	out, _ := g.TryFor(t, 25*time.Minute, fmt.Sprintf(`
 cd /tmp && critest --runtime-endpoint unix:///run/berth/berth.sock --image-endpoint unix:///run/berth/berth.sock \
 	-ginkgo.json-report report.json -ginkgo.no-color -ginkgo.seed 1 -ginkgo.focus '%s' > critest.log 2>&1
 echo "critest ended with $?"
@@ -234,8 +235,89 @@ func TestCritestOnCgroupV2(t *testing.T) {
 	t.Parallel()
 	g := kubernetes(t, "runc")
 	critest(t, g, os.Getenv("FOCUS"), 117)
+	observed(t, g)
 	if left := g.Run(t, "ls -d /sys/fs/cgroup/k8s.io/* /run/berth/pods/* /run/berth/kernelns/*-* 2>/dev/null; grep -o '/run/berth/containers[^ ]*' /proc/mounts; true"); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}
 	g.Off(t)
+}
+
+// observed expects of a busy container what Kubernetes is to see of it: true
+// figures, the pressure of those that wait among them, and every event; and
+// that the notifier of system calls sees what it does.
+func observed(t *testing.T, g *vm.Guest) {
+	t.Helper()
+	out := g.Run(t, `
+set -e
+. /pods.sh
+app=`+images.Busybox+`
+crictl pull $app >/dev/null
+timeout 300 crictl events -o json >/root/events 2>&1 &
+events=$!
+p=$(pod busy 0 '"annotations": {"seccomp-notifier-action.crio.io": "stop"}' '' '"seccomp": {"profile_type": 0}')
+c=$(container $p busy 0 works 'dd if=/dev/zero of=/file bs=1M count=8 conv=fsync; for i in 1 2 3 4; do while :; do :; done & done; wget -T 1 http://10.255.255.1/; while ! [ -e /go ]; do sleep 0.2; done; swapoff /x; sleep 1000')
+crictl update --cpu-period 100000 --cpu-quota 20000 --memory 67108864 $c >/dev/null
+crictl start $c >/dev/null
+eventually crictl exec --sync $c test -s /file
+sleep 5
+echo "metrics:"
+crictl metricsp
+echo "stats:"
+crictl stats -o json --id $c
+echo "end:"
+crictl exec --sync $c touch /go
+eventually sh -c "crictl inspect -o go-template --template '{{.status.state}} {{.status.reason}}: {{.status.message}}' $c | grep -q 'EXITED seccomp killed: Used forbidden syscalls: swapoff (1x)'" ||
+	{ crictl inspect $c; exit 1; }
+crictl rmp -f $p >/dev/null
+eventually grep -q DELETED /root/events
+kill $events
+echo "events: $(grep -o 'CONTAINER_[A-Z]*_EVENT' /root/events | sort | uniq -c | tr -s '\n ' ' ')"`)
+	_, metrics, _ := strings.Cut(out, "metrics:\n")
+	metrics, stats, _ := strings.Cut(metrics, "stats:\n")
+	stats, rest, _ := strings.Cut(stats, "end:\n")
+	t.Log(rest)
+	t.Log(stats)
+	values := map[string]float64{}
+	var all struct {
+		PodMetrics []struct {
+			ContainerMetrics []struct {
+				Metrics []struct {
+					Name  string
+					Value struct{ Value json.Number }
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(metrics), &all); err != nil {
+		t.Fatalf("metrics: %v\n%s", err, metrics)
+	}
+	for _, pod := range all.PodMetrics {
+		for _, c := range pod.ContainerMetrics {
+			for _, m := range c.Metrics {
+				v, _ := m.Value.Value.Float64()
+				values[m.Name] = max(values[m.Name], v)
+			}
+		}
+	}
+	for _, name := range []string{
+		"container_cpu_usage_seconds_total", "container_cpu_user_seconds_total", "container_cpu_cfs_throttled_periods_total", "container_pressure_cpu_waiting_seconds_total",
+		"container_memory_usage_bytes", "container_memory_working_set_bytes", "container_memory_rss", "container_fs_writes_bytes_total", "container_processes", "container_threads",
+	} {
+		if values[name] <= 0 {
+			t.Errorf("%s is %v", name, values[name])
+		}
+	}
+	for _, name := range []string{"container_pressure_memory_stalled_seconds_total", "container_pressure_io_waiting_seconds_total"} {
+		if _, ok := values[name]; !ok {
+			t.Errorf("%s is not told", name)
+		}
+	}
+	if v := values["container_spec_memory_limit_bytes"]; v != 64<<20 {
+		t.Errorf("the limit of memory is %v", v)
+	}
+	for _, event := range []string{"CREATED", "STARTED", "STOPPED", "DELETED"} {
+		if !strings.Contains(rest, "CONTAINER_"+event+"_EVENT") {
+			t.Errorf("no event %s: %s", event, rest)
+		}
+	}
 }

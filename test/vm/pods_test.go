@@ -37,11 +37,12 @@ func podTools(t *testing.T) map[string]string {
 const podFunctions = `
 app=localhost:5000/app:1
 here=/root/pods
-# pod NAME ATTEMPT [FIELDS [NAMESPACES]]: runs a pod, with more fields of its
-# configuration and of what it says of namespaces, and prints its id
+# pod NAME ATTEMPT [FIELDS [NAMESPACES [SECURITY]]]: runs a pod, with more fields
+# of its configuration, of what it says of namespaces, and of security (so its
+# containers), and prints its id
 pod() {
 	mkdir -p $here
-	echo '"namespace_options": {"network": 0, '${4:-'"pid": 1'}'}' > $here/$1-$2.ns
+	echo '"namespace_options": {"network": 0, '${4:-'"pid": 1'}'}'${5:+, $5} > $here/$1-$2.ns
 	cat > $here/$1-$2.json <<-END
 	{"metadata": {"name": "$1", "namespace": "vm", "uid": "uid-$1", "attempt": $2}, "hostname": "$1", "log_directory": "/var/log/pods/$1"${3:+, $3},
 	 "linux": {"security_context": {$(cat $here/$1-$2.ns)}}}
