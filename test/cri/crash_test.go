@@ -14,30 +14,19 @@ import (
 type victim struct {
 	app
 	cue    string // that it is caught by; "" for one that hangs by itself
-	before func(t testing.TB, n *node, a *app) error
-	call   func(t testing.TB, n *node, a *app) error
+	before func(n *node, a *app) error
+	call   func(n *node, a *app) error
 }
 
 func victims() []*victim {
-	none := func(testing.TB, *node, *app) error { return nil }
-	runp := func(t testing.TB, n *node, a *app) error { return n.runp(t, a) }
-	created := func(t testing.TB, n *node, a *app) error {
-		if err := n.runp(t, a); err != nil {
+	none := func(*node, *app) error { return nil }
+	created := func(n *node, a *app) error {
+		if err := n.runp(a); err != nil {
 			return err
 		}
-		return n.create(t, a)
+		return n.create(a)
 	}
-	up := func(t testing.TB, n *node, a *app) error { return n.up(t, a) }
-	start := func(_ testing.TB, n *node, a *app) error { return n.launch(a) }
-	stop := func(_ testing.TB, n *node, a *app) error {
-		_, err := n.try("crictl", "--timeout", patience, "stop", "--timeout", "30", a.id)
-		return err
-	}
-	stopp := func(_ testing.TB, n *node, a *app) error {
-		_, err := n.try("crictl", "--timeout", patience, "stopp", a.pod)
-		return err
-	}
-	rmp := func(_ testing.TB, n *node, a *app) error { return n.rmp(a.pod) }
+	runp, up, start, stop, stopp, rmp := (*node).runp, (*node).up, (*node).launch, (*node).stop, (*node).stopp, (*node).rmp
 	list := []*victim{
 		{app{name: "runp-add", handler: "cue", port: 12011}, "ADD hangs", none, runp},
 		{app{name: "runp-added", handler: "cue", port: 12012}, "ADD hangs late", none, runp},
@@ -63,7 +52,7 @@ func victims() []*victim {
 func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 	n := cued(t, "")
 	witness := &app{name: "witness", handler: "cue", port: 12010}
-	must(t, n.up(t, witness))
+	must(t, n.up(witness))
 	before, open := n.inventory(t), descriptors(t, n.pid("keeper"))
 	for _, who := range []string{"node", "keeper"} {
 		t.Run(who, func(t *testing.T) {
@@ -85,21 +74,21 @@ func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 	t.Run("both", func(t *testing.T) {
 		n.dieInTheMiddle(t, "both")
 		n.asked(t, witness)
-		if out := n.must(t, "crictl", "inspect", "-o", "go-template", "--template", "{{.status.state}}|{{.status.reason}}", witness.id); out != "CONTAINER_EXITED|ContainerStatusUnknown" {
-			t.Errorf("the witness is %s", out)
+		if is, err := n.fares(witness); err != nil || is != "SANDBOX_READY CONTAINER_EXITED ContainerStatusUnknown" {
+			t.Errorf("the witness is %s, %v", is, err)
 		}
 		n.must(t, "crictl", "rm", witness.id)
-		must(t, n.create(t, witness))
+		must(t, n.create(witness))
 		must(t, n.launch(witness))
 		must(t, n.works(witness))
-		must(t, n.rmp(witness.pod))
+		must(t, n.rmp(witness))
 	})
 }
 
 func (n *node) dieInTheMiddle(t *testing.T, who string) {
 	t.Helper()
 	list := victims()
-	must(t, all(list, func(v *victim) error { return v.before(t, n, &v.app) }))
+	must(t, all(list, func(v *victim) error { return v.before(n, &v.app) }))
 	for _, v := range list {
 		if v.cue != "" {
 			n.cue(t, v.name, v.cue)
@@ -108,7 +97,7 @@ func (n *node) dieInTheMiddle(t *testing.T, who string) {
 	answers := make(chan error, 1)
 	go func() {
 		answers <- all(list, func(v *victim) error {
-			if err := v.call(t, n, &v.app); err != nil {
+			if err := v.call(n, &v.app); err != nil {
 				return fmt.Errorf("%s: %w", v.name, err)
 			}
 			return nil
@@ -141,7 +130,7 @@ func (n *node) dieInTheMiddle(t *testing.T, who string) {
 func (n *node) asked(t *testing.T, witness *app) {
 	t.Helper()
 	same := *witness
-	if err := n.runp(t, &same); err != nil || same.pod != witness.pod {
+	if err := n.runp(&same); err != nil || same.pod != witness.pod {
 		t.Errorf("the witness asked for again is %s, was %s: %v", same.pod, witness.pod, err)
 	}
 }
@@ -178,10 +167,10 @@ func (n *node) again(t *testing.T, list []*victim) {
 		again := v.app
 		switch {
 		case strings.HasPrefix(v.name, "runp-"):
-			if err := n.runp(t, &again); err != nil || v.pod != "" && again.pod != v.pod {
+			if err := n.runp(&again); err != nil || v.pod != "" && again.pod != v.pod {
 				return fmt.Errorf("%s: asked for again it is %s, was %q: %w", v.name, again.pod, v.pod, err)
 			}
-			return n.rmp(again.pod)
+			return n.rmp(&again)
 		case strings.HasPrefix(v.name, "start-"): // it runs, or whoever wants it removes it
 			if err := n.launch(&again); err == nil {
 				if err := n.works(&again); err != nil {
@@ -189,20 +178,20 @@ func (n *node) again(t *testing.T, list []*victim) {
 				}
 			}
 		default:
-			if err := v.call(t, n, &again); err != nil {
+			if err := v.call(n, &again); err != nil {
 				return fmt.Errorf("%s again: %w", v.name, err)
 			}
 		}
-		return n.rmp(v.pod)
+		return n.rmp(&v.app)
 	}))
 	must(t, all(list, func(v *victim) error {
-		if err := n.up(t, &v.app); err != nil {
+		if err := n.up(&v.app); err != nil {
 			return err
 		}
 		if err := n.works(&v.app); err != nil {
 			return err
 		}
-		return n.rmp(v.pod)
+		return n.rmp(&v.app)
 	}))
 }
 

@@ -1,10 +1,10 @@
 package cri
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // onCue has pods connected by a plugin that fails or hangs when it is told so.
@@ -127,62 +130,106 @@ type app struct {
 
 const counting = `trap "echo asked" TERM; n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done`
 
-// files writes what crictl reads of it.
-func (a *app) files(t testing.TB, n *node) (pod, container string) {
-	t.Helper()
-	pid := 1 // of each container its own
+// config is what is asked for.
+func (a *app) config(n *node) (*api.PodSandboxConfig, *api.ContainerConfig) {
+	namespaces := &api.NamespaceOption{Pid: api.NamespaceMode_CONTAINER}
 	if a.shared {
-		pid = 0
+		namespaces.Pid = api.NamespaceMode_POD
 	}
-	namespaces := map[string]any{"security_context": map[string]any{"namespace_options": map[string]any{"pid": pid}}}
-	config := map[string]any{
-		"metadata":      map[string]any{"name": a.name, "namespace": "shop", "uid": a.name + "-uid", "attempt": 1},
-		"log_directory": filepath.Join(n.dir, "logs", a.name), "linux": maps.Clone(namespaces),
+	pod := &api.PodSandboxConfig{
+		Metadata:     &api.PodSandboxMetadata{Name: a.name, Namespace: "shop", Uid: a.name + "-uid", Attempt: 1},
+		LogDirectory: filepath.Join(n.dir, "logs", a.name),
+		Linux:        &api.LinuxPodSandboxConfig{SecurityContext: &api.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
 	}
 	if a.port > 0 {
-		config["port_mappings"] = []map[string]any{{"protocol": 0, "container_port": 80, "host_port": a.port}}
+		pod.PortMappings = []*api.PortMapping{{ContainerPort: 80, HostPort: int32(a.port)}}
 	}
-	return n.file(t, a.name+".pod.json", config), n.file(t, a.name+".app.json", map[string]any{
-		"metadata": map[string]any{"name": "app"}, "image": map[string]any{"image": busybox},
-		"command": []string{"sh", "-c", counting}, "log_path": "app.log", "linux": namespaces,
-	})
+	return pod, &api.ContainerConfig{
+		Metadata: &api.ContainerMetadata{Name: "app"}, Image: &api.ImageSpec{Image: busybox},
+		Command: []string{"sh", "-c", counting}, LogPath: "app.log",
+		Linux: &api.LinuxContainerConfig{SecurityContext: &api.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
+	}
 }
 
 // patience is how long clients wait for an answer.
-const patience = "90s"
+const patience = 90 * time.Second
 
-func (n *node) runp(t testing.TB, a *app) (err error) {
-	pod, _ := a.files(t, n)
-	a.pod, err = n.try("crictl", "--timeout", patience, "runp", "--runtime", a.handler, pod)
+// call asks a node for something, as kubelet does.
+func call[Q, A any](n *node, do func(api.RuntimeServiceClient, context.Context, Q, ...grpc.CallOption) (A, error), ask Q) (answer A, err error) {
+	conn, err := grpc.NewClient("unix://"+n.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return answer, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return do(api.NewRuntimeServiceClient(conn), ctx, ask)
+}
+
+func (n *node) runp(a *app) error {
+	pod, _ := a.config(n)
+	answer, err := call(n, api.RuntimeServiceClient.RunPodSandbox, &api.RunPodSandboxRequest{Config: pod, RuntimeHandler: a.handler})
+	a.pod = answer.GetPodSandboxId()
 	return err
 }
 
-func (n *node) create(t testing.TB, a *app) (err error) {
-	pod, container := a.files(t, n)
-	a.id, err = n.try("crictl", "--timeout", patience, "create", a.pod, container, pod)
+func (n *node) create(a *app) error {
+	pod, container := a.config(n)
+	answer, err := call(n, api.RuntimeServiceClient.CreateContainer, &api.CreateContainerRequest{PodSandboxId: a.pod, Config: container, SandboxConfig: pod})
+	a.id = answer.GetContainerId()
 	return err
 }
 
 func (n *node) launch(a *app) error {
-	_, err := n.try("crictl", "--timeout", patience, "start", a.id)
+	_, err := call(n, api.RuntimeServiceClient.StartContainer, &api.StartContainerRequest{ContainerId: a.id})
 	return err
 }
 
-// rmp removes a pod. crictl asks for its status before, which may come too late.
-func (n *node) rmp(pod string) error {
-	_, err := n.try("crictl", "--timeout", patience, "rmp", "-f", pod)
-	if err != nil && strings.Contains(err.Error(), "NotFound") {
-		return nil
-	}
+// stop asks the container to end, and kills it a little later.
+func (n *node) stop(a *app) error {
+	_, err := call(n, api.RuntimeServiceClient.StopContainer, &api.StopContainerRequest{ContainerId: a.id, Timeout: 6})
 	return err
+}
+
+func (n *node) stopp(a *app) error {
+	_, err := call(n, api.RuntimeServiceClient.StopPodSandbox, &api.StopPodSandboxRequest{PodSandboxId: a.pod})
+	return err
+}
+
+// rmp stops and removes a pod.
+func (n *node) rmp(a *app) error {
+	if err := n.stopp(a); err != nil {
+		return err
+	}
+	_, err := call(n, api.RuntimeServiceClient.RemovePodSandbox, &api.RemovePodSandboxRequest{PodSandboxId: a.pod})
+	return err
+}
+
+// ready are the pods of a name that are ready.
+func (n *node) ready(name string) (ids []string, err error) {
+	answer, err := call(n, api.RuntimeServiceClient.ListPodSandbox, &api.ListPodSandboxRequest{})
+	for _, pod := range answer.GetItems() {
+		if pod.GetMetadata().GetName() == name && pod.GetState() == api.PodSandboxState_SANDBOX_READY {
+			ids = append(ids, pod.GetId())
+		}
+	}
+	return ids, err
+}
+
+// fares is how the pod and its container fare.
+func (n *node) fares(a *app) (string, error) {
+	pod, err := call(n, api.RuntimeServiceClient.PodSandboxStatus, &api.PodSandboxStatusRequest{PodSandboxId: a.pod})
+	if err != nil {
+		return "", err
+	}
+	container, err := call(n, api.RuntimeServiceClient.ContainerStatus, &api.ContainerStatusRequest{ContainerId: a.id})
+	return fmt.Sprintf("%s %s %s", pod.GetStatus().GetState(), container.GetStatus().GetState(), container.GetStatus().GetReason()), err
 }
 
 // up makes the pod and runs its container.
-func (n *node) up(t testing.TB, a *app) error {
-	for _, do := range []func() error{
-		func() error { return n.runp(t, a) }, func() error { return n.create(t, a) }, func() error { return n.launch(a) },
-	} {
-		if err := do(); err != nil {
+func (n *node) up(a *app) error {
+	for _, do := range []func(*app) error{n.runp, n.create, n.launch} {
+		if err := do(a); err != nil {
 			return fmt.Errorf("%s: %w", a.name, err)
 		}
 	}
@@ -191,9 +238,9 @@ func (n *node) up(t testing.TB, a *app) error {
 
 // works says whether one can get into the container.
 func (n *node) works(a *app) error {
-	out, err := n.try("crictl", "--timeout", patience, "exec", "-s", a.id, "echo", "well")
-	if err == nil && out != "well" {
-		err = fmt.Errorf("exec in %s says %q", a.name, out)
+	answer, err := call(n, api.RuntimeServiceClient.ExecSync, &api.ExecSyncRequest{ContainerId: a.id, Cmd: []string{"echo", "well"}, Timeout: 60})
+	if err == nil && string(answer.GetStdout()) != "well\n" {
+		err = fmt.Errorf("exec in %s says %q", a.name, answer)
 	}
 	return err
 }
@@ -238,12 +285,16 @@ func (n *node) inventory(t testing.TB) []string {
 	}))
 	add("rule", slices.DeleteFunc(lines("iptables-save"), func(line string) bool { return strings.HasPrefix(line, "#") || strings.HasPrefix(line, ":") }))
 	add("process", n.processes(t))
-	pods, err := n.try("crictl", "pods", "-q")
+	pods, err := call(n, api.RuntimeServiceClient.ListPodSandbox, &api.ListPodSandboxRequest{})
 	must(t, err)
-	add("pod", strings.Fields(pods))
-	containers, err := n.try("crictl", "ps", "-a", "-q")
+	for _, pod := range pods.GetItems() {
+		add("pod", []string{pod.GetId()})
+	}
+	containers, err := call(n, api.RuntimeServiceClient.ListContainers, &api.ListContainersRequest{})
 	must(t, err)
-	add("container", strings.Fields(containers))
+	for _, c := range containers.GetContainers() {
+		add("container", []string{c.GetId()})
+	}
 	slices.Sort(all)
 	return all
 }
@@ -324,9 +375,8 @@ func soon(t *testing.T, what string, began time.Time, atMost time.Duration) {
 	}
 }
 
-// kill ends a process of a list that n.processes gave.
-func kill(line string) {
-	number, _, _ := strings.Cut(line, " ")
+// kill ends a process.
+func kill(number string) {
 	if pid, err := strconv.Atoi(number); err == nil && pid > 1 {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone by itself
 	}

@@ -73,38 +73,38 @@ func spaceless(t *testing.T, what string, err error) {
 func TestDisksAreFull(t *testing.T) {
 	n := small(t)
 	witness := &app{name: "witness", handler: "runc"}
-	must(t, n.up(t, witness))
+	must(t, n.up(witness))
 	before := n.inventory(t)
 	works := func(t *testing.T) {
 		t.Helper()
 		a := &app{name: "after", handler: "runc", shared: true}
-		must(t, n.up(t, a))
+		must(t, n.up(a))
 		must(t, n.works(a))
-		must(t, n.rmp(a.pod))
+		must(t, n.rmp(a))
 		must(t, n.works(witness))
 		n.same(t, before)
 	}
 	for _, disk := range []string{"root", "state"} {
 		t.Run(disk, func(t *testing.T) {
 			ready, old := &app{name: "ready", handler: "runc"}, &app{name: "old", handler: "runc"}
-			must(t, n.runp(t, ready))
-			must(t, n.create(t, ready))
-			must(t, n.up(t, old))
+			must(t, n.runp(ready))
+			must(t, n.create(ready))
+			must(t, n.up(old))
 			free := fill(t, filepath.Join(n.dir, disk), 0)
 			spaceless(t, "start", n.launch(ready))
 			for i := range 4 {
 				fresh := &app{name: fmt.Sprint("fresh", i), handler: "runc", shared: i%2 > 0}
-				err := n.runp(t, fresh)
+				err := n.runp(fresh)
 				spaceless(t, "runp", err)
 				if err == nil {
-					if err = n.create(t, fresh); err == nil {
+					if err = n.create(fresh); err == nil {
 						err = n.launch(fresh)
 					}
 					spaceless(t, "create and start", err)
 				}
 			}
 			if disk == "root" {
-				_, err := n.try("crictl", "--timeout", patience, "pull", nginx)
+				_, err := n.try("crictl", "--timeout", patience.String(), "pull", nginx)
 				spaceless(t, "pull", err)
 				if err == nil {
 					t.Error("there was space for an image")
@@ -118,7 +118,7 @@ func TestDisksAreFull(t *testing.T) {
 					t.Errorf("the witness suffers: %v", err)
 				}
 			}
-			spaceless(t, "removal", n.rmp(old.pod))
+			spaceless(t, "removal", n.rmp(old))
 			n.complete(t, witness)
 			n.killNode()
 			if disk == "root" {
@@ -130,7 +130,7 @@ func TestDisksAreFull(t *testing.T) {
 			}
 			for id := range strings.FieldsSeq(n.must(t, "crictl", "pods", "-q")) {
 				if id != witness.pod {
-					must(t, n.rmp(id))
+					must(t, n.rmp(&app{pod: id}))
 				}
 			}
 			works(t)
@@ -143,15 +143,15 @@ func TestDisksAreFull(t *testing.T) {
 	t.Run("logs", func(t *testing.T) {
 		free := fill(t, filepath.Join(n.dir, "logs"), 0)
 		a := &app{name: "silent", handler: "runc"}
-		err := n.up(t, a)
+		err := n.up(a)
 		spaceless(t, "up", err)
 		if err == nil {
 			err = n.works(a)
 		}
 		must(t, errors.Join(err, n.works(witness)))
 		free()
-		must(t, n.rmp(a.pod))
+		must(t, n.rmp(a))
 		works(t)
 	})
-	must(t, n.rmp(witness.pod))
+	must(t, n.rmp(witness))
 }

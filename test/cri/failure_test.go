@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,19 +15,13 @@ import (
 type failure struct {
 	app
 	cue  string
-	call func(t testing.TB, n *node, a *app) error
+	call func(n *node, a *app) error
 	up   bool   // the pod runs before
 	says string // what the client is told
 }
 
 func failures() []*failure {
-	runp := func(t testing.TB, n *node, a *app) error { return n.runp(t, a) }
-	up := func(t testing.TB, n *node, a *app) error { return n.up(t, a) }
-	stopp := func(_ testing.TB, n *node, a *app) error {
-		_, err := n.try("crictl", "--timeout", patience, "stopp", a.pod)
-		return err
-	}
-	rmp := func(_ testing.TB, n *node, a *app) error { return n.rmp(a.pod) }
+	runp, up, stopp, rmp := (*node).runp, (*node).up, (*node).stopp, (*node).rmp
 	return []*failure{
 		{app{name: "add-fails", handler: "cue", port: 12021}, "ADD fails", runp, false, "fails on cue"},
 		{app{name: "add-hangs", handler: "cue"}, "ADD always hangs", runp, false, "did not end its ADD in time"},
@@ -48,7 +43,7 @@ func failures() []*failure {
 func TestPluginsAndRuntimesThatFailOrHang(t *testing.T) {
 	n := cued(t, "runtime_timeout = 6")
 	witness := &app{name: "witness", handler: "cue", port: 12020}
-	must(t, n.up(t, witness))
+	must(t, n.up(witness))
 	before := n.inventory(t)
 	var wg sync.WaitGroup
 	for _, f := range failures() {
@@ -58,41 +53,41 @@ func TestPluginsAndRuntimesThatFailOrHang(t *testing.T) {
 	must(t, n.works(witness))
 	n.complete(t, witness)
 	n.same(t, before)
-	must(t, n.rmp(witness.pod))
+	must(t, n.rmp(witness))
 }
 
 func (n *node) fails(t *testing.T, f *failure) {
 	if f.up {
-		if err := n.up(t, &f.app); err != nil {
+		if err := n.up(&f.app); err != nil {
 			t.Error(err)
 			return
 		}
 	}
 	n.cue(t, f.name, f.cue)
 	began := time.Now()
-	err := f.call(t, n, &f.app)
+	err := f.call(n, &f.app)
 	soon(t, f.name, began, time.Minute)
 	if err == nil || !strings.Contains(err.Error(), f.says) {
 		t.Errorf("%s: %v, want it to say %q", f.name, err, f.says)
 	}
-	if out, err := n.try("crictl", "pods", "--name", f.name, "--state", "ready", "-q"); err != nil || out != "" && (f.up || f.pod == "") {
-		t.Errorf("%s: there is a pod that is ready: %s, %v", f.name, out, err)
+	if ids, err := n.ready(f.name); err != nil || len(ids) > 0 && (f.up || f.pod == "") {
+		t.Errorf("%s: there is a pod that is ready: %v, %v", f.name, ids, err)
 	}
 	n.cue(t, f.name, "")
 	if f.pod != "" {
-		if err := n.rmp(f.pod); err != nil {
+		if err := n.rmp(&f.app); err != nil {
 			t.Errorf("%s: its removal later: %v", f.name, err)
 		}
 	}
 	again := f.app
-	if err := n.up(t, &again); err != nil {
+	if err := n.up(&again); err != nil {
 		t.Errorf("%s: the pod anew: %v", f.name, err)
 		return
 	}
 	if err := n.works(&again); err != nil {
 		t.Errorf("%s: the pod anew: %v", f.name, err)
 	}
-	if err := n.rmp(again.pod); err != nil {
+	if err := n.rmp(&again); err != nil {
 		t.Errorf("%s: the removal of the pod: %v", f.name, err)
 	}
 }
@@ -103,31 +98,28 @@ func (n *node) fails(t *testing.T, f *failure) {
 func TestStateIsLost(t *testing.T) {
 	n := cued(t, "")
 	first := &app{name: "first", handler: "cue", port: 12031}
-	must(t, n.up(t, first)) // the first has plugins make what stays
-	must(t, n.rmp(first.pod))
+	must(t, n.up(first)) // the first has plugins make what stays
+	must(t, n.rmp(first))
 	empty := n.inventory(t)
 	plain, shared := &app{name: "plain", handler: "cue", port: 12030}, &app{name: "shared", handler: "cue", shared: true}
-	must(t, all([]*app{plain, shared}, func(a *app) error { return n.up(t, a) }))
+	must(t, all([]*app{plain, shared}, func(a *app) error { return n.up(a) }))
 	n.settle(t)
 	n.loseState(t)
 	n.start(t)
 	for _, a := range []*app{plain, shared} {
 		until(t, a.name+" is not ready", func() error {
-			pod, err := n.try("crictl", "inspectp", "-o", "go-template", "--template", "{{.status.state}}", a.pod)
-			if err == nil && pod != "SANDBOX_NOTREADY" {
-				err = fmt.Errorf("it is %s", pod)
+			is, err := n.fares(a)
+			if err == nil && is != "SANDBOX_NOTREADY CONTAINER_EXITED ContainerStatusUnknown" {
+				err = errors.New(is)
 			}
 			return err
 		})
-		if out := n.must(t, "crictl", "inspect", "-o", "go-template", "--template", "{{.status.state}}|{{.status.reason}}", a.id); out != "CONTAINER_EXITED|ContainerStatusUnknown" {
-			t.Errorf("the container of %s is %s", a.name, out)
-		}
 	}
 	again := *plain
 	again.name = "fresh"
-	must(t, n.up(t, &again)) // the port is free
+	must(t, n.up(&again)) // the port is free
 	must(t, n.works(&again))
-	must(t, all([]*app{plain, shared, &again}, func(a *app) error { return n.rmp(a.pod) }))
+	must(t, all([]*app{plain, shared, &again}, func(a *app) error { return n.rmp(a) }))
 	n.same(t, empty)
 }
 
@@ -150,12 +142,16 @@ func (n *node) loseState(t *testing.T) {
 	n.killNode()
 	n.killKeeper(t)
 	until(t, "nothing runs", func() error {
-		left := n.processes(t)
-		for _, line := range left {
-			kill(line)
+		left := 0
+		for _, dir := range n.cgroups() {
+			pids, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			for pid := range strings.FieldsSeq(string(pids)) {
+				left++
+				kill(pid)
+			}
 		}
-		if len(left) > 0 {
-			return fmt.Errorf("%v", left)
+		if left > 0 {
+			return fmt.Errorf("%d processes", left)
 		}
 		return nil
 	})
@@ -183,7 +179,7 @@ func TestStateIsSpoiled(t *testing.T) {
 	for _, name := range []string{"witness", "pod", "container", "task", "network"} {
 		apps = append(apps, &app{name: name, handler: "cue"})
 	}
-	must(t, all(apps, func(a *app) error { return n.up(t, a) }))
+	must(t, all(apps, func(a *app) error { return n.up(a) }))
 	n.settle(t)
 	n.killNode()
 	for file, text := range map[string]string{
@@ -210,6 +206,6 @@ func TestStateIsSpoiled(t *testing.T) {
 		}
 	}
 	n.complete(t, apps[0])
-	must(t, all(apps, func(a *app) error { return n.rmp(a.pod) }))
+	must(t, all(apps, func(a *app) error { return n.rmp(a) }))
 	n.same(t, empty)
 }
