@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/base/errs"
 	"berth/node/snapshot"
 )
@@ -40,9 +42,17 @@ func scrub(t testing.TB, s snapshot.Store) (all, damaged []snapshot.Checked) {
 // flip flips a bit in the middle of a file.
 func flip(t testing.TB, path string) {
 	t.Helper()
-	unsealed(t, path)
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
+	var f *os.File
+	eventually(t, "nobody is just sealing "+path, func() bool {
+		unsealed(t, path)
+		var err error
+		f, err = os.OpenFile(path, os.O_RDWR, 0)
+		if errors.Is(err, unix.ETXTBSY) {
+			return false
+		}
+		must(t, err)
+		return true
+	})
 	info, err := f.Stat()
 	must(t, err)
 	b := make([]byte, 1)
