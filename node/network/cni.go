@@ -32,6 +32,8 @@ type cniPlugins struct {
 	timeout time.Duration // of one operation on one container
 	lib     *libcni.CNIConfig
 
+	earlier *stragglers // of an earlier node; nil for none
+
 	adding sync.RWMutex // read by each ADD, written by what collects leftovers
 
 	mu   sync.Mutex
@@ -194,6 +196,7 @@ func (c *cniPlugins) addList(ctx context.Context, list *libcni.NetworkConfigList
 
 // delList runs DEL of each plugin.
 func (c *cniPlugins) delList(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
+	c.earlier.wait(ctx, rt.ContainerID, c.timeout)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	if !isNamespace(rt.NetNS) {

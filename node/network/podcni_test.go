@@ -321,6 +321,42 @@ func TestKilledInADD(t *testing.T) {
 	contains(t, "attached again", p.calls(), "DEL "+req.ID, "ADD "+req.ID)
 }
 
+// A DEL that a killed node had begun goes on, and the next node's comes after
+// it; one that hangs is killed.
+func TestKilledInDEL(t *testing.T) {
+	m := newMachine(t)
+	p, use := m.plugins(t, map[string]string{"10-first.conflist": confOne})
+	s := m.open(t, use)
+	web, other := m.pod(t, "web"), m.pod(t, "other")
+	attachPod(t, s, web)
+	attachPod(t, s, other)
+	closeSet(t, s)
+	del := func(id, script string) *exec.Cmd {
+		plugin := exec.CommandContext(t.Context(), "sh", "-c", script)
+		plugin.Dir, plugin.Env = p.bin, append(os.Environ(), "CNI_COMMAND=DEL", "CNI_CONTAINERID="+id)
+		must(t, plugin.Start())
+		return plugin
+	}
+	slow, stuck := del(web.ID, `while [ ! -e go ]; do sleep 0.01; done; echo "the earlier one" >>calls`), del(other.ID, "sleep 1000")
+	p.calls()
+	s = m.open(t, use, func(c *Config) { c.CNITimeout = 2 * time.Second })
+	gone := make(chan error, 1)
+	go func() { gone <- s.DetachPod(t.Context(), web) }()
+	<-time.After(50 * time.Millisecond)
+	equal(t, "calls meanwhile", p.calls(), "")
+	p.cue("go", "yes")
+	must(t, slow.Wait())
+	must(t, <-gone)
+	if calls := p.calls(); strings.Index(calls, "the earlier one") > strings.Index(calls, "DEL "+web.ID) {
+		t.Errorf("DEL does not come after the earlier one: %s", calls)
+	}
+	must(t, s.DetachPod(t.Context(), other))
+	if err := stuck.Wait(); err == nil {
+		t.Error("the DEL that hangs has ended by itself")
+	}
+	equal(t, "pods", strings.Join(s.PodAttachments(), " "), "")
+}
+
 func TestCollectByPlugins(t *testing.T) {
 	m := newMachine(t)
 	p, use := m.plugins(t, map[string]string{"10-first.conflist": confOne, "20-others.conflist": `{"cniVersion":"1.1.0","name":"others","disableGC":true,"plugins":[{"type":"one"}]}`})

@@ -95,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (_ *Set, err error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("read network records: %w", err)
 	}
-	if err := s.endPlugins(ctx); err != nil {
+	if err := s.findStragglers(ctx); err != nil {
 		s.cfg.Log.WarnContext(ctx, "CNI plugins that an earlier node has started may be at work", "err", err)
 	}
 	if err := s.build(ctx); err != nil {
@@ -220,6 +220,9 @@ func (s *Set) Close() error {
 	clear(s.seats)
 	s.mu.Unlock()
 	s.tasks.Wait()
+	if s.podCNI != nil {
+		s.podCNI.earlier.close()
+	}
 	if s.host != nil {
 		s.host.close()
 	}
