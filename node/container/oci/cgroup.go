@@ -186,10 +186,12 @@ func freeze(ctx context.Context, cgroup string, frozen bool) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	asked := 0
 	err := poll(ctx, func() (bool, error) {
 		ok, err := done()
 		if err == nil && !ok && !unified() {
-			err = os.WriteFile(file, []byte(word), 0) // version 1 wants to be asked again about processes that were forking
+			asked++
+			err = freezeAgain(file, word, asked)
 		}
 		return ok, err
 	})
@@ -201,6 +203,18 @@ func freeze(ctx context.Context, cgroup string, frozen bool) error {
 		err = errors.Join(err, os.WriteFile(file, []byte(undone), 0))
 	}
 	return freezeError(err)
+}
+
+// freezeAgain is for version 1, which wants to be asked again about processes
+// that were forking, and now and then to begin anew: else some stay on their way
+// to being frozen for ever.
+func freezeAgain(file, word string, asked int) error {
+	if word == "FROZEN" && asked%12 == 0 {
+		if err := os.WriteFile(file, []byte("THAWED"), 0); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(file, []byte(word), 0)
 }
 
 func freezeError(err error) error {
