@@ -1,9 +1,12 @@
 package shim_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -159,12 +162,23 @@ func TestHangs(t *testing.T) {
 	}
 }
 
+// still says whether no thread of a process runs.
+func still(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return err == nil && len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
+		text, err := os.ReadFile(file)
+		return err == nil && !bytes.Contains(text, []byte(") T "))
+	})
+}
+
 // A shim that stands still is as one that hangs.
 func TestStopped(t *testing.T) {
 	b := newBench(t, short)
 	r := b.fake("good")
 	b.run(r, b.launch(r, "a", command("sleep", "1000")))
-	b.ok(syscall.Kill(b.shims()[0], syscall.SIGSTOP), "stop")
+	pid := b.shims()[0]
+	b.ok(syscall.Kill(pid, syscall.SIGSTOP), "stop")
+	await(t, "all of its threads to stand still", func() bool { return still(pid) })
 	if err := r.Signal(t.Context(), "a", syscall.SIGTERM, false); !errors.Is(err, errs.Timeout) {
 		t.Errorf("signal: %v", err)
 	}
