@@ -259,7 +259,8 @@ func (l *launcher) Process(id string) (*keeper.Process, bool) {
 	if !found {
 		return nil, false
 	}
-	return &c.Process, true
+	p := c.Process // as the keeper gives it: how it was at this moment
+	return &p, true
 }
 
 func (l *launcher) Signal(id string, sig syscall.Signal) error {
