@@ -100,7 +100,7 @@ func TestGolden(t *testing.T) {
 					Memory: 64 << 20, MemoryReservation: 32 << 20, NanoCPUs: 1_500_000_000, CPUShares: 512, CpusetCPUs: "0-1", CpusetMems: "0", Pids: 100, BlkioWeight: 300,
 				},
 				Rlimits: []spec.Rlimit{{Name: "nofile", Soft: 512, Hard: 1024}, {Name: "RLIMIT_CORE"}},
-				Devices: []spec.Device{{Path: "/dev/null", Target: "/dev/nothing", Permissions: "r"}},
+				Devices: []spec.Device{{Path: "/dev/full", Target: "/dev/nothing", Permissions: "r"}},
 				ShmSize: 1 << 20, Sysctls: map[string]string{"net.core.somaxconn": "99", "kernel.shmmax": "1"},
 			},
 				bind("/data/deep", func(m *spec.Mounted) { m.ReadOnly = true }),
