@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -201,7 +202,10 @@ func (l *launcher) owns(pid int) bool {
 func (l *launcher) wait(c *child) {
 	var status unix.WaitStatus
 	// The one who forked it may still be about to end, and to leave it to us.
-	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(c.Pidfd.Fd()), Events: unix.POLLIN}}, -1)
+	for ready := 0; ready == 0; {
+		ready, _ = unix.Poll([]unix.PollFd{{Fd: int32(c.Pidfd.Fd()), Events: unix.POLLIN}}, 100)
+		l.reapStrays()
+	}
 	for {
 		_, err := unix.Wait4(c.Pid, &status, 0, nil)
 		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ECHILD) {
@@ -217,6 +221,26 @@ func (l *launcher) wait(c *child) {
 	l.mu.Unlock()
 	close(c.ended)
 }
+
+// reapStrays takes runtimes' programs that have ended in a container and were
+// left to us: its first process does not end before.
+func (l *launcher) reapStrays() {
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, list := range lists {
+		data, _ := os.ReadFile(list)
+		for field := range strings.FieldsSeq(string(data)) {
+			pid, _ := strconv.Atoi(field)
+			status, _ := os.ReadFile("/proc/" + field + "/status")
+			if stray.Match(status) && !l.owns(pid) {
+				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			}
+		}
+	}
+}
+
+// stray is the status of a runtime's program that has ended, in a namespace of
+// its own; those that we have started ourselves are in ours.
+var stray = regexp.MustCompile(`(?s)^Name:\t(crun|runc).*\nState:\tZ.*\nNSpid:\t\d+\t`)
 
 // listen receives a terminal from a runtime.
 func (l *launcher) listen(path string) chan *os.File {
