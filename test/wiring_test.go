@@ -235,7 +235,7 @@ func TestFailuresOfTheNode(t *testing.T) {
 		{"stop wbe", 1, "", []string{"berth: stop: no such thing: stop; did you mean web?\n"}},
 		{"stop zzzzzz", 1, "", []string{"berth ps -a lists what there is"}},
 		{"stop web worker wokrer", 1, "worker\n", []string{"berth: stop: no such thing: stop\n", "did you mean worker?\n"}},
-		{"inspect wbe", 1, "[]\n", []string{"no such container, image, network, volume, exec: wbe; did you mean web?"}},
+		{"inspect wbe", 1, "[]\n", []string{"no such container, image, network, volume, pod, exec: wbe; did you mean web?"}},
 		{"rmi alpin", 1, "", []string{"did you mean alpine or alpine:latest?"}},
 		{"network rm lab", 1, "", []string{"berth: network rm: ", "berth network ls lists what there is"}},
 		{"run --pull never alpin true", 125, "", []string{"berth: run: ", "did you mean alpine"}},

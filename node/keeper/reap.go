@@ -122,13 +122,15 @@ func (s *server) watch(c *child) {
 			return
 		}
 		code, known := fate(fd, c.Pid)
-		s.finish(c, Exit{Code: code, Known: known, At: time.Now()})
+		if s.claim(c) {
+			s.finish(c, Exit{Code: code, Known: known, At: time.Now()})
+		}
 	})
 }
 
 // becameChild reports whether an ended process that we watched has meanwhile
-// fallen to us, so that reap tells its end or has done so. If not, it is
-// nobody that reap will meet.
+// fallen to us, so that reap tells its end or has done so. If not, it may still
+// fall to us, should its parent end without having waited for it.
 func (s *server) becameChild(c *child) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,11 +140,22 @@ func (s *server) becameChild(c *child) bool {
 	if s.children[c.Pid] != c {
 		return true // reaped
 	}
-	if isChild(c.fds[rolePidfd]) {
+	return isChild(c.fds[rolePidfd])
+}
+
+// claim reports whether the end of a process that we watched is to be told by
+// whoever asks; if not, reap was first.
+func (s *server) claim(c *child) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !c.awaited {
 		return true
 	}
+	if s.children[c.Pid] != c {
+		return false
+	}
 	delete(s.children, c.Pid)
-	return false
+	return true
 }
 
 // finish records an end, once its output is in the log, and tells node.

@@ -237,6 +237,49 @@ func TestFate(t *testing.T) {
 	}
 }
 
+// A process that has ended may still fall to us, when its parent ends without
+// having waited for it: reap must know it until somebody has told its end, and
+// only one does.
+func TestOneTellsAnEnd(t *testing.T) {
+	parent := exec.Command("sh", "-c", `sh -c "exit 7" & echo $!; exec sleep 1000`)
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = parent.Process.Kill(); _ = parent.Wait() }()
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if !readable(fd, 10000) {
+		t.Fatal("it does not end")
+	}
+	c := &child{record: record{Pid: pid}, fds: map[role]int{rolePidfd: fd}, awaited: true}
+	s := &server{children: map[int]*child{pid: c}}
+	if s.becameChild(c) {
+		t.Error("a process of a parent that lives is called ours")
+	}
+	if s.children[pid] != c {
+		t.Error("reap would not know it if its parent ended now")
+	}
+	if !s.claim(c) || s.claim(c) {
+		t.Error("the end is not told once")
+	}
+	s.children[pid] = c
+	delete(s.children, pid) // as reap does
+	if s.claim(c) {
+		t.Error("the end is told by watch after reap has told it")
+	}
+}
+
 func FuzzFromOutside(f *testing.F) {
 	f.Add(`{"level":"error","msg":"x"}`, "1 (a) b) Z 1 2")
 	f.Add("plain\ntext", "")
