@@ -123,8 +123,13 @@ func TestKeeperKilled(t *testing.T) {
 	}
 	checkNumbers(t, out[logfile.Stdout], lines)
 	checkNumbers(t, out[logfile.Stderr], lines)
-	if <-followed != fmt.Sprint(out, nil) {
-		t.Error("the follower saw something else")
+	if saw, is := <-followed, fmt.Sprint(out, nil); saw != is {
+		same := 0
+		for same < min(len(saw), len(is)) && saw[same] == is[same] {
+			same++
+		}
+		t.Errorf("the follower saw something else: %d bytes of %d, other ones from byte %d on: %.60q, want %.60q; its end is %.60q",
+			len(saw), len(is), same, saw[same:], is[same:], saw[max(0, len(saw)-60):])
 	}
 	if _, err := io.WriteString(b.Stdin, "it\n"); err != nil {
 		t.Fatal(err)

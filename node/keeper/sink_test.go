@@ -241,7 +241,7 @@ func TestFate(t *testing.T) {
 // having waited for it: reap must know it until somebody has told its end, and
 // only one does.
 func TestOneTellsAnEnd(t *testing.T) {
-	parent := exec.Command("sh", "-c", `sh -c "exit 7" & echo $!; exec sleep 1000`)
+	parent := exec.Command("sh", "-c", `sleep 1000 & echo $!; exec sleep 2000`) // which waits for nobody
 	out, err := parent.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -254,11 +254,24 @@ func TestOneTellsAnEnd(t *testing.T) {
 	if _, err := fmt.Fscan(out, &pid); err != nil {
 		t.Fatal(err)
 	}
+	for {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parent.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.HasPrefix(text, []byte("sleep")) {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 	if !readable(fd, 10000) {
 		t.Fatal("it does not end")
 	}
