@@ -211,11 +211,11 @@ func TestLaterThenDoesNotTellOfWhatFailed(t *testing.T) {
 // while is written when there is room.
 func TestAFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount a small disk")
+		t.Skip("skipped: it takes root to mount a small disk")
 	}
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
-		t.Skip("cannot mount a small disk:", err)
+		t.Fatal("mount a small disk:", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	path := filepath.Join(dir, "db")

@@ -2,36 +2,9 @@ package container
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
-	"sync"
 
-	"berth/base/errs"
+	"berth/base/group"
 )
-
-// background is the goroutines of a Set.
-type background struct {
-	mu     sync.Mutex
-	closed bool
-	wg     sync.WaitGroup
-}
-
-// run starts fn, or says no once they are closed.
-func (b *background) run(fn func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.closed {
-		b.wg.Go(fn)
-	}
-	return !b.closed
-}
-
-func (b *background) close() {
-	b.mu.Lock()
-	b.closed = true
-	b.mu.Unlock()
-	b.wg.Wait()
-}
 
 // finish runs fn to its end even if the caller goes away; the caller is then
 // told so. A Set that is closed lets fn see a ctx that is done.
@@ -42,18 +15,9 @@ func (s *Set) finish(ctx context.Context, fn func(context.Context) error) error 
 	work := func() {
 		defer cancel()
 		defer stop()
-		// What one client sends must not end the node, which has the others'
-		// containers to look after: this is not the goroutine whose panics its
-		// server turns into errors.
-		defer func() {
-			if v := recover(); v != nil {
-				s.Log.ErrorContext(life, "an operation panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-				done <- errs.New(errs.Internal, "panic: %v", v)
-			}
-		}()
-		done <- fn(life)
+		done <- group.Guarded(life, s.Log, fn)
 	}
-	if !s.background.run(work) {
+	if !s.background.Go(work) {
 		cancel()
 		work()
 	}

@@ -44,10 +44,10 @@ func (s *Set) Commit(ctx context.Context, ref string, req spec.CommitRequest) (i
 
 // hold pauses the container, if it runs, until resume is called.
 func (s *Set) hold(ctx context.Context, c *container) (resume func() error, err error) {
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return nil, err
 	}
-	defer c.op.unlock()
+	defer c.op.Unlock()
 	if c.status() != spec.Running {
 		return func() error { return nil }, nil
 	}
@@ -57,10 +57,10 @@ func (s *Set) hold(ctx context.Context, c *container) (resume func() error, err 
 	held := c.current()
 	return func() error {
 		ctx := context.WithoutCancel(ctx)
-		if err := c.op.lock(ctx); err != nil {
+		if err := c.op.Lock(ctx); err != nil {
 			return err
 		}
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.current() != held || c.status() != spec.Paused {
 			return nil // somebody else has ended or thawed it
 		}

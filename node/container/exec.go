@@ -332,7 +332,9 @@ func (s *Set) execEnded(x Exit) bool {
 
 // endExec notes and tells the end of an exec whose start was told.
 func (s *Set) endExec(e *execution, x Exit) {
-	e.end(x)
+	if e.note(x) {
+		defer close(e.done)
+	}
 	if e.request != nil {
 		s.endTaskExec(e)
 	}
@@ -346,7 +348,7 @@ func (s *Set) endExec(e *execution, x Exit) {
 	e.mu.Unlock()
 	s.dropUnwanted(e)
 	if finished {
-		s.background.run(func() { s.drop(e.id) })
+		s.background.Go(func() { s.drop(e.id) })
 	}
 }
 
@@ -357,7 +359,7 @@ func (s *Set) letGo(e *execution) {
 	e.closed = true
 	e.mu.Unlock()
 	if finished {
-		s.background.run(func() { s.drop(e.id) })
+		s.background.Go(func() { s.drop(e.id) })
 	}
 }
 
@@ -386,18 +388,27 @@ func (e *execution) began(p *Process) {
 	}
 }
 
+// end notes an end and wakes who waits for it.
 func (e *execution) end(x Exit) {
+	if e.note(x) {
+		close(e.done)
+	}
+}
+
+// note notes an end. With true the caller closes done, once it has told of it:
+// who has waited for an end finds its event there.
+func (e *execution) note(x Exit) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.ended.IsZero() {
-		return
+		return false
 	}
 	if !x.Known {
 		x.Code = unknownCode
 	}
 	e.state.Running, e.state.Pid, e.state.ExitCode, e.state.ExitUnknown = false, 0, x.Code, !x.Known
 	e.ended = x.At
-	close(e.done)
+	return true
 }
 
 // fail notes that a client's exec could not be started.

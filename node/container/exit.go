@@ -30,7 +30,7 @@ func (s *Set) Exited(e Exit) {
 	if s.execEnded(e) {
 		return
 	}
-	s.background.run(func() { s.exited(e) })
+	s.background.Go(func() { s.exited(e) })
 }
 
 func (s *Set) exited(e Exit) {
@@ -41,10 +41,10 @@ func (s *Set) exited(e Exit) {
 		s.drop(e.ID)
 		return
 	}
-	if c.op.lock(s.life) != nil {
+	if c.op.Lock(s.life) != nil {
 		return // the next node hears of it again
 	}
-	defer c.op.unlock()
+	defer c.op.Unlock()
 	r := c.current()
 	if r == nil || e.Pid != 0 && r.process.Pid != 0 && r.process.Pid != e.Pid {
 		s.forget.later(e.ID) // the end of a start that failed, or told twice

@@ -25,7 +25,7 @@ func (f *forgetter) later(id string) {
 	defer f.mu.Unlock()
 	f.ids[id] = true
 	if f.timer == nil && f.set.life.Err() == nil {
-		f.timer = time.AfterFunc(forgetDelay, func() { f.set.background.run(f.flush) })
+		f.timer = time.AfterFunc(forgetDelay, func() { f.set.background.Go(f.flush) })
 	}
 }
 

@@ -73,14 +73,14 @@ func (s *Set) createGiven(ctx context.Context, g spec.Given) (spec.Given, error)
 		s.dropFromIndex(c)
 		return g, fmt.Errorf("record container %s: %w", g.ID, err)
 	}
-	defer c.op.unlock() // who waits to start it is told of after this
+	defer c.op.Unlock() // who waits to start it is told of after this
 	s.publish(view, "create", "runtime", g.Runtime)
 	return g, nil
 }
 
 // admit puts a new container into the index, its op held.
 func (s *Set) admit(c *container) error {
-	if err := c.op.lock(s.life); err != nil {
+	if err := c.op.Lock(s.life); err != nil {
 		return errs.New(errs.Unavailable, "the node is shutting down")
 	}
 	s.mu.Lock()
@@ -146,11 +146,11 @@ func (s *Set) lockGiven(ctx context.Context, namespace, id string) (*container, 
 	if err != nil {
 		return nil, err
 	}
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return nil, fmt.Errorf("container %s is busy: %w", id, err)
 	}
 	if c.isGone() {
-		c.op.unlock()
+		c.op.Unlock()
 		return nil, errs.New(errs.NotFound, "no such container in namespace %s: %s", namespace, id)
 	}
 	return c, nil
@@ -206,7 +206,7 @@ func (s *Set) UpdateGiven(ctx context.Context, namespace, id string, change func
 		return spec.Given{}, err
 	}
 	err = s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.given.Load() == nil {
 			return s.updateNative(ctx, c, change)
 		}
@@ -272,7 +272,7 @@ func (s *Set) RemoveGiven(ctx context.Context, namespace, id string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		g, t := c.given.Load(), c.task.Load()
 		if t != nil && (!g.Owned || t.live()) || busy(c.status()) && g == nil {
 			return errs.New(errs.Conflict, "container %s has a task: delete that before", id)

@@ -90,7 +90,7 @@ func (d *doctor) schedule() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.stopped {
-		d.timer = time.AfterFunc(wait, func() { d.set.background.run(d.round) })
+		d.timer = time.AfterFunc(wait, func() { d.set.background.Go(d.round) })
 	}
 }
 
@@ -191,7 +191,7 @@ func (s *Set) dropProbe(e *execution) {
 		forget()
 		return
 	}
-	s.background.run(func() {
+	s.background.Go(func() {
 		select {
 		case <-e.done:
 		case <-s.life.Done():

@@ -23,7 +23,7 @@ func (s *Set) Kill(ctx context.Context, ref, signal string) error {
 	}
 	end := c.ending()
 	err = s.kill(ctx, c, sig)
-	c.op.unlock()
+	c.op.Unlock()
 	if err != nil {
 		return fmt.Errorf("kill container %s: %w", c.name(), err)
 	}

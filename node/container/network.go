@@ -32,7 +32,7 @@ func (s *Set) rewire(ctx context.Context, ref, what string, change func(context.
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		view := c.get()
 		if view.Namespace != "" {
 			return errs.New(errs.Unsupported, "container %s was made by another client, which made its network", view.Name)

@@ -15,7 +15,7 @@ func (s *Set) Pause(ctx context.Context, ref string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		return s.pause(ctx, c)
 	})
 }
@@ -43,7 +43,7 @@ func (s *Set) Unpause(ctx context.Context, ref string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.status() != spec.Paused {
 			return errs.New(errs.Conflict, "container %s is not paused", c.name())
 		}

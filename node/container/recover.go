@@ -55,10 +55,10 @@ func (s *Set) Recover(ctx context.Context, survivors []Survivor) error {
 }
 
 func (s *Set) recoverOne(ctx context.Context, c *container, v Survivor, has bool) error {
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return err
 	}
-	defer c.op.unlock()
+	defer c.op.Unlock()
 	if c.given.Load() != nil {
 		return s.recoverGiven(ctx, c, v, has)
 	}
@@ -100,7 +100,7 @@ func (s *Set) adopt(c *container, v Survivor) {
 		return
 	}
 	s.stayAWhile(c)
-	s.background.run(func() { s.exited(*v.Exit) })
+	s.background.Go(func() { s.exited(*v.Exit) })
 }
 
 // stayAWhile keeps a container with AutoRemove until those who were attached
@@ -110,7 +110,7 @@ func (s *Set) stayAWhile(c *container) {
 		return
 	}
 	release := c.keep()
-	s.background.run(func() {
+	s.background.Go(func() {
 		grace := time.NewTimer(reconnectGrace)
 		defer grace.Stop()
 		defer release()
@@ -119,10 +119,10 @@ func (s *Set) stayAWhile(c *container) {
 		case <-s.life.Done():
 			return
 		}
-		if c.op.lock(s.life) != nil {
+		if c.op.Lock(s.life) != nil {
 			return
 		}
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.isGone() || busy(c.status()) {
 			return
 		}
@@ -218,7 +218,7 @@ func (s *Set) recoverExec(v Survivor) {
 		if f == nil {
 			continue
 		}
-		s.background.run(func() {
+		s.background.Go(func() {
 			defer context.AfterFunc(s.life, func() { _ = f.Close() })()
 			_, _ = io.Copy(io.Discard, f)
 		})

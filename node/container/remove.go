@@ -23,11 +23,11 @@ func (s *Set) Remove(ctx context.Context, ref string, force, volumes bool) error
 
 func (s *Set) removeFound(ctx context.Context, c *container, force, volumes bool) error {
 	for killed := false; ; killed = true {
-		if err := c.op.lock(ctx); err != nil {
+		if err := c.op.Lock(ctx); err != nil {
 			return err
 		}
 		if c.isGone() {
-			c.op.unlock()
+			c.op.Unlock()
 			if killed {
 				return nil // it went by itself when it ended
 			}
@@ -35,11 +35,11 @@ func (s *Set) removeFound(ctx context.Context, c *container, force, volumes bool
 		}
 		if !busy(c.status()) && c.current() == nil {
 			err := s.remove(ctx, c, volumes)
-			c.op.unlock()
+			c.op.Unlock()
 			return err
 		}
 		end, err := s.endForRemoval(ctx, c, force)
-		c.op.unlock()
+		c.op.Unlock()
 		if err != nil {
 			return fmt.Errorf("remove container %s: %w", c.name(), err)
 		}
@@ -106,7 +106,7 @@ func (s *Set) remove(ctx context.Context, c *container, volumes bool) error {
 	if err := clearDir(s.logDir(c.id)); err != nil {
 		s.Log.WarnContext(ctx, "the log of a removed container is left", "container", c.id, "error", err)
 	}
-	s.background.run(func() {
+	s.background.Go(func() {
 		if s.forget.takes(c.id) {
 			s.drop(c.id)
 		}

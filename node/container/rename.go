@@ -20,7 +20,7 @@ func (s *Set) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.given.Load() != nil {
 			return errs.New(errs.Unsupported, "container %s was made by another client: rename it by that one", c.name())
 		}

@@ -36,10 +36,10 @@ func (s *Set) Restart(ctx context.Context, ref string, timeout *int, signal stri
 		if err := s.halt(ctx, c, stop); err != nil {
 			return fmt.Errorf("restart container %s: %w", c.name(), err)
 		}
-		if err := c.op.lock(ctx); err != nil {
+		if err := c.op.Lock(ctx); err != nil {
 			return err
 		}
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.isGone() {
 			return errs.New(errs.NotFound, "container %s was removed", c.name())
 		}
@@ -91,14 +91,14 @@ func wants(p spec.RestartPolicy, success bool, count int) bool {
 func (s *Set) restartIn(c *container, wait time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.retry = time.AfterFunc(wait, func() { s.background.run(func() { s.restartNow(c) }) })
+	c.retry = time.AfterFunc(wait, func() { s.background.Go(func() { s.restartNow(c) }) })
 }
 
 func (s *Set) restartNow(c *container) {
-	if c.op.lock(s.life) != nil {
+	if c.op.Lock(s.life) != nil {
 		return
 	}
-	defer c.op.unlock()
+	defer c.op.Unlock()
 	if c.status() != spec.Restarting || c.isGone() {
 		return
 	}

@@ -114,10 +114,10 @@ func (s *Set) withRoot(ctx context.Context, c *container, fn func(dir string) er
 			return fn(t.Root)
 		}
 		// A task that is made meanwhile would mount its root above ours.
-		if err := c.op.lock(ctx); err != nil {
+		if err := c.op.Lock(ctx); err != nil {
 			return fmt.Errorf("container %s is busy: %w", c.name(), err)
 		}
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if t := c.task.Load(); t.live() {
 			return fn(t.Root)
 		}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"berth/base/errs"
+	"berth/base/group"
 	"berth/base/kv"
 	"berth/node/bundle"
 	"berth/node/network"
@@ -144,7 +145,7 @@ type Set struct {
 
 	life       context.Context //nolint:containedctx // what the Set does by itself ends with it
 	end        context.CancelFunc
-	background background
+	background group.Background
 
 	mu         sync.RWMutex
 	containers map[string]*container // by id
@@ -213,7 +214,7 @@ func Open(ctx context.Context, config Config) (*Set, error) {
 func (s *Set) Close() error {
 	s.end()
 	s.eachContainer((*container).quiet)
-	s.background.close()
+	s.background.Close()
 	s.forget.flush()
 	var failed error
 	s.eachContainer(func(c *container) {
@@ -300,11 +301,11 @@ func (s *Set) lock(ctx context.Context, ref string) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return nil, fmt.Errorf("container %s is busy: %w", c.name(), err)
 	}
 	if c.isGone() {
-		c.op.unlock()
+		c.op.Unlock()
 		return nil, errs.New(errs.NotFound, "no such container: %s", ref)
 	}
 	return c, nil

@@ -28,7 +28,7 @@ func (s *Set) Start(ctx context.Context, ref string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		switch c.status() {
 		case spec.Running:
 			return nil

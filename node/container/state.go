@@ -1,19 +1,19 @@
 package container
 
 import (
-	"context"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"berth/base/errs"
+	"berth/base/group"
 	"berth/spec"
 )
 
 // container is one container in memory.
 type container struct {
 	id   string
-	op   opLock
+	op   group.Lock
 	root rootfs
 
 	view  atomic.Pointer[spec.Container] // what it points to is never changed
@@ -70,7 +70,7 @@ func newEnding() *ending { return &ending{done: make(chan struct{})} }
 func newContainer(r record) *container {
 	c := &container{
 		id:      keyOf(&r.Container),
-		op:      newOpLock(),
+		op:      group.NewLock(),
 		image:   r.Image,
 		changed: make(chan struct{}),
 		end:     newEnding(),
@@ -185,24 +185,3 @@ func running(c *spec.Container) error {
 		return errs.New(errs.Conflict, "container %s is not running", c.Name)
 	}
 }
-
-// opLock is a mutex whose Lock heeds a ctx.
-type opLock chan struct{}
-
-func newOpLock() opLock { return make(opLock, 1) }
-
-func (l opLock) lock(ctx context.Context) error {
-	select {
-	case l <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case l <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (l opLock) unlock() { <-l }

@@ -131,10 +131,10 @@ const beginLook = 3 * time.Millisecond
 
 // signalRun sends a signal to the run that end is of, if that goes on.
 func (s *Set) signalRun(ctx context.Context, c *container, end *ending, sig syscall.Signal) error {
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return err
 	}
-	defer c.op.unlock()
+	defer c.op.Unlock()
 	if c.ending() != end || !alive(c.status()) {
 		return nil
 	}
@@ -144,10 +144,10 @@ func (s *Set) signalRun(ctx context.Context, c *container, end *ending, sig sysc
 // askToEnd sends the signal, if that is to be now, and returns the end to wait
 // for, or nil where there is nothing to end.
 func (s *Set) askToEnd(ctx context.Context, c *container, sig syscall.Signal, now bool) (*ending, error) {
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return nil, err
 	}
-	defer c.op.unlock()
+	defer c.op.Unlock()
 	switch c.status() {
 	case spec.Restarting:
 		c.calm()
@@ -173,7 +173,7 @@ func (s *Set) askToEnd(ctx context.Context, c *container, sig syscall.Signal, no
 
 // forceEnd kills the process of a run that did not end by itself.
 func (s *Set) forceEnd(ctx context.Context, c *container, end *ending) error {
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return err
 	}
 	var err error
@@ -183,7 +183,7 @@ func (s *Set) forceEnd(ctx context.Context, c *container, end *ending) error {
 			err = s.resume(ctx, c)
 		}
 	}
-	c.op.unlock()
+	c.op.Unlock()
 	if err != nil {
 		return err
 	}

@@ -18,11 +18,11 @@ func (s *Set) withTask(ctx context.Context, namespace, id string, fn func(contex
 	if err != nil {
 		return noTask(err, id)
 	}
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return fmt.Errorf("container %s is busy: %w", id, err)
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		state, ok := s.taskOf(c)
 		if !ok || c.isGone() {
 			return noTask(nil, id)

@@ -29,7 +29,7 @@ func (s *Set) CreateTask(ctx context.Context, namespace, id string, req TaskRequ
 	}
 	var state TaskState // no result by name: what goes on may write it when the caller has gone
 	err = s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if err := s.mayCreateTask(c); err != nil {
 			return err
 		}
@@ -262,12 +262,12 @@ func (s *Set) StartTask(ctx context.Context, namespace, id, exec string) (int, e
 	if exec != "" {
 		return s.startTaskExec(ctx, c, exec)
 	}
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return 0, fmt.Errorf("container %s is busy: %w", id, err)
 	}
 	pid := 0 // no result by name, as in CreateTask
 	err = s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		t := c.task.Load()
 		switch {
 		case t == nil || !t.Made:

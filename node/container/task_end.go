@@ -22,11 +22,11 @@ func (s *Set) KillTask(ctx context.Context, namespace, id, exec string, sig sysc
 	if exec != "" {
 		return s.killTaskExec(ctx, c, exec, sig)
 	}
-	if err := c.op.lock(ctx); err != nil {
+	if err := c.op.Lock(ctx); err != nil {
 		return fmt.Errorf("container %s is busy: %w", id, err)
 	}
 	err = s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		state, ok := s.taskOf(c)
 		switch {
 		case !ok:
@@ -113,11 +113,11 @@ func (s *Set) DeleteTask(ctx context.Context, namespace, id string) (TaskExit, e
 	var exit TaskExit // no result by name, as in CreateTask
 	err = s.finish(ctx, func(ctx context.Context) error {
 		for {
-			if err := c.op.lock(ctx); err != nil {
+			if err := c.op.Lock(ctx); err != nil {
 				return err
 			}
 			end, err := s.deleteEnded(ctx, c, &exit)
-			c.op.unlock()
+			c.op.Unlock()
 			if end == nil || err != nil {
 				return err
 			}

@@ -133,7 +133,7 @@ func (s *Set) adoptTask(ctx context.Context, c *container, v Survivor, has bool)
 		}
 	}
 	if v.Exit != nil {
-		s.background.run(func() { s.exited(*v.Exit) })
+		s.background.Go(func() { s.exited(*v.Exit) })
 	}
 	return nil
 }
@@ -169,7 +169,7 @@ func (s *Set) adoptExec(e *execution, v Survivor) {
 	case ended: // that is on record; only the owner was not told to forget it
 		s.forget.later(e.id)
 	case v.Exit != nil:
-		s.background.run(func() { s.execEnded(*v.Exit) })
+		s.background.Go(func() { s.execEnded(*v.Exit) })
 	}
 }
 
@@ -182,7 +182,7 @@ func (s *Set) settleExecs() {
 		lost := e.request != nil && e.started && e.process == nil && e.ended.IsZero()
 		e.mu.Unlock()
 		if lost {
-			s.background.run(func() { s.endExec(e, Exit{ID: e.id, At: time.Now()}) })
+			s.background.Go(func() { s.endExec(e, Exit{ID: e.id, At: time.Now()}) })
 		}
 	}
 }

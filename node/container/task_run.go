@@ -27,7 +27,7 @@ func (s *Set) RunTask(ctx context.Context, namespace, id string, req TaskRequest
 	}
 	var state TaskState // no result by name, as in CreateTask
 	err = s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if err := s.mayCreateTask(c); err != nil {
 			return err
 		}
@@ -259,10 +259,10 @@ func (s *Set) mountFor(ctx context.Context, id string, key snapshot.Key) (string
 func (s *Set) UnmountRoot(ctx context.Context, namespace, id string) error {
 	key := givenKey(namespace, id)
 	if c, err := s.findGiven(namespace, id); err == nil {
-		if err := c.op.lock(ctx); err != nil {
+		if err := c.op.Lock(ctx); err != nil {
 			return fmt.Errorf("container %s is busy: %w", id, err)
 		}
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		if c.task.Load().live() {
 			return errs.New(errs.Conflict, "container %s runs", id)
 		}

@@ -16,7 +16,7 @@ func (s *Set) Update(ctx context.Context, ref string, update spec.ContainerUpdat
 		return spec.Container{}, err
 	}
 	err = s.finish(ctx, func(ctx context.Context) error {
-		defer c.op.unlock()
+		defer c.op.Unlock()
 		return s.update(ctx, c, update)
 	})
 	if err != nil {

@@ -2,37 +2,12 @@ package pod
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"berth/base/errs"
+	"berth/base/group"
 )
-
-// background is the goroutines of a Set.
-type background struct {
-	mu     sync.Mutex
-	closed bool
-	wg     sync.WaitGroup
-}
-
-// run starts fn, or says no once they are closed.
-func (b *background) run(fn func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.closed {
-		b.wg.Go(fn)
-	}
-	return !b.closed
-}
-
-func (b *background) close() {
-	b.mu.Lock()
-	b.closed = true
-	b.mu.Unlock()
-	b.wg.Wait()
-}
 
 // call is work that several may wait for.
 type call[T any] struct {
@@ -62,20 +37,14 @@ func beginWithin[T any](ctx context.Context, s *Set, atMost time.Duration, fn fu
 	c := &call[T]{done: make(chan struct{})}
 	life, cancel := context.WithTimeout(context.WithoutCancel(ctx), atMost)
 	stop := context.AfterFunc(s.life, cancel)
-	started := s.background.run(func() {
+	started := s.background.Go(func() {
 		defer close(c.done)
 		defer cancel()
 		defer stop()
-		// What one client sends must not end the node, which has the others'
-		// pods to look after.
-		defer func() {
-			if v := recover(); v != nil {
-				s.Log.ErrorContext(life, "an operation panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-				c.err = errs.New(errs.Internal, "panic: %v", v)
-			}
-		}()
-		c.result, c.err = fn(life)
-		c.err = errs.Full(c.err)
+		c.err = errs.Full(group.Guarded(life, s.Log, func(ctx context.Context) (err error) {
+			c.result, err = fn(ctx)
+			return err
+		}))
 	})
 	if !started {
 		cancel()
@@ -106,19 +75,3 @@ func each[T any](all []T, fn func(T) error) []error {
 	wg.Wait()
 	return failed
 }
-
-// opLock is a mutex whose lock heeds a ctx.
-type opLock chan struct{}
-
-func newOpLock() opLock { return make(opLock, 1) }
-
-func (l opLock) lock(ctx context.Context) error {
-	select {
-	case l <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (l opLock) unlock() { <-l }

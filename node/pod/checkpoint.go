@@ -32,10 +32,10 @@ func (s *Set) Checkpoint(ctx context.Context, id, path string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) (err error) {
-		if err := m.op.lock(ctx); err != nil {
+		if err := m.op.Lock(ctx); err != nil {
 			return fmt.Errorf("checkpoint container %s: it is busy: %w", m.id, err)
 		}
-		defer m.op.unlock()
+		defer m.op.Unlock()
 		ctx, end := s.traced(ctx, m.pod.id, "checkpoint container "+m.rec.Load().Container.Config.Name)
 		defer func() { end(err) }()
 		if is := s.show(m); is.State != spec.Running {

@@ -88,7 +88,7 @@ func (s *Set) reserveMember(ctx context.Context, p *pod, config *spec.PodContain
 	s.index(m)
 	m.create = begin(ctx, s, func(ctx context.Context) (string, error) {
 		defer p.leave()
-		defer m.op.unlock()
+		defer m.op.Unlock()
 		err := s.endUnheard(ctx, earlier)
 		if err != nil {
 			s.forgetMember(m)

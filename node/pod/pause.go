@@ -104,12 +104,12 @@ func (s *Set) pauseProgram() ([]string, error) {
 // watchPause makes the pod not ready when its pause process ends by itself, and
 // with it every process in the namespace.
 func (s *Set) watchPause(p *pod) {
-	s.background.run(func() {
+	s.background.Go(func() {
 		_, err := s.Runner.WaitTask(s.life, Namespace, p.id, "")
-		if s.life.Err() != nil || p.op.lock(s.life) != nil {
+		if s.life.Err() != nil || p.op.Lock(s.life) != nil {
 			return
 		}
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		if !p.ready() || s.isGone(p) {
 			return
 		}

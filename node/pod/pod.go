@@ -6,13 +6,14 @@ import (
 	"sync/atomic"
 
 	"berth/base/errs"
+	"berth/base/group"
 	"berth/spec"
 )
 
 // pod is one pod in memory.
 type pod struct {
 	id  string
-	op  opLock
+	op  group.Lock
 	rec atomic.Pointer[podRecord]
 
 	// run is the work that makes it, or undoing that takes away what was not
@@ -36,7 +37,7 @@ type memberName struct {
 type member struct {
 	id  string
 	pod *pod
-	op  opLock
+	op  group.Lock
 	rec atomic.Pointer[containerRecord]
 	// admitted: the room of containers has it, or has had it.
 	admitted atomic.Bool
@@ -47,13 +48,13 @@ type member struct {
 }
 
 func newPod(rec *podRecord) *pod {
-	p := &pod{id: rec.Pod.ID, op: newOpLock(), members: map[string]*member{}, names: map[memberName]*member{}}
+	p := &pod{id: rec.Pod.ID, op: group.NewLock(), members: map[string]*member{}, names: map[memberName]*member{}}
 	p.rec.Store(rec)
 	return p
 }
 
 func newMember(p *pod, rec *containerRecord) *member {
-	m := &member{id: rec.Container.ID, pod: p, op: newOpLock()}
+	m := &member{id: rec.Container.ID, pod: p, op: group.NewLock()}
 	m.rec.Store(rec)
 	return m
 }

@@ -491,6 +491,8 @@ func TestAPodEndsWithItsPauseProcess(t *testing.T) {
 	if !slices.ContainsFunc(oci.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path == p.PIDNS }) {
 		t.Errorf("the container does not join it: %v", oci.Linux.Namespaces)
 	}
+	w.end()
+	check(t, s.Close())
 	s = w.node() // which finds it again
 	w.mu.Lock()
 	w.givens[id].end(137)

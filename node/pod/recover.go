@@ -147,7 +147,7 @@ func (s *Set) recoverMember(ctx context.Context, m *member) error {
 func (s *Set) later(p *pod, what string, fn func(context.Context, *pod) error) {
 	p.op <- struct{}{} // nobody else is here yet
 	begin(s.life, s, func(ctx context.Context) (struct{}, error) {
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		if err := fn(ctx, p); err != nil && s.life.Err() == nil {
 			s.Log.WarnContext(ctx, "what an earlier node began with a pod is not done", "what", what, "pod", p.id, "err", err)
 		}
@@ -158,7 +158,7 @@ func (s *Set) later(p *pod, what string, fn func(context.Context, *pod) error) {
 func (s *Set) laterMember(m *member, fn func(context.Context, *member) error) {
 	m.op <- struct{}{} // nobody else is here yet
 	begin(s.life, s, func(ctx context.Context) (struct{}, error) {
-		defer m.op.unlock()
+		defer m.op.Unlock()
 		if err := fn(ctx, m); err != nil && s.life.Err() == nil {
 			s.Log.WarnContext(ctx, "a container that an earlier node was at work on is not gone", "container", m.id, "err", err)
 		}
@@ -171,10 +171,10 @@ func (s *Set) laterMember(m *member, fn func(context.Context, *member) error) {
 func (s *Set) undoMaking(ctx context.Context, p *pod) {
 	p.undoing = true
 	p.run = begin(context.WithoutCancel(ctx), s, func(ctx context.Context) (string, error) {
-		if err := p.op.lock(ctx); err != nil {
+		if err := p.op.Lock(ctx); err != nil {
 			return "", err
 		}
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		if err := errors.Join(each(p.all(), func(m *member) error { return s.removeMember(ctx, m) })...); err != nil {
 			return "", err
 		}

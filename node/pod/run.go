@@ -63,7 +63,7 @@ func (s *Set) reserve(ctx context.Context, config *spec.PodConfig, runtime strin
 	s.pods[p.id], s.names[nameOf(config)] = p, p
 	p.op <- struct{}{} // it is new: nobody else has it
 	p.run = begin(ctx, s, func(ctx context.Context) (string, error) {
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		if err := s.make(ctx, p); err != nil {
 			s.spoil()
 			return "", fmt.Errorf("run pod %s/%s: %w", config.Namespace, config.Name, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"berth/base/errs"
+	"berth/base/group"
 	"berth/base/kv"
 	"berth/node/bundle"
 	"berth/spec"
@@ -60,7 +61,7 @@ type Set struct {
 
 	life       context.Context //nolint:containedctx // what the Set does by itself ends with it
 	end        context.CancelFunc
-	background background
+	background group.Background
 	traces     traces
 
 	mu         sync.RWMutex
@@ -109,7 +110,7 @@ const defaultTimeout = 4 * time.Minute
 // Close ends what the Set does by itself and waits for it. The pods go on.
 func (s *Set) Close() error {
 	s.end()
-	s.background.close()
+	s.background.Close()
 	return nil
 }
 

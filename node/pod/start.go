@@ -25,10 +25,10 @@ func (s *Set) StartContainer(ctx context.Context, id string) error {
 		return err
 	}
 	err = s.finish(ctx, func(ctx context.Context) error {
-		if err := m.op.lock(ctx); err != nil {
+		if err := m.op.Lock(ctx); err != nil {
 			return fmt.Errorf("start container %s: it is busy: %w", m.id, err)
 		}
-		defer m.op.unlock()
+		defer m.op.Unlock()
 		switch is := s.show(m); is.State {
 		case spec.Created:
 		case spec.Running, spec.Paused:
@@ -56,10 +56,10 @@ func (s *Set) StartContainer(ctx context.Context, id string) error {
 // created when it comes back, and makes the next attempt beside it.
 func (s *Set) endUnheard(ctx context.Context, earlier []*member) error {
 	for _, m := range earlier {
-		if err := m.op.lock(ctx); err != nil { // the start may be under way
+		if err := m.op.Lock(ctx); err != nil { // the start may be under way
 			return err
 		}
-		m.op.unlock()
+		m.op.Unlock()
 		if err := s.halt(ctx, m, 0); err != nil {
 			return fmt.Errorf("end attempt %d: %w", m.rec.Load().Container.Config.Attempt, err)
 		}
@@ -183,11 +183,11 @@ func (s *Set) StopFor(ctx context.Context, id, reason, message string) error {
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		if err := m.op.lock(ctx); err != nil {
+		if err := m.op.Lock(ctx); err != nil {
 			return err
 		}
 		err := s.changeMember(m, func(r *containerRecord) { r.Container.Reason, r.Container.Message = reason, message })
-		m.op.unlock()
+		m.op.Unlock()
 		return errors.Join(err, s.halt(ctx, m, 0))
 	})
 }
@@ -203,10 +203,10 @@ func (s *Set) RemoveContainer(ctx context.Context, id string) error {
 }
 
 func (s *Set) removeMember(ctx context.Context, m *member) error {
-	if err := m.op.lock(ctx); err != nil {
+	if err := m.op.Lock(ctx); err != nil {
 		return fmt.Errorf("remove container %s: it is busy: %w", m.id, err)
 	}
-	defer m.op.unlock()
+	defer m.op.Unlock()
 	s.mu.RLock()
 	gone := s.containers[m.id] != m
 	s.mu.RUnlock()
@@ -279,10 +279,10 @@ func (s *Set) UpdateContainer(ctx context.Context, id string, resources spec.Pod
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) (err error) {
-		if err := m.op.lock(ctx); err != nil {
+		if err := m.op.Lock(ctx); err != nil {
 			return fmt.Errorf("update container %s: it is busy: %w", m.id, err)
 		}
-		defer m.op.unlock()
+		defer m.op.Unlock()
 		ctx, end := s.traced(ctx, m.pod.id, "update container "+m.rec.Load().Container.Config.Name)
 		defer func() { end(err) }()
 		if err := s.update(ctx, m, resources, annotations); err != nil {
@@ -378,9 +378,9 @@ func (s *Set) AdjustContainer(ctx context.Context, id string, limits *specs.Linu
 // the container: whoever does may be waiting for the plugin.
 func (s *Set) adjusted(ctx context.Context, m *member, limits *specs.LinuxResources) {
 	begin(ctx, s, func(ctx context.Context) (struct{}, error) {
-		err := m.op.lock(ctx)
+		err := m.op.Lock(ctx)
 		if err == nil {
-			defer m.op.unlock()
+			defer m.op.Unlock()
 			err = s.changeMember(m, func(r *containerRecord) {
 				r.Container.Resources = bundle.MergeResources(r.Container.Resources, limitsOf(limits))
 			})

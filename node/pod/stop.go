@@ -22,10 +22,10 @@ func (s *Set) StopPod(ctx context.Context, id string) error {
 		return ignoreMissing(err)
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		if err := p.op.lock(ctx); err != nil {
+		if err := p.op.Lock(ctx); err != nil {
 			return fmt.Errorf("stop pod %s: it is busy: %w", p.id, err)
 		}
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		return s.stop(ctx, p)
 	})
 }
@@ -131,10 +131,10 @@ func (s *Set) RemovePod(ctx context.Context, id string) error {
 		return ignoreMissing(err)
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		if err := p.op.lock(ctx); err != nil {
+		if err := p.op.Lock(ctx); err != nil {
 			return fmt.Errorf("remove pod %s: it is busy: %w", p.id, err)
 		}
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		if s.isGone(p) {
 			return nil
 		}
@@ -185,10 +185,10 @@ func (s *Set) UpdatePod(ctx context.Context, id string, overhead, resources *spe
 		return err
 	}
 	return s.finish(ctx, func(ctx context.Context) error {
-		if err := p.op.lock(ctx); err != nil {
+		if err := p.op.Lock(ctx); err != nil {
 			return fmt.Errorf("update pod %s: it is busy: %w", p.id, err)
 		}
-		defer p.op.unlock()
+		defer p.op.Unlock()
 		if !p.ready() {
 			return errs.New(errs.Conflict, "pod %s is not ready", p.id)
 		}

@@ -18,7 +18,7 @@ func (s *Set) Tell(e spec.Event) {
 	if m == nil {
 		return
 	}
-	s.background.run(func() { s.tellStop(s.life, m) })
+	s.background.Go(func() { s.tellStop(s.life, m) })
 }
 
 // told tells plugins of what nobody can call off any more.
