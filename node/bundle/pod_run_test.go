@@ -196,7 +196,8 @@ func realPod(t *testing.T, security spec.PodSecurity, flags uintptr) spec.Pod {
 
 const podFlags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
-// realInput is a container of pod that runs a line of shell.
+// realInput is a container of pod that runs a line of shell. Its errors go
+// where its output goes: runc copies two streams in any order.
 func realInput(t *testing.T, pod spec.Pod, script string, change func(*spec.PodContainerConfig)) bundle.PodInput {
 	t.Helper()
 	host, err := bundle.Detect()
@@ -212,7 +213,7 @@ func realInput(t *testing.T, pod spec.Pod, script string, change func(*spec.PodC
 		owner = hostRoot
 	}
 	c := spec.PodContainerConfig{
-		Name: "main", Command: []string{"/bin/sh", "-c", script},
+		Name: "main", Command: []string{"/bin/sh", "-c", "exec 2>&1; " + script},
 		Security: spec.PodSecurity{Namespaces: spec.PodNamespaces{PID: spec.NamespaceContainer}},
 	}
 	if change != nil {
@@ -299,7 +300,7 @@ func TestRunConfined(t *testing.T) {
 		if !strings.Contains(ambient, "CapAmb:\t0000000000000400") {
 			t.Errorf("ambient: %s", ambient)
 		}
-		wantOutput(t, r.output(realInput(t, pod, "chmod 700 /tmp 2>&1; touch /tmp/x 2>&1; /bin/ls; touch /work/x", func(c *spec.PodContainerConfig) {
+		wantOutput(t, r.output(realInput(t, pod, "chmod 700 /tmp; touch /tmp/x; /bin/ls; touch /work/x", func(c *spec.PodContainerConfig) {
 			c.Security.Seccomp = &spec.SecurityProfile{Type: spec.ProfileLocalhost, Localhost: profile}
 			c.Security.MaskedPaths = []string{"/bin/ls"}
 			c.Security.ReadOnlyPaths = []string{"/tmp"}
