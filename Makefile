@@ -19,7 +19,8 @@ buildkit: ## build BuildKit beside berth, for berth build
 	@test/buildkit.sh
 down:    ## stop what `make up` started
 	@test/down.sh
-test: build vet lint unit script vm ## everything that CI checks
+test:    ## everything that CI checks; goes on after a failure, to name them all
+	@$(MAKE) --no-print-directory --keep-going build vet lint unit script vm
 vet:     ## go vet
 	$(GO) vet ./...
 lint: setup ## the linter set
