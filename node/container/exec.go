@@ -5,14 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/node/bundle"
@@ -21,30 +16,6 @@ import (
 
 // execAge is how long an exec stays known after its end.
 const execAge = 10 * time.Minute
-
-// execution is a further process in a container. It is forgotten with the container.
-type execution struct {
-	id        string
-	container *container
-	done      chan struct{} // closed when it has ended, or could not be started
-	quiet     bool          // a health check: no events
-	request   *ExecRequest  // of the client that added it to a task; nil for the node's own
-
-	mu      sync.Mutex
-	told    bool  // the start is, so that the end may be
-	early   *Exit // an end that came before
-	process *Process
-	pid     int // stays when it has ended
-	state   spec.Exec
-	started bool
-	failed  bool // to start
-	ended   time.Time
-	exited  bool // its owner has told its end, and keeps its descriptors
-	closed  bool // nobody reads its output any more
-	console *os.File
-	// unwanted: nobody asks for it any more.
-	unwanted bool
-}
 
 // ExecSession is the node's end of a process made by exec.
 type ExecSession struct {
@@ -112,17 +83,6 @@ func (s *Set) StartExec(ctx context.Context, id string) (*ExecSession, error) {
 	return s.session(e, p), nil
 }
 
-// notStarted stands for the end of what never began.
-func notStarted(err error) Exit { return Exit{Code: startCode(err), Known: true, At: time.Now()} }
-
-// name is what the exec is called in events.
-func (e *execution) name() string {
-	if e.request != nil {
-		return e.request.ID
-	}
-	return e.id
-}
-
 // tellExecStart tells of the start, and then of an end that was faster.
 func (s *Set) tellExecStart(e *execution) {
 	state := e.get()
@@ -136,22 +96,6 @@ func (s *Set) tellExecStart(e *execution) {
 	if early != nil {
 		s.endExec(e, *early)
 	}
-}
-
-// heldBack keeps an end that came before the start was told.
-func (e *execution) heldBack(x Exit) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.told {
-		e.early = &x
-	}
-	return !e.told
-}
-
-func (e *execution) lastPid() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.pid
 }
 
 // runExec starts the process. The lock is not held meanwhile: a container
@@ -361,105 +305,4 @@ func (s *Set) letGo(e *execution) {
 	if finished {
 		s.background.Go(func() { s.drop(e.id) })
 	}
-}
-
-func (e *execution) get() spec.Exec {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.state
-}
-
-// claim makes the caller the one who starts it.
-func (e *execution) claim() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	first := !e.started
-	e.started = true
-	return first
-}
-
-// began notes the process, unless its end was told before.
-func (e *execution) began(p *Process) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.console, e.process, e.pid = p.Console, p, p.Pid
-	if e.ended.IsZero() {
-		e.state.Running, e.state.Pid = true, p.Pid
-	}
-}
-
-// end notes an end and wakes who waits for it.
-func (e *execution) end(x Exit) {
-	if e.note(x) {
-		close(e.done)
-	}
-}
-
-// note notes an end. With true the caller closes done, once it has told of it:
-// who has waited for an end finds its event there.
-func (e *execution) note(x Exit) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.ended.IsZero() {
-		return false
-	}
-	if !x.Known {
-		x.Code = unknownCode
-	}
-	e.state.Running, e.state.Pid, e.state.ExitCode, e.state.ExitUnknown = false, 0, x.Code, !x.Known
-	e.ended = x.At
-	return true
-}
-
-// fail notes that a client's exec could not be started.
-func (e *execution) fail(err error) {
-	e.mu.Lock()
-	e.failed = true
-	e.mu.Unlock()
-	e.end(notStarted(err))
-}
-
-func (e *execution) outdated() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.request != nil {
-		return e.container.isGone() // its client deletes it
-	}
-	return !e.ended.IsZero() && time.Since(e.ended) > execAge || !e.started && e.container.isGone()
-}
-
-// terminal reads a terminal's master; it ends when the last process on the
-// other side is gone, which the kernel reports as an input error.
-type terminal struct{ *os.File }
-
-func (t terminal) Read(p []byte) (int, error) {
-	n, err := t.File.Read(p)
-	if errors.Is(err, syscall.EIO) {
-		err = io.EOF
-	}
-	return n, err
-}
-
-// stdinOf is a pipe that is closed wherever it is held open.
-type stdinOf struct {
-	io.Writer
-	end func(ctx context.Context) error
-	ctx context.Context //nolint:containedctx // an io.Closer has no other way to get one
-}
-
-func (s stdinOf) Close() error { return s.end(s.ctx) }
-
-func resize(console *os.File, size spec.Size) error {
-	if console == nil {
-		return errs.New(errs.Conflict, "there is no terminal to resize")
-	}
-	raw, err := console.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Cols})
-	})
-	return errors.Join(err, failed)
 }
