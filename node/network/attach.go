@@ -206,7 +206,7 @@ func (s *Set) stands(ctx context.Context, a *attachment, req AttachRequest, plac
 	}
 	return !slices.ContainsFunc(a.endpoints, func(e *endpoint) bool {
 		if e.cni {
-			return s.cni == nil || s.cni.check(ctx, a, e) != nil
+			return s.cni == nil || !e.routed || s.cni.check(ctx, a, e) != nil
 		}
 		return !s.plugged(a.namespace, e)
 	})
@@ -217,6 +217,7 @@ func (s *Set) join(ctx context.Context, a *attachment, p place, old *attachment,
 	if p.net == nil {
 		e, err := s.cni.add(ctx, a, p, freeInterface(a))
 		if err != nil {
+			s.keepLeft(a, e)
 			return fmt.Errorf("network %s: %w", p.cni, err)
 		}
 		a.endpoints = append(a.endpoints, e)
@@ -246,6 +247,17 @@ func (s *Set) join(ctx context.Context, a *attachment, p place, old *attachment,
 	}
 	a.endpoints = append(a.endpoints, e)
 	return nil
+}
+
+// keepLeft puts on record what a failed ADD has left, so that the next Attach or
+// Detach takes it back. A container that is on other networks has one already.
+func (s *Set) keepLeft(a *attachment, e *endpoint) {
+	if _, known := s.attachment(a.container); e == nil || known {
+		return
+	}
+	left := *a
+	left.endpoints, left.ports = []*endpoint{e}, nil
+	s.keep(&left)
 }
 
 // addrsOn are the addresses that a former attachment had on a network.

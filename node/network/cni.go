@@ -33,6 +33,7 @@ type cniPlugins struct {
 	lib     *libcni.CNIConfig
 
 	earlier *stragglers // of an earlier node; nil for none
+	leaving leaving
 
 	adding sync.RWMutex // read by each ADD, written by what collects leftovers
 
@@ -144,7 +145,8 @@ func (c *cniPlugins) find(ref string) (*libcni.NetworkConfigList, error) {
 	return found[0], nil
 }
 
-// add runs ADD and reads what came out.
+// add runs ADD and reads what came out. Where it failed, and what there is of
+// it could not be taken back, the endpoint is returned with the error.
 func (c *cniPlugins) add(ctx context.Context, a *attachment, p place, inside string) (*endpoint, error) {
 	list, err := c.find(p.cni)
 	if err != nil {
@@ -153,12 +155,16 @@ func (c *cniPlugins) add(ctx context.Context, a *attachment, p place, inside str
 	if len(a.ports) > 0 && len(a.endpoints) == 0 && !capable(list, "portMappings") {
 		return nil, errs.New(errs.Unsupported, "no plugin of its CNI configuration publishes ports")
 	}
+	e := &endpoint{network: cniID(p.cni), title: p.cni, cni: true, inside: inside, aliases: p.want.Aliases}
 	rt := runtimeConf(a, p.want, inside)
 	out, err := c.addList(ctx, list, rt)
 	if err != nil {
-		return nil, joinDel(err, c.delList(context.WithoutCancel(ctx), list, rt))
+		if del := c.undoAdd(ctx, list, rt); del != nil {
+			return e, joinDel(err, del)
+		}
+		return nil, err
 	}
-	e := &endpoint{network: cniID(p.cni), title: p.cni, cni: true, inside: inside, routed: true, aliases: p.want.Aliases}
+	e.routed = true
 	for _, i := range out.Interfaces {
 		if i.Sandbox != "" && i.Name == inside {
 			e.mac = i.Mac
@@ -192,20 +198,6 @@ func (c *cniPlugins) addList(ctx context.Context, list *libcni.NetworkConfigList
 		return nil, fmt.Errorf("CNI result: %w", err)
 	}
 	return out, nil
-}
-
-// delList runs DEL of each plugin.
-func (c *cniPlugins) delList(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
-	c.earlier.wait(ctx, rt.ContainerID, c.timeout)
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	if !isNamespace(rt.NetNS) {
-		rt.NetNS = "" // gone, as after a reboot; addresses must be freed still
-	}
-	if err := c.lib.DelNetworkList(ctx, list, rt); err != nil {
-		return fmt.Errorf("CNI DEL: %w", err)
-	}
-	return nil
 }
 
 func joinDel(err, del error) error {

@@ -19,6 +19,7 @@ VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'; ex
 esac
 echo "$CNI_COMMAND $CNI_IFNAME $CNI_CONTAINERID $stdin" >> "$dir/calls"
 if [ -e "$dir/fail" ] && [ $CNI_COMMAND = ADD ]; then echo '{"code":7,"msg":"no cable"}'; exit 1; fi
+if [ -e "$dir/stuck" ] && [ $CNI_COMMAND = DEL ]; then echo '{"code":7,"msg":"stuck"}'; exit 1; fi
 if [ $CNI_COMMAND = ADD ]; then
 	echo '{"cniVersion":"1.0.0","interfaces":[{"name":"'$CNI_IFNAME'","mac":"02:00:00:00:00:01","sandbox":"'$CNI_NETNS'"}],"ips":[{"address":"10.99.0.5/24","gateway":"10.99.0.1","interface":0}]}'
 fi
@@ -90,6 +91,22 @@ func TestCNI(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no cable") {
 		t.Errorf("failing plugin: %v", err)
 	}
+	equal(t, "claims", len(s.Claims()), 0)
+
+	// What its DEL could not take back either is on record, and is no attachment.
+	write(t, filepath.Join(m.dir, "bin", "stuck"), "")
+	req := m.request(t, s, "e", spec.NetworkChoice{Mode: "plain"})
+	_, err = s.Attach(t.Context(), req)
+	wantKind(t, err, errs.Internal, "stuck")
+	closeSet(t, s)
+	s = m.open(t, use)
+	must(t, os.Remove(filepath.Join(m.dir, "bin", "fail")))
+	wantKind(t, s.Detach(t.Context(), req.Container), errs.Internal, "stuck")
+	must(t, os.Remove(filepath.Join(m.dir, "bin", "stuck")))
+	_, err = s.Attach(t.Context(), req)
+	must(t, err)
+	equal(t, "DELs before it was attached", strings.Count(calls(), "DEL eth0 "+req.Container), 3)
+	must(t, s.Detach(t.Context(), req.Container))
 	equal(t, "claims", len(s.Claims()), 0)
 }
 

@@ -85,7 +85,7 @@ type Config struct {
 	// it is as PodCNIConfDir says.
 	PodNetwork string
 	// CNITimeout is how long the plugins may take for one container, a
-	// minute when 0. Then they are killed.
+	// minute when 0. Then an ADD is killed, and a DEL no longer waited for.
 	CNITimeout time.Duration
 	// ResolvConf is the host's /etc/resolv.conf.
 	ResolvConf string

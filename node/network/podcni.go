@@ -60,7 +60,7 @@ func (s *Set) attachByPlugins(ctx context.Context, req PodRequest, list *libcni.
 	}
 	result, err := s.podCNI.addList(ctx, list, a.podConf(e))
 	if err != nil {
-		if del := s.podCNI.delList(context.WithoutCancel(ctx), list, a.podConf(e)); del != nil {
+		if del := s.podCNI.undoAdd(ctx, list, a.podConf(e)); del != nil {
 			return nil, fmt.Errorf("network %s: %w", list.Name, joinDel(err, del)) // the record stays
 		}
 		s.forget(a)

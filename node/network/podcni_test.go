@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -245,13 +246,40 @@ func TestPluginsThatHang(t *testing.T) {
 		t.Error("attached by a plugin that hangs")
 	}
 	p.cue("ADD.hang", "")
-	p.cue("DEL.hang", "yes")
-	wantKind(t, s.DetachPod(t.Context(), other), errs.Timeout, "did not end its DEL in time")
-	p.cue("DEL.hang", "")
-	must(t, s.DetachPod(t.Context(), other))
 	p.cue("STATUS.hang", "yes")
 	wantKind(t, s.PodsReady(t.Context()), errs.Unavailable, "did not end its STATUS")
 	p.cue("STATUS.hang", "")
+}
+
+// A DEL that takes too long goes on, for the next one would not find what it was
+// about to take back, and is waited for; one that hangs is killed in the end.
+func TestDELsThatTakeLong(t *testing.T) {
+	m := newMachine(t)
+	p, use := m.plugins(t, map[string]string{"10-first.conflist": strings.Replace(confOne, `,{"type":"two"}`, "", 1)})
+	s := m.open(t, use, func(c *Config) { c.CNITimeout = time.Second })
+	slow, stuck := m.pod(t, "slow"), m.pod(t, "stuck")
+	attachPod(t, s, slow)
+	attachPod(t, s, stuck)
+	p.calls()
+	p.cue("DEL.hang", "yes")
+	wantKind(t, s.DetachPod(t.Context(), slow), errs.Timeout, "did not end its DEL in time")
+	p.cue("DEL.hang", "")
+	again := make(chan error, 1)
+	go func() { again <- s.DetachPod(t.Context(), slow) }()
+	child, err := os.ReadFile(filepath.Join(p.bin, "child"))
+	must(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(child)))
+	must(t, err)
+	must(t, unix.Kill(pid, unix.SIGKILL)) // now it ends
+	must(t, <-again)
+	equal(t, "DELs", strings.Count(p.calls(), "DEL "+slow.ID), 1)
+
+	p.cue("DEL.hang", "yes")
+	wantKind(t, s.DetachPod(t.Context(), stuck), errs.Timeout, "did not end its DEL in time")
+	p.cue("DEL.hang", "")
+	must(t, s.DetachPod(t.Context(), stuck))
+	equal(t, "DELs", strings.Count(p.calls(), "DEL "+stuck.ID), 2)
+	equal(t, "pods", len(s.PodAttachments()), 0)
 }
 
 // A plugin that has ended is not taken for one that failed because its pipes are

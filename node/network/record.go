@@ -35,7 +35,7 @@ type endpoint struct {
 	mac     string
 	addrs   []netip.Prefix // the container's, IPv4 first
 	gates   []netip.Addr   // gateways, as addrs
-	routed  bool           // a way out leads through here
+	routed  bool           // a way out leads through here; of CNI, unless its ADD has failed
 	aliases []string
 }
 
