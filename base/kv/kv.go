@@ -29,6 +29,10 @@ import (
 // laterDelay bounds how long a write handed to Later may wait for company.
 const laterDelay = 100 * time.Millisecond
 
+// retryMost is the longest wait after commits that failed, as on a full disk,
+// unless an Update comes before.
+const retryMost = 10 * time.Second
+
 // DB is an open file of records.
 type DB struct {
 	bolt      *bbolt.DB
@@ -39,6 +43,7 @@ type DB struct {
 	calls  []*call
 	later  []postponed
 	timer  *time.Timer
+	failed int // commits one after the other that found no room, or the like
 	closed bool
 	lost   error // what Later's functions failed with
 }
@@ -111,8 +116,9 @@ func (d *DB) Update(ctx context.Context, fn func(*Tx) error) error {
 	return <-c.done // not given up half way: the caller must know whether it is durable
 }
 
-// Later runs fn in the next transaction, within 100 ms. It is for records
-// that another durable write follows or that can be found out again.
+// Later runs fn in the next transaction, within 100 ms; where that fails, as on
+// a full disk, again by and by, and with each Update. It is for records that
+// another durable write follows or that can be found out again.
 func (d *DB) Later(fn func(*Tx) error) { d.LaterThen(fn, nil) }
 
 // LaterThen is Later, and calls durable once what fn wrote is: at the expense
@@ -209,6 +215,7 @@ func (d *DB) commit(calls []*call, later []postponed) {
 			c.done <- err
 		}
 		if err == nil {
+			d.recovered()
 			tell(later)
 		}
 		return
@@ -239,14 +246,36 @@ func (d *DB) keep(later []postponed, why error) {
 		return
 	}
 	d.later = append(later, d.later...)
+	d.failed++
+	d.rearm()
+}
+
+// recovered notes that commits succeed. What Later was given meanwhile waits no
+// longer than ever.
+func (d *DB) recovered() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failed > 0 {
+		d.failed = 0
+		d.rearm()
+	}
+}
+
+func (d *DB) rearm() {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
 	d.arm()
 }
 
 // arm makes sure that what Later holds is committed in time. mu is held.
 func (d *DB) arm() {
-	if d.timer == nil {
-		d.timer = time.AfterFunc(laterDelay, d.signal)
+	if d.timer != nil || len(d.later) == 0 {
+		return
 	}
+	delay := min(laterDelay<<min(d.failed, 10), retryMost)
+	d.timer = time.AfterFunc(delay, d.signal)
 }
 
 func without[T any](s []T, i int) []T { return append(s[:i:i], s[i+1:]...) }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -210,32 +211,11 @@ func TestLaterThenDoesNotTellOfWhatFailed(t *testing.T) {
 // What cannot be written at the end is told, and what could not be written for a
 // while is written when there is room.
 func TestAFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("skipped: it takes root to mount a small disk")
-	}
-	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
-		t.Fatal("mount a small disk:", err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	path := filepath.Join(dir, "db")
+	dir, fill := smallDisk(t)
+	big, path := filepath.Join(dir, "big"), filepath.Join(dir, "db")
 	db := open(t, path)
 	if err := db.Update(t.Context(), put("k", "old")); err != nil {
 		t.Fatal(err)
-	}
-	big := filepath.Join(dir, "big")
-	fill := func() {
-		t.Helper()
-		file, err := os.Create(big)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for err == nil {
-			_, err = file.Write(make([]byte, 4096))
-		}
-		if !errors.Is(err, unix.ENOSPC) || file.Close() != nil {
-			t.Fatal(err)
-		}
 	}
 	fill()
 	told := make(chan bool)
@@ -264,5 +244,63 @@ func TestAFullDisk(t *testing.T) {
 	}
 	if got := get(t, open(t, path), "k"); len(got) != 90_000 {
 		t.Errorf("afterwards k is %d bytes", len(got))
+	}
+}
+
+// A full disk is tried again by and by only, but at once when somebody asks.
+func TestAFullDiskIsLeftAlone(t *testing.T) {
+	dir, fill := smallDisk(t)
+	synctest.Test(t, func(t *testing.T) {
+		db := open(t, filepath.Join(dir, "db"))
+		fill()
+		tries := 0
+		value := bytes.Repeat([]byte("new"), 30_000)
+		db.Later(func(tx *kv.Tx) error { tries++; return tx.Put("b", "k", value) })
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if tries < 5 || tries > 15 {
+			t.Errorf("%d tries in a minute", tries)
+		}
+		if err := os.Remove(filepath.Join(dir, "big")); err != nil {
+			t.Fatal(err)
+		}
+		if err := db.Update(t.Context(), put("l", "l")); err != nil {
+			t.Fatal(err)
+		}
+		if got := get(t, db, "k"); len(got) != len(value) {
+			t.Errorf("k is %d bytes", len(got))
+		}
+		db.Later(put("m", "m")) // as soon as ever
+		<-time.After(100 * time.Millisecond)
+		synctest.Wait()
+		if got := get(t, db, "m"); got != "m" {
+			t.Errorf("m is %q after the time that it may take", got)
+		}
+	})
+}
+
+// smallDisk is a folder that fill leaves no room in, by the file big.
+func smallDisk(t *testing.T) (dir string, fill func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("skipped: it takes root to mount a small disk")
+	}
+	dir = t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"); err != nil {
+		t.Fatal("mount a small disk:", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir, func() {
+		t.Helper()
+		file, err := os.Create(filepath.Join(dir, "big"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = file.Write(make([]byte, 4096))
+		}
+		if !errors.Is(err, unix.ENOSPC) || file.Close() != nil {
+			t.Fatal(err)
+		}
 	}
 }
