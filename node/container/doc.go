@@ -14,7 +14,7 @@
 // where a restart policy hangs on them, before they are answered.
 //
 //	<root>/logs/<id>/container.log   output; goes with the container
-//	<state>/containers/<id>/         bundle: config.json, rootfs, hosts, resolv.conf, hostname;
+//	<state>/containers/<id>/         bundle: config.json, rootfs, etc/{hosts,resolv.conf,hostname};
 //	                                 there from start to the end of the clean-up after an exit
 //
 // A given container (spec.Given) has its OCI spec, its root file system and the

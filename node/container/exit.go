@@ -165,7 +165,7 @@ func (s *Set) putAway(ctx context.Context, c *container, mounted bool) error {
 	var both sync.WaitGroup
 	both.Go(func() { network = s.unwire(ctx, view) })
 	runtime = s.deleteFromRuntime(ctx, view)
-	rest := errors.Join(s.releaseMounts(ctx, view), s.returnShm(c.id))
+	rest := errors.Join(s.releaseMounts(ctx, view), s.returnShm(c.id), s.dropEtc(ctx, c.id))
 	if mounted {
 		rest = errors.Join(rest, s.unmountRoot(ctx, c))
 	} else {

@@ -45,7 +45,7 @@ func (s *Set) Discard(ctx context.Context, id string) error {
 	if !filepath.IsLocal(id) || filepath.Base(id) != id {
 		return errs.New(errs.Invalid, "%q is no container's id", id)
 	}
-	if err := errors.Join(s.returnShm(id), s.dropTaskRoot(ctx, id)); err != nil {
+	if err := errors.Join(s.returnShm(id), s.dropEtc(ctx, id), s.dropTaskRoot(ctx, id)); err != nil {
 		return err
 	}
 	for _, file := range []string{s.taskFile(id), s.taskFile(id) + partSuffix} {

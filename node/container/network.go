@@ -44,7 +44,7 @@ func (s *Set) rewire(ctx context.Context, ref, what string, change func(context.
 			return fmt.Errorf("%s container %s: %w", what, view.Name, err)
 		}
 		if view = c.get(); alive(view.State.Status) {
-			if err := s.writeNames(view); err != nil {
+			if err := s.rewriteNames(view); err != nil {
 				return fmt.Errorf("%s container %s: %w", what, view.Name, err)
 			}
 		}

@@ -275,6 +275,12 @@ func realLife(t *testing.T, r *real) {
 		t.Errorf("exit %+v", x)
 	}
 
+	// What the node writes for a container is no way to fill what all share.
+	filler := r.start(config("/bin/sh", "-c", "for f in hosts hostname resolv.conf; do echo more >>/etc/$f || exit 1; dd if=/dev/zero of=/etc/$f bs=64k count=64 && exit 2; done; exit 0"))
+	if x := r.wait(filler.ID, ""); x.Code != 0 {
+		t.Errorf("exit %+v: %s", x, r.output(filler.ID))
+	}
+
 	retried := r.start(withPolicy("on-failure", 2, "/bin/sh", "-c", "exit 3"))
 	if x := r.wait(retried.ID, ""); x.Code != 3 || r.get(retried.ID).State.RestartCount != 2 {
 		t.Errorf("exit %+v, %+v", x, r.get(retried.ID).State)

@@ -2,6 +2,7 @@ package container_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -111,6 +112,9 @@ func (r taskRoots) Unmount(_ context.Context, target string) error {
 	}
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
+	if r.w.roots[target] && filepath.Base(target) == "etc" { // what was written there goes with it
+		r.w.ok(errors.Join(os.RemoveAll(target), os.Mkdir(target, 0o711)))
+	}
 	delete(r.w.roots, target)
 	delete(r.w.others, target)
 	return nil

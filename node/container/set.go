@@ -56,8 +56,8 @@ type Config struct {
 	Layers func(ctx context.Context, namespace, snapshotter, name string) (snapshot.Key, error)
 	// Snapshotter is what clients call Snapshots.
 	Snapshotter string
-	// Roots mounts the root file systems of given containers; nil for the
-	// kernel's own way.
+	// Roots mounts the root file systems of given containers, and what holds
+	// the files that the node writes for its own; nil for the kernel's own way.
 	Roots Roots
 
 	Log *slog.Logger

@@ -216,13 +216,13 @@ func (s *Set) furnish(ctx context.Context, c *container, u *undo.Stack) (made fu
 	asIs := *want
 	asIs.Mounts, asIs.Networks, asIs.Ports = made.mounts, made.wiring.Endpoints, made.wiring.Ports
 	_, end := span.Start(ctx, "write bundle")
-	err = s.writeBundle(asIs, c.image, root, made.wiring, u)
+	err = s.writeBundle(ctx, asIs, c.image, root, made.wiring, u)
 	end(err)
 	return made, err
 }
 
 // writeBundle makes the files that the container sees, and config.json.
-func (s *Set) writeBundle(c spec.Container, image spec.ImageConfig, root string, w wiring, u *undo.Stack) error {
+func (s *Set) writeBundle(ctx context.Context, c spec.Container, image spec.ImageConfig, root string, w wiring, u *undo.Stack) error {
 	in := bundle.Input{
 		Container: c,
 		Image:     image,
@@ -244,7 +244,7 @@ func (s *Set) writeBundle(c spec.Container, image spec.ImageConfig, root string,
 	if err := s.borrowShm(&in, u); err != nil {
 		return err
 	}
-	if err := s.writeFiles(&in); err != nil {
+	if err := s.writeFiles(ctx, &in, u); err != nil {
 		return err
 	}
 	config, err := bundle.Spec(in)
@@ -255,48 +255,6 @@ func (s *Set) writeBundle(c spec.Container, image spec.ImageConfig, root string,
 		return err
 	}
 	return bundle.Write(s.bundleDir(c.ID), config)
-}
-
-// writeFiles makes hosts, resolv.conf and hostname, or takes those of the
-// container whose network is shared.
-func (s *Set) writeFiles(in *bundle.Input) error {
-	c := &in.Container
-	dir := s.bundleDir(c.ID)
-	other, shared := strings.CutPrefix(c.Config.Network.Mode, sharedPrefix)
-	if shared {
-		dir = s.bundleDir(other)
-	}
-	in.Hosts, in.ResolvConf, in.HostnameFile = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
-	if shared {
-		owner, err := s.find(other)
-		if err != nil {
-			return err
-		}
-		c.Config.Hostname = bundle.Hostname(*owner.get())
-		return nil
-	}
-	if err := s.writeNames(c); err != nil {
-		return err
-	}
-	hostname := c.Config.Hostname
-	if hostname == "" { // it has the host's
-		var err error
-		if hostname, err = os.Hostname(); err != nil {
-			return err
-		}
-	}
-	return os.WriteFile(in.HostnameFile, []byte(hostname+"\n"), 0o644) //nolint:gosec // the container's users read it
-}
-
-// writeNames writes hosts and resolv.conf, in place: they may be mounted.
-func (s *Set) writeNames(c *spec.Container) error {
-	dir := s.bundleDir(c.ID)
-	hosts := s.Networks.Hosts(c.Config.Network, c.Config.Hostname, c.Config.Domainname, c.Networks)
-	if err := os.WriteFile(filepath.Join(dir, "hosts"), hosts, 0o644); err != nil { //nolint:gosec // as above
-		return err
-	}
-	resolv := s.Networks.ResolvConf(c.Config.Network, c.Networks)
-	return os.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644) //nolint:gosec // as above
 }
 
 // namespace finds what a mode such as host or container:<id> stands for.
