@@ -274,6 +274,37 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// Files that are renamed while a follower looks for new ones come in their order.
+func TestFollowWhileItRotates(t *testing.T) {
+	for range 5 {
+		const lines = 150
+		w, path := writer(t, 1, lines+1) // a file for each line
+		ended, read := make(chan struct{}), make(chan error, 1)
+		var got []string
+		reader, err := logfile.Open(path, logfile.Query{Tail: -1, Follow: true, Ended: ended})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			read <- reader.Each(t.Context(), func(l logfile.Line) error { got = append(got, string(l.Text)); return nil })
+		}()
+		fill(t, w, 0, lines)
+		close(ended)
+		if err := <-read; err != nil {
+			t.Fatal(err)
+		}
+		reader.Close()
+		for i, line := range got {
+			if line != fmt.Sprint(i) {
+				t.Fatalf("line %d is %s", i, line)
+			}
+		}
+		if len(got) != lines {
+			t.Fatalf("%d lines of %d", len(got), lines)
+		}
+	}
+}
+
 func TestFollowBeforeItExists(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	lines, done := make(chan string, 10), make(chan error, 1)

@@ -31,35 +31,77 @@ func openSegment(path string) (*segment, error) {
 }
 
 // segments opens the files of the log at path that are newer than the one
-// with the inode last (0: all), oldest first. It looks from the newest to the
-// oldest, so that a rotation under way hides none.
+// with the inode last (0: all), oldest first. A rotation meanwhile would put
+// files that are newer among older ones: then it looks again.
 func segments(path string, last uint64) ([]*segment, error) {
-	var list []*segment
-	missing := 0 // in a row; a rotation under way leaves one
-	for n := 0; ; n++ {
-		s, err := openSegment(Rotated(path, n))
-		if err == nil {
-			missing = 0
+	for {
+		before, err := newest(path)
+		if err != nil {
+			return nil, err
 		}
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			if missing++; missing == 2 {
-				slices.Reverse(list)
-				return list, nil
-			}
-		case err != nil:
-			closeSegments(list)
-			return nil, fmt.Errorf("read log: %w", err)
-		case s.inode == last:
-			_ = s.file.Close()
+		list, err := walk(path, last)
+		if err != nil {
+			return nil, err
+		}
+		after, err := newest(path)
+		if err == nil && after == before {
 			slices.Reverse(list)
 			return list, nil
-		case slices.ContainsFunc(list, func(o *segment) bool { return o.inode == s.inode }):
-			_ = s.file.Close() // renamed meanwhile
-		default:
-			list = append(list, s)
+		}
+		closeSegments(list)
+		if err != nil {
+			return nil, err
 		}
 	}
+}
+
+// place is which file of a log has which name: each rotation changes that of
+// the newest one.
+type place struct {
+	number int
+	inode  uint64
+}
+
+// newest finds the newest file of the log at path. A rotation under way, or one
+// that was never finished, leaves the first name free.
+func newest(path string) (place, error) {
+	for n := range 2 {
+		info, err := os.Stat(Rotated(path, n))
+		if err == nil {
+			return place{n, inodeOf(info)}, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return place{}, fmt.Errorf("read log: %w", err)
+		}
+	}
+	return place{}, nil
+}
+
+// walk opens the files from the newest to the oldest, so that a rotation under
+// way hides none.
+func walk(path string, last uint64) (list []*segment, err error) {
+	missing := 0 // in a row; a rotation under way leaves one
+	for n := 0; missing < 2; n++ {
+		s, err := openSegment(Rotated(path, n))
+		if errors.Is(err, fs.ErrNotExist) {
+			missing++
+			continue
+		}
+		if err != nil {
+			closeSegments(list)
+			return nil, fmt.Errorf("read log: %w", err)
+		}
+		missing = 0
+		if s.inode == last {
+			return list, s.file.Close()
+		}
+		if slices.ContainsFunc(list, func(o *segment) bool { return o.inode == s.inode }) { // renamed meanwhile
+			_ = s.file.Close()
+			continue
+		}
+		list = append(list, s)
+	}
+	return list, nil
 }
 
 func closeSegments(list []*segment) {
