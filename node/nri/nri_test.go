@@ -278,7 +278,10 @@ func start(t *testing.T, config nri.Config, r *rooms) *node {
 		}
 	})
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	eventually(t, "the socket", func() bool { _, err := os.Stat(config.Socket); return err == nil })
+	eventually(t, "the socket", func() bool { // its mode is set once it listens
+		info, err := os.Stat(config.Socket)
+		return err == nil && info.Mode().Perm() == 0o600
+	})
 	return &node{Plugins: plugins, rooms: r, socket: config.Socket}
 }
 
