@@ -38,7 +38,7 @@ func addMounts(s *specs.Spec, in Input) error {
 	}
 	slices.SortStableFunc(asked, func(a, b specs.Mount) int { return cmp.Compare(depth(a.Destination), depth(b.Destination)) })
 
-	for _, m := range slices.Concat(systemMounts(in), nodeFiles(in)) {
+	for _, m := range slices.Concat(systemMounts(in), nodeFiles(in.HostnameFile, in.Hosts, in.ResolvConf, in.Container.Config.Security.ReadOnlyRoot)) {
 		if taken[m.Destination] || taken["/dev"] && strings.HasPrefix(m.Destination, "/dev/") {
 			continue
 		}
@@ -99,21 +99,20 @@ func ipcMounts(in Input) []specs.Mount {
 	return []specs.Mount{mqueue, shm}
 }
 
-// nodeFiles are the files that the node writes for the container.
-func nodeFiles(in Input) []specs.Mount {
+// nodeFiles are the files that the node writes for a container or its pod; "" is
+// none. No programs and devices are in them; and in a user namespace the kernel
+// wants to hear again how they were mounted when they are to be read-only.
+func nodeFiles(hostname, hosts, resolv string, readOnly bool) []specs.Mount {
 	var mounts []specs.Mount
-	add := func(target, source string) {
-		if source != "" {
-			mounts = append(mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: []string{"rbind", "rprivate"}})
+	for _, f := range [][2]string{{"/etc/hostname", hostname}, {"/etc/hosts", hosts}, {"/etc/resolv.conf", resolv}} {
+		if f[1] == "" {
+			continue
 		}
-	}
-	add("/etc/resolv.conf", in.ResolvConf)
-	add("/etc/hostname", in.HostnameFile)
-	add("/etc/hosts", in.Hosts)
-	if in.Container.Config.Security.ReadOnlyRoot {
-		for i := range mounts {
-			mounts[i].Options = append(mounts[i].Options, "ro")
+		options := []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}
+		if readOnly {
+			options[5] = "ro"
 		}
+		mounts = append(mounts, specs.Mount{Destination: f[0], Type: "bind", Source: f[1], Options: options})
 	}
 	return mounts
 }

@@ -36,7 +36,7 @@ func addPodMounts(s *specs.Spec, in PodInput) error {
 			}
 		}
 	}
-	own := slices.Concat(podSystemMounts(in), podFiles(in), podVolumes(in))
+	own := slices.Concat(podSystemMounts(in), nodeFiles(in.HostnameFile, in.Hosts, in.ResolvConf, in.Container.Config.Security.ReadOnlyRoot), podVolumes(in))
 	own = slices.DeleteFunc(own, func(m specs.Mount) bool {
 		return taken[m.Destination] || taken["/dev"] && strings.HasPrefix(m.Destination, "/dev/")
 	})
@@ -75,24 +75,6 @@ func podSystemMounts(in PodInput) []specs.Mount {
 		ipc.IPCNS = HostNamespace
 	}
 	return append(mounts, ipcMounts(ipc)...)
-}
-
-// podFiles are the files that the node writes for the pod. Unlike docker's,
-// they can be written where the root can not.
-func podFiles(in PodInput) []specs.Mount {
-	var mounts []specs.Mount
-	for _, f := range []struct{ target, source string }{
-		{"/etc/hostname", in.HostnameFile}, {"/etc/hosts", in.Hosts}, {"/etc/resolv.conf", in.ResolvConf},
-	} {
-		if f.source != "" {
-			options := []string{"rbind", "rprivate", "rw"}
-			if in.Container.Config.Security.ReadOnlyRoot {
-				options[2] = "ro"
-			}
-			mounts = append(mounts, specs.Mount{Destination: f.target, Type: "bind", Source: f.source, Options: options})
-		}
-	}
-	return mounts
 }
 
 func podVolumes(in PodInput) []specs.Mount {
