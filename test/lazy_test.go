@@ -23,6 +23,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // piece is a file of the lazy image, and what sha256sum says of it.
@@ -62,7 +63,7 @@ func lazyImage(t *testing.T) registrytest.Image {
 
 // objects counts the bodies that the node has.
 func (n *node) objects() int {
-	found, _ := filepath.Glob(n.root + "/objects/??/*")
+	found, _ := filepath.Glob(n.Root + "/objects/??/*")
 	return len(found)
 }
 
@@ -97,15 +98,15 @@ func TestLazyStart(t *testing.T) {
 		t.Skipf("bodies cannot be missing on driver %s", driver)
 	}
 	n.must(t, "pull", "-q", name)
-	n.eventually(t, "tables of contents are kept", func() error {
-		if found, _ := filepath.Glob(n.root + "/indexes/noted/sha256-*"); len(found) != 2 {
+	machine.Until(t, "tables of contents are kept", func() error {
+		if found, _ := filepath.Glob(n.Root + "/indexes/noted/sha256-*"); len(found) != 2 {
 			return fmt.Errorf("%d", len(found))
 		}
 		return nil
 	})
 	before := n.objects()
 	n.must(t, "rmi", name)
-	n.eventually(t, "the image's bodies are swept", func() error {
+	machine.Until(t, "the image's bodies are swept", func() error {
 		if left := n.objects(); left > before-pieces {
 			return fmt.Errorf("%d of %d left", left, before)
 		}
@@ -128,13 +129,13 @@ func TestLazyStart(t *testing.T) {
 	if here := n.objects(); here > before-10 {
 		t.Fatalf("%d of %d bodies are here already", here, before)
 	}
-	lazy, err := os.ReadFile(n.state + "/lazy.pid")
+	lazy, err := os.ReadFile(n.State + "/lazy.pid")
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	n.killNode()
-	n.start(t)
+	n.Kill()
+	n.Start(t)
 	check("early", 20)
 	n.must(t, "run", "--rm", name, "cat", "/data/21")
 	privileged := n.command(t, "run", "--rm", "--privileged", name, "cat", "/data/39")
@@ -160,7 +161,7 @@ func TestLazyStart(t *testing.T) {
 	}
 
 	close(let)
-	n.eventually(t, "the image is whole", func() error {
+	machine.Until(t, "the image is whole", func() error {
 		if here := n.objects(); here < before {
 			return fmt.Errorf("%d of %d bodies", here, before)
 		}
@@ -178,7 +179,7 @@ func TestLazyStart(t *testing.T) {
 		t.Error("the privileged container waits still")
 	}
 	n.must(t, "rm", "-f", "early")
-	n.eventually(t, "the process for missing files ends", func() error {
+	machine.Until(t, "the process for missing files ends", func() error {
 		var pid int
 		if _, err := fmt.Sscan(string(lazy), &pid); err != nil {
 			return err
@@ -272,11 +273,11 @@ func TestEarlyStart(t *testing.T) {
 	registry.Push(t, "early", "lie", registrytest.Make(t, []registrytest.Layer{chunked(t, program, nil), liar}, runs))
 
 	n := newNode(t)
-	if err := os.WriteFile(n.config, []byte("[registry]\nlazy = \"on\"\nblobs = \"drop\"\n"), 0o600); err != nil {
+	if err := os.WriteFile(n.Config, []byte("[registry]\nlazy = \"on\"\nblobs = \"drop\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.killNode()
-	n.start(t)
+	n.Kill()
+	n.Start(t)
 	if driver := n.must(t, "info", "--format", "{{.Snapshotter}}"); !strings.HasPrefix(driver, "lcfs") {
 		t.Skipf("bodies cannot be missing on driver %s", driver)
 	}
@@ -292,14 +293,14 @@ func TestEarlyStart(t *testing.T) {
 	if here := n.objects(); here > 15 {
 		t.Errorf("%d bodies are here already", here)
 	}
-	n.killNode()
-	n.start(t)
+	n.Kill()
+	n.Start(t)
 	if got := n.must(t, "exec", "first", "cat", "/data/tiny"); got != "tiny" {
 		t.Errorf("a tiny file is %q", got)
 	}
 	close(let)
-	n.eventually(t, "the image is verified", func() error {
-		if found, _ := filepath.Glob(n.root + "/indexes/noted/sha256-*"); len(found) != 2 {
+	machine.Until(t, "the image is verified", func() error {
+		if found, _ := filepath.Glob(n.Root + "/indexes/noted/sha256-*"); len(found) != 2 {
 			return fmt.Errorf("%d of 2 layers", len(found))
 		}
 		return nil
@@ -314,7 +315,7 @@ func TestEarlyStart(t *testing.T) {
 	lie := registry.Host() + "/early:lie"
 	n.must(t, "rmi", name)
 	n.must(t, "pull", "-q", lie)
-	n.eventually(t, "the lie is found out", func() error {
+	machine.Until(t, "the lie is found out", func() error {
 		out, err := n.command(t, "run", "--rm", lie, "cat", "/data/open").CombinedOutput()
 		if err == nil || !strings.Contains(string(out), "unpacks to") {
 			return fmt.Errorf("%q, %w", out, err)

@@ -19,7 +19,7 @@ import (
 func TestMetricsAreWellNamed(t *testing.T) {
 	n := newNode(t)
 	n.must(t, "run", "-d", image, "sleep", "1000")
-	conn, err := grpc.NewClient("unix://"+n.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestMetricsAreWellNamed(t *testing.T) {
 
 	web := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "unix", n.socket)
+		return d.DialContext(ctx, "unix", n.Socket)
 	}}}
 	defer web.CloseIdleConnections()
 	answer, err := web.Get("http://berth/metrics")

@@ -33,17 +33,12 @@ func TestRunSurvivesTheKeeper(t *testing.T) {
 		if next%25_000 != 12_000 {
 			continue
 		}
-		before := n.keeper()
-		n.killKeeper(t)
-		n.eventually(t, "there is another keeper", func() error {
-			if now := n.keeper(); now == before || now <= 1 {
-				return fmt.Errorf("its pid is %d", now)
-			}
-			return n.command(t, "exec", "talks", "true").Run()
-		})
+		before := n.Helper("keeper")
+		n.KillKeeper(t)
+		n.anotherKeeper(t, before, "exec", "talks", "true")
 		if next > lines/2 {
-			n.killNode()
-			n.start(t)
+			n.Kill()
+			n.Start(t)
 		}
 	}
 	if next != lines {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"berth/test/machine"
 )
 
 // What runs under a node that is killed again and again loses no line, shows
@@ -35,8 +37,8 @@ func TestRunSurvivesTheNode(t *testing.T) {
 			t.Fatalf("line %q where %q has to be\n%s", scanner.Text(), want, failed.String())
 		}
 		if next%30_000 == 15_000 {
-			n.killNode()
-			n.start(t)
+			n.Kill()
+			n.Start(t)
 		}
 	}
 	if next != lines {
@@ -73,18 +75,18 @@ func TestContainersSurviveTheNode(t *testing.T) {
 		}
 		return err
 	}
-	n.eventually(t, "the port answers", answers)
-	n.killNode()
+	machine.Until(t, "the port answers", answers)
+	n.Kill()
 	if err := answers(); err != nil {
 		t.Errorf("the port does not answer while the node is dead: %v", err)
 	}
-	n.start(t)
+	n.Start(t)
 	for name, want := range pids {
 		if got := n.must(t, "inspect", "-f", "{{.state.status}} {{.state.pid}}", name); got != "running "+want {
 			t.Errorf("container %s is %s, want running %s", name, got, want)
 		}
 	}
-	n.eventually(t, "the port answers again", answers)
+	machine.Until(t, "the port answers again", answers)
 	if got := "http://" + n.must(t, "port", "web", "80"); got != address {
 		t.Errorf("the port is now %s, was %s", got, address)
 	}
@@ -101,13 +103,13 @@ func TestEndWithoutTheNode(t *testing.T) {
 	if err := running.Start(); err != nil {
 		t.Fatal(err)
 	}
-	n.eventually(t, "it runs", func() error {
+	machine.Until(t, "it runs", func() error {
 		return n.command(t, "exec", "short", "true").Run()
 	})
 	n.must(t, "run", "-d", "--name", "kept", image, "sh", "-c", "sleep 1; exit 8")
-	n.killNode()
+	n.Kill()
 	<-time.After(3 * time.Second)
-	n.start(t)
+	n.Start(t)
 	if got := n.must(t, "wait", "kept"); got != "8" {
 		t.Errorf("wait says %s, want 8", got)
 	}
@@ -115,7 +117,7 @@ func TestEndWithoutTheNode(t *testing.T) {
 	if err := running.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 9 {
 		t.Errorf("run ended with %v, want 9", err)
 	}
-	n.eventually(t, "it is removed", func() error {
+	machine.Until(t, "it is removed", func() error {
 		if all := n.must(t, "ps", "-a", "--format", "{{.Names}}"); all != "kept" {
 			return fmt.Errorf("there is %q", all)
 		}
@@ -134,7 +136,7 @@ func TestRestartAfterKill(t *testing.T) {
 		if policy == "no" {
 			want = "exited"
 		}
-		n.eventually(t, name+" is "+want, func() error {
+		machine.Until(t, name+" is "+want, func() error {
 			if got := n.must(t, "inspect", "-f", stateOf, name); !strings.HasPrefix(got, want) || got == want+" "+before {
 				return fmt.Errorf("it is %s", got)
 			}
@@ -162,14 +164,9 @@ func TestContainersSurviveTheKeeper(t *testing.T) {
 	n := newNode(t)
 	n.must(t, "run", "-d", "--name", "stays", image, "sleep", "1000")
 	for range 2 {
-		before := n.keeper()
-		n.killKeeper(t)
-		n.eventually(t, "there is another keeper", func() error {
-			if now := n.keeper(); now == before || now <= 1 {
-				return fmt.Errorf("its pid is %d", now)
-			}
-			return n.command(t, "run", "--rm", image, "true").Run()
-		})
+		before := n.Helper("keeper")
+		n.KillKeeper(t)
+		n.anotherKeeper(t, before, "run", "--rm", image, "true")
 	}
 	n.must(t, "rm", "-f", "stays")
 }
@@ -180,10 +177,10 @@ func TestNodeAndKeeperDie(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		n.must(t, "run", "-d", "--name", name, image, "sleep", "1000")
 	}
-	n.killNode()
-	n.killKeeper(t)
-	n.start(t)
-	n.eventually(t, "the states are right", func() error {
+	n.Kill()
+	n.KillKeeper(t)
+	n.Start(t)
+	machine.Until(t, "the states are right", func() error {
 		for _, name := range []string{"a", "b"} {
 			var status string
 			var pid int

@@ -5,55 +5,56 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
+
+	"berth/test/machine"
 )
 
 // builder is a buildkitd whose worker is the engine.
 type builder struct {
 	*engine
-	buildkitd *daemon
-	dir       string // holds the context of builds
+	buildkitd *machine.Daemon
+	context   string // folder of what is built
 }
 
 func newBuilder(t *testing.T) *builder {
 	t.Helper()
-	need(t, filepath.Join(clients, "buildkitd"), filepath.Join(clients, "buildctl"))
+	machine.Need(t, filepath.Join(clients, "buildkitd"), filepath.Join(clients, "buildctl"))
 	b := &builder{engine: newEngine(t)}
-	b.dir = filepath.Join(b.engine.dir, "context")
-	must(t, os.Mkdir(b.dir, 0o700))
-	config, socket := filepath.Join(b.engine.dir, "buildkitd.toml"), filepath.Join(b.engine.dir, "b.sock")
-	must(t, os.WriteFile(config, fmt.Appendf(nil, "[registry.%q]\n  http = true\n", b.registry.Host()), 0o600))
-	b.buildkitd = &daemon{
-		socket: socket, log: filepath.Join(b.engine.dir, "buildkitd.log"), env: b.environment(),
-		argv: []string{
-			filepath.Join(clients, "buildkitd"), "--config", config, "--addr", "unix://" + socket, "--root", filepath.Join(b.engine.dir, "b"),
-			"--oci-worker=false", "--containerd-worker=true", "--containerd-worker-addr", b.socket, "--containerd-worker-namespace", b.namespace(),
+	b.context = filepath.Join(b.Dir, "context")
+	machine.Must(t, os.Mkdir(b.context, 0o700))
+	config, socket := filepath.Join(b.Dir, "buildkitd.toml"), filepath.Join(b.Dir, "b.sock")
+	machine.Must(t, os.WriteFile(config, fmt.Appendf(nil, "[registry.%q]\n  http = true\n", b.registry.Host()), 0o600))
+	b.buildkitd = &machine.Daemon{
+		Socket: socket, Log: filepath.Join(b.Dir, "buildkitd.log"), Env: b.environment(),
+		Argv: []string{
+			filepath.Join(clients, "buildkitd"), "--config", config, "--addr", "unix://" + socket, "--root", filepath.Join(b.Dir, "b"),
+			"--oci-worker=false", "--containerd-worker=true", "--containerd-worker-addr", b.Socket, "--containerd-worker-namespace", b.namespace(),
 			"--containerd-worker-net", "host", "--containerd-cni-binary-dir", "/usr/lib/cni",
 		},
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("buildkitd says:\n%s", b.buildkitd.says())
+			t.Logf("buildkitd says:\n%s", b.buildkitd.Says())
 		}
-		b.buildkitd.end(t, syscall.SIGTERM)
+		b.buildkitd.End(t)
 	})
-	b.buildkitd.start(t)
+	b.buildkitd.Start(t)
 	return b
 }
 
 // write puts a file into the context.
 func (b *builder) write(t *testing.T, name, text string) {
 	t.Helper()
-	must(t, os.WriteFile(filepath.Join(b.dir, name), []byte(text), 0o600))
+	machine.Must(t, os.WriteFile(filepath.Join(b.context, name), []byte(text), 0o600))
 }
 
 // build builds the context and returns what BuildKit tells of its progress.
 func (b *builder) build(t *testing.T, args ...string) string {
 	t.Helper()
 	cmd := b.command("buildctl", append([]string{
-		"--addr", "unix://" + b.buildkitd.socket, "build", "--progress", "plain",
-		"--frontend", "dockerfile.v0", "--local", "context=" + b.dir, "--local", "dockerfile=" + b.dir,
+		"--addr", "unix://" + b.buildkitd.Socket, "build", "--progress", "plain",
+		"--frontend", "dockerfile.v0", "--local", "context=" + b.context, "--local", "dockerfile=" + b.context,
 	}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -84,7 +85,7 @@ func TestBuildKit(t *testing.T) {
 	b.write(t, "Dockerfile", fmt.Sprintf(stages, image, "one"))
 	b.write(t, "copied", "copied\n")
 	b.write(t, "key", "secret\n")
-	secret, by := "id=key,src="+filepath.Join(b.dir, "key"), "build-arg:WHO=me"
+	secret, by := "id=key,src="+filepath.Join(b.context, "key"), "build-arg:WHO=me"
 	const shown = "built by me\ncopied\none\n33:2\n"
 
 	// Into the engine's images, and to a registry, with the cache.
@@ -102,7 +103,7 @@ func TestBuildKit(t *testing.T) {
 	if said := b.build(t, "--secret", secret, "--opt", by); strings.Count(said, "CACHED") < 6 {
 		t.Errorf("a second build does it again:\n%s", said)
 	}
-	b.must(t, "buildctl", "--addr", "unix://"+b.buildkitd.socket, "prune", "--all")
+	b.must(t, "buildctl", "--addr", "unix://"+b.buildkitd.Socket, "prune", "--all")
 	if said := b.build(t, "--secret", secret, "--opt", by, "--import-cache", "type=registry,ref="+host+"/cache:1", "--output", "type=image,name=docker.io/library/imported:1,unpack=true"); strings.Count(said, "CACHED") < 4 {
 		t.Errorf("a build with the registry's cache does it again:\n%s", said)
 	}
@@ -111,7 +112,7 @@ func TestBuildKit(t *testing.T) {
 	}
 
 	// To files: archives and the tree itself.
-	archive, tree := filepath.Join(b.engine.dir, "built.tar"), filepath.Join(b.engine.dir, "tree")
+	archive, tree := filepath.Join(b.Dir, "built.tar"), filepath.Join(b.Dir, "tree")
 	b.build(t, "--secret", secret, "--opt", by, "--output", "type=oci,name=docker.io/library/packed:1,dest="+archive)
 	b.must(t, "ctr", "images", "import", archive)
 	if got := b.must(t, "ctr", "run", "--rm", "docker.io/library/packed:1", "three", "cat", "/work/copied"); got != "copied\n" {
@@ -126,15 +127,15 @@ func TestBuildKit(t *testing.T) {
 
 	// A build that fails says why, and what it was.
 	b.write(t, "Dockerfile", "FROM "+image+"\nRUN echo half; exit 3\n")
-	if out, err := b.try("buildctl", "--addr", "unix://"+b.buildkitd.socket, "build", "--frontend", "dockerfile.v0", "--local", "context="+b.dir, "--local", "dockerfile="+b.dir); err == nil || !strings.Contains(err.Error(), "exit code: 3") {
+	if out, err := b.try("buildctl", "--addr", "unix://"+b.buildkitd.Socket, "build", "--frontend", "dockerfile.v0", "--local", "context="+b.context, "--local", "dockerfile="+b.context); err == nil || !strings.Contains(err.Error(), "exit code: 3") {
 		t.Errorf("a RUN that fails: %v\n%s", err, out)
 	}
 
 	// nerdctl builds by the same.
 	b.write(t, "Dockerfile", fmt.Sprintf(stages, image, "two"))
-	b.must(t, "nerdctl", "--insecure-registry", "build", "--buildkit-host", "unix://"+b.buildkitd.socket, "-t", "named:1", "--secret", secret, "--build-arg", "WHO=you", b.dir)
+	b.must(t, "nerdctl", "--insecure-registry", "build", "--buildkit-host", "unix://"+b.buildkitd.Socket, "-t", "named:1", "--secret", secret, "--build-arg", "WHO=you", b.context)
 	if got := b.must(t, "nerdctl", "run", "--rm", "--net", "none", "named:1"); got != "built by you\ncopied\ntwo\n33:2\n" {
 		t.Errorf("a container of what nerdctl built says\n%s", got)
 	}
-	b.must(t, "buildctl", "--addr", "unix://"+b.buildkitd.socket, "prune", "--all")
+	b.must(t, "buildctl", "--addr", "unix://"+b.buildkitd.Socket, "prune", "--all")
 }

@@ -5,7 +5,7 @@
 //
 //	CLIENTS_ENGINE=containerd go test ./test/containerd
 //
-// The tests live in network and mount namespaces of their own, so that bridges,
-// rules of the firewall and the folders such programs share by their fixed
-// names are nobody else's.
+// The tests have a machine of their own (test/machine), so that bridges, rules of
+// the firewall and the folders such programs share by their fixed names are
+// nobody else's.
 package containerd

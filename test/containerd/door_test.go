@@ -8,8 +8,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
+
+	"berth/test/machine"
 )
 
 // onBerth skips a test of what containerd has not.
@@ -67,7 +68,7 @@ func TestDoors(t *testing.T) {
 		has(t, e.inDefault(t, "ctr", "tasks", "ls"), "by-ctr", "PAUSED")
 		e.must(t, "berth", "unpause", "by-ctr")
 		e.must(t, "berth", "kill", "by-ctr")
-		until(t, "the task ends", func() bool { return strings.Contains(e.inDefault(t, "ctr", "tasks", "ls"), "STOPPED") })
+		machine.Await(t, "the task ends", func() bool { return strings.Contains(e.inDefault(t, "ctr", "tasks", "ls"), "STOPPED") })
 		e.inDefault(t, "ctr", "tasks", "rm", "by-ctr")
 		e.inDefault(t, "ctr", "containers", "rm", "by-ctr")
 		if all := e.must(t, "berth", "ps", "-aq"); all != "" {
@@ -160,8 +161,8 @@ func TestNamespacesShareLayers(t *testing.T) {
 	if got := len(e.registry.Requests("GET", base)); got != 1 {
 		t.Errorf("the layer was fetched %d times", got)
 	}
-	all, err := exec.Command("find", filepath.Join(e.dir, "root"), "-type", "f", "-size", "+1900k").Output()
-	must(t, err)
+	all, err := exec.Command("find", e.Root, "-type", "f", "-size", "+1900k").Output()
+	machine.Must(t, err)
 	if files := strings.Fields(string(all)); len(files) != 1 {
 		t.Errorf("busybox lies at %q", files)
 	}
@@ -171,14 +172,10 @@ func TestNamespacesShareLayers(t *testing.T) {
 func (e *engine) kill(t testing.TB, role string) {
 	t.Helper()
 	if role == "node" {
-		e.end(t, syscall.SIGKILL)
-		return
+		e.Kill()
+	} else {
+		e.KillKeeper(t)
 	}
-	pid := e.pid(role)
-	if pid <= 1 || !e.serves(role) {
-		t.Fatalf("there is no %s", role)
-	}
-	must(t, syscall.Kill(pid, syscall.SIGKILL))
 }
 
 // TestKills kills node and keeper in the middle of what clients do: containers
@@ -197,23 +194,23 @@ func killUnder(t *testing.T, role string) {
 	image := e.registry.Host() + "/" + busyboxName
 	e.must(t, "nerdctl", "pull", "-q", "--insecure-registry", image)
 	e.must(t, "nerdctl", "run", "-d", "--name", "calm", "--net", "none", image, "sleep", "1000")
-	log := filepath.Join(e.dir, "beats")
+	log := filepath.Join(e.Dir, "beats")
 	e.must(t, "ctr", "run", "-d", "--log-uri", "file://"+log, image, "still", "sh", "-c", "while :; do echo beat; sleep 0.1; done")
 	pid := strings.TrimSpace(e.must(t, "nerdctl", "inspect", "-f", "{{.State.Pid}}", "calm"))
 
-	foreground := e.command("ctr", "run", "--rm", image, "front", "sh", "-c", "sleep 2; echo done")
+	foreground := e.command("ctr", "run", "--rm", image, "front", "sh", "-c", "sleep 6; echo done")
 	var said strings.Builder
 	foreground.Stdout, foreground.Stderr = &said, &said
-	must(t, foreground.Start())
-	until(t, "the container in front runs", func() bool {
+	machine.Must(t, foreground.Start())
+	machine.Await(t, "the container in front runs", func() bool {
 		out, _ := e.try("ctr", "tasks", "ls")
 		return strings.Contains(out, "front")
 	})
 	e.kill(t, role)
 	if role == "node" {
-		e.start(t)
+		e.Start(t)
 	}
-	until(t, "tasks are listed", func() bool {
+	machine.Await(t, "tasks are listed", func() bool {
 		out, err := e.try("ctr", "tasks", "ls")
 		return err == nil && strings.Contains(out, "still")
 	})
@@ -221,8 +218,8 @@ func killUnder(t *testing.T, role string) {
 		t.Errorf("the container's process was %s and is %s", pid, now)
 	}
 	before, err := os.Stat(log)
-	must(t, err)
-	until(t, "the container goes on", func() bool {
+	machine.Must(t, err)
+	machine.Await(t, "the container goes on", func() bool {
 		now, err := os.Stat(log)
 		return err == nil && now.Size() > before.Size()
 	})
@@ -252,7 +249,7 @@ func TestKillsDuringPulls(t *testing.T) {
 			halted, release := e.haltBlobs()
 			t.Cleanup(release)
 			cmd := e.command(pull[0], pull[1:]...)
-			must(t, cmd.Start())
+			machine.Must(t, cmd.Start())
 			<-halted
 			e.kill(t, "node")
 			release()
@@ -260,7 +257,7 @@ func TestKillsDuringPulls(t *testing.T) {
 				t.Error("a pull under which the node was killed succeeded")
 			}
 			e.registry.Mend()
-			e.start(t)
+			e.Start(t)
 			e.must(t, pull[0], pull[1:]...)
 			if got := e.must(t, "ctr", "run", "--rm", image, "c", "cat", "/data/seed"); got != "seed\n" {
 				t.Errorf("a container says %q", got)

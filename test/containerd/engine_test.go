@@ -1,20 +1,16 @@
 package containerd
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // peer says that the tests run on containerd itself.
@@ -23,33 +19,23 @@ var peer = os.Getenv("CLIENTS_ENGINE") == "containerd"
 // engine is a berth node, or a containerd, in folders of its own, and a
 // registry with the image.
 type engine struct {
-	*daemon
-	dir, state string
-	registry   *registrytest.Registry
+	*machine.Node
+	registry *registrytest.Registry
 }
 
 func newEngine(t testing.TB) *engine {
 	t.Helper()
-	need(t, filepath.Join(clients, "ctr"), filepath.Join(clients, "containerd-shim-runc-v2"), filepath.Join(clients, "nerdctl"))
-	// Not t.TempDir: the names of tests are too long for a socket.
-	dir, err := os.MkdirTemp("", "bc-")
-	must(t, err)
-	must(t, os.Chmod(dir, 0o711)) //nolint:gosec // containers with shifted owners reach their bundle through it
-	e := &engine{dir: dir, state: filepath.Join(dir, "state"), registry: registrytest.New(t)}
-	root, config := filepath.Join(dir, "root"), filepath.Join(dir, "config.toml")
-	e.daemon = &daemon{log: filepath.Join(dir, "log"), env: []string{"PATH=" + clients + ":" + filepath.Dir(program) + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}}
+	machine.Need(t, filepath.Join(clients, "ctr"), filepath.Join(clients, "containerd-shim-runc-v2"), filepath.Join(clients, "nerdctl"))
+	e := &engine{Node: machine.NewNode(t, program), registry: registrytest.New(t)}
+	e.Env = append(e.Env, "PATH="+clients+":"+filepath.Dir(program)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if peer {
-		must(t, os.WriteFile(config, []byte("version = 3\ndisabled_plugins = [\"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.grpc.v1.cri\"]\n"), 0o600))
-		e.socket = filepath.Join(e.state, "containerd.sock")
-		e.argv = []string{filepath.Join(clients, "containerd"), "--config", config, "--address", e.socket, "--root", root, "--state", e.state}
-	} else {
-		must(t, os.WriteFile(config, nil, 0o600))
-		e.socket = filepath.Join(e.state, "berth.sock")
-		e.argv = []string{program, "node", "--root", root, "--state", e.state, "--socket", e.socket, "--config", config}
+		e.Configure(t, "version = 3", `disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]`)
+		e.Socket = filepath.Join(e.State, "containerd.sock")
+		e.Argv = []string{filepath.Join(clients, "containerd"), "--config", e.Config, "--address", e.Socket, "--root", e.Root, "--state", e.State}
 	}
 	t.Cleanup(func() { e.discard(t) })
 	pushBusybox(t, e.registry)
-	e.start(t)
+	e.Start(t)
 	return e
 }
 
@@ -57,14 +43,14 @@ func newEngine(t testing.TB) *engine {
 func (e *engine) environment() []string {
 	return []string{
 		"PATH=" + clients + ":" + filepath.Dir(program) + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" + dockers,
-		"CONTAINERD_ADDRESS=" + e.socket, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "CNI_PATH=/usr/lib/cni",
-		"BERTH_SOCKET=" + e.socket, "DOCKER_CONFIG=" + e.dir, "HOME=" + e.dir,
-		"REGISTRY=" + e.registry.Host(), "IMAGE=" + e.registry.Host() + "/" + busyboxName, "STATE=" + e.state, "ROOT=" + filepath.Join(e.dir, "root"),
+		"CONTAINERD_ADDRESS=" + e.Socket, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1", "CNI_PATH=/usr/lib/cni",
+		"BERTH_SOCKET=" + e.Socket, "DOCKER_CONFIG=" + e.Dir, "HOME=" + e.Dir,
+		"REGISTRY=" + e.registry.Host(), "IMAGE=" + e.registry.Host() + "/" + busyboxName, "STATE=" + e.State, "ROOT=" + e.Root,
 	}
 }
 
-// namespace is one that no other engine has: cgroups bear its name.
-func (e *engine) namespace() string { return "n-" + strings.ToLower(filepath.Base(e.dir)) }
+// namespace is one that nobody else has: cgroups bear its name.
+func (e *engine) namespace() string { return machine.Name() + "-" + filepath.Base(e.Dir) }
 
 // command is a command line for the engine.
 func (e *engine) command(name string, args ...string) *exec.Cmd {
@@ -102,7 +88,7 @@ func (e *engine) try(name string, args ...string) (string, error) {
 func (e *engine) must(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := e.try(name, args...)
-	must(t, err)
+	machine.Must(t, err)
 	return out
 }
 
@@ -110,28 +96,21 @@ func (e *engine) must(t testing.TB, name string, args ...string) string {
 // folders away; the test fails if something of containers stays.
 func (e *engine) discard(t testing.TB) {
 	if t.Failed() {
-		t.Logf("the end of the log:\n%s", e.says())
-		if text, err := os.ReadFile(filepath.Join(e.state, "keeper.log")); err == nil {
-			t.Logf("keeper:\n%s", text[max(0, len(text)-4000):])
-		}
+		t.Logf("the end of the log:\n%s", e.Says())
 	}
-	if e.cmd != nil {
+	if e.Runs() {
 		e.clear(t)
-		e.end(t, syscall.SIGTERM)
+		e.End(t)
 	}
-	for _, role := range []string{"keeper", "lazy"} {
-		if pid := e.pid(role); pid > 1 && e.serves(role) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-	for _, target := range e.mounts(t) {
+	e.KillHelper(t, "keeper")
+	e.KillHelper(t, "lazy")
+	if left := machine.Mounts(t, e.Dir); len(left) > 0 {
 		if !peer || t.Failed() {
-			t.Errorf("left mounted: %s", target)
+			t.Errorf("left mounted: %q", left)
 		}
-		_ = syscall.Unmount(target, syscall.MNT_DETACH)
+		machine.Unmount(t, e.Dir)
 	}
-	e.sweep()
-	must(t, os.RemoveAll(e.dir))
+	machine.Must(t, os.RemoveAll(e.Dir))
 }
 
 // clear removes all containers of all namespaces.
@@ -191,59 +170,6 @@ func (e *engine) clear(t testing.TB) {
 			}
 			if gone == 0 {
 				break
-			}
-		}
-	}
-}
-
-func (e *engine) pid(role string) int {
-	text, _ := os.ReadFile(filepath.Join(e.state, role+".pid"))
-	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-	return pid
-}
-
-// serves says whether the pid in the role's file is still that of this node's
-// process, by its command line.
-func (e *engine) serves(role string) bool {
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", e.pid(role)))
-	return err == nil && strings.Contains(string(line), "berth")
-}
-
-// mounts lists what is mounted below the engine's folder, the last one first.
-func (e *engine) mounts(t testing.TB) (targets []string) {
-	t.Helper()
-	text, err := os.ReadFile("/proc/self/mounts")
-	must(t, err)
-	for line := range strings.Lines(string(text)) {
-		if target := strings.Fields(line)[1]; strings.HasPrefix(target, e.dir+"/") {
-			targets = append(targets, target)
-		}
-	}
-	slices.Reverse(targets)
-	return targets
-}
-
-// instance is what a node calls its bridge, its rules and its cgroup.
-func (e *engine) instance() string {
-	sum := sha256.Sum256([]byte(e.state))
-	return "berth-" + hex.EncodeToString(sum[:4])
-}
-
-// sweep takes away the cgroups that bear the names of the engine and its
-// namespace, which stay on purpose.
-func (e *engine) sweep() {
-	for _, name := range []string{e.instance(), e.namespace()} {
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
-		for _, group := range append(groups, "/sys/fs/cgroup/"+name) {
-			var dirs []string
-			_ = filepath.WalkDir(group, func(path string, entry fs.DirEntry, err error) error {
-				if err == nil && entry.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return nil
-			})
-			for _, dir := range slices.Backward(dirs) {
-				_ = os.Remove(dir)
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // busyboxName is what the image of these tests is called in its registry.
@@ -83,7 +84,7 @@ func archive(t testing.TB, dir, name string) (path string) {
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
 	})
-	must(t, err)
+	machine.Must(t, err)
 	files := []registrytest.File{
 		registrytest.Text(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`),
 		registrytest.Text(ocispec.ImageIndexFile, string(index)),
@@ -92,7 +93,7 @@ func archive(t testing.TB, dir, name string) (path string) {
 		files = append(files, registrytest.Text("blobs/sha256/"+digest.Encoded(), string(blob)))
 	}
 	path = filepath.Join(dir, "busybox.tar")
-	must(t, os.WriteFile(path, registrytest.Tar(t, files...), 0o600))
+	machine.Must(t, os.WriteFile(path, registrytest.Tar(t, files...), 0o600))
 	return path
 }
 

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // TestIntegrationSuite runs containerd's tests of its client; integration.sh
@@ -37,15 +38,15 @@ func TestIntegrationSuite(t *testing.T) {
 	if suite == "" {
 		t.Skip("skipped: test/containerd/integration.sh runs this")
 	}
-	need(t, filepath.Join(clients, "ctr"))
+	machine.Need(t, filepath.Join(clients, "ctr"))
 	dir := t.TempDir()
 	// The suite's folders have fixed names: here they are this run's own.
 	const state = "/run/containerd-test"
 	for _, fixed := range []string{"/var/lib/containerd-test", state} {
 		own := filepath.Join(dir, filepath.Base(filepath.Dir(fixed)))
-		must(t, os.MkdirAll(fixed, 0o755)) //nolint:gosec // containers with shifted owners pass through it
-		must(t, os.MkdirAll(own, 0o755))   //nolint:gosec // as above
-		must(t, unix.Mount(own, fixed, "", unix.MS_BIND, ""))
+		machine.Must(t, os.MkdirAll(fixed, 0o755)) //nolint:gosec // containers with shifted owners pass through it
+		machine.Must(t, os.MkdirAll(own, 0o755))   //nolint:gosec // as above
+		machine.Must(t, unix.Mount(own, fixed, "", unix.MS_BIND, ""))
 		t.Cleanup(func() { _ = unix.Unmount(fixed, unix.MNT_DETACH) })
 	}
 	authority, index := hub(t, dir)
@@ -55,7 +56,7 @@ func TestIntegrationSuite(t *testing.T) {
 		path = clients
 	}
 	output, err := os.Create(filepath.Join(clients, "../integration", map[bool]string{true: "containerd", false: "berth"}[peer]+".txt"))
-	must(t, err)
+	machine.Must(t, err)
 	defer output.Close()
 	cmd := exec.Command(binary, append([]string{"-test.v", "-test.root", "-no-criu", "-no-shim-cgroup", "-test.timeout", "6m", "-test.skip", "TestBindLowPortNonOpt"}, strings.Fields(os.Getenv("CLIENTS_SUITE_ARGS"))...)...)
 	cmd.Dir = filepath.Join(suite, "integration/client")
@@ -69,7 +70,7 @@ func TestIntegrationSuite(t *testing.T) {
 		}
 	}
 	text, err := os.ReadFile(output.Name())
-	must(t, err)
+	machine.Must(t, err)
 	counts := map[string]int{}
 	for _, line := range regexp.MustCompile(`(?m)^--- (PASS|FAIL|SKIP): \S+`).FindAllStringSubmatch(string(text), -1) {
 		counts[line[1]]++
@@ -89,15 +90,15 @@ func TestIntegrationSuite(t *testing.T) {
 func buildSuite(t *testing.T, module string, index digest.Digest) (binary string) {
 	t.Helper()
 	source := filepath.Join(clients, "../integration/source")
-	must(t, os.RemoveAll(source))
+	machine.Must(t, os.RemoveAll(source))
 	if out, err := exec.Command("cp", "-r", "--no-preserve=mode", module, source).CombinedOutput(); err != nil {
 		t.Fatalf("copy containerd's module: %v\n%s", err, out)
 	}
 	list := filepath.Join(source, "integration/images/image_list.go")
 	text, err := os.ReadFile(list)
-	must(t, err)
+	machine.Must(t, err)
 	text = regexp.MustCompile(`(containerd/busybox@)sha256:[0-9a-f]{64}`).ReplaceAll(text, []byte("${1}"+index.String()))
-	must(t, os.WriteFile(list, text, 0o600))
+	machine.Must(t, os.WriteFile(list, text, 0o600))
 	binary = filepath.Join(source, "client.test")
 	for _, args := range [][]string{
 		{"test", "-c", "-o", binary, "./integration/client"},
@@ -145,29 +146,29 @@ func hub(t *testing.T, dir string) (authority string, index digest.Digest) {
 func answer(t *testing.T, dir string, r *registrytest.Registry, hosts ...string) (authority string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	machine.Must(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "tests"}, DNSNames: hosts, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	must(t, err)
+	machine.Must(t, err)
 	authority = filepath.Join(dir, "authority.pem")
-	must(t, os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	machine.Must(t, os.WriteFile(authority, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
 
 	known := "127.0.0.1 localhost"
 	for _, host := range hosts {
 		known += " " + host
 	}
 	names := filepath.Join(dir, "hosts")
-	must(t, os.WriteFile(names, []byte(known+"\n"), 0o644)) //nolint:gosec // as /etc/hosts is
-	must(t, unix.Mount(names, "/etc/hosts", "", unix.MS_BIND, ""))
+	machine.Must(t, os.WriteFile(names, []byte(known+"\n"), 0o644)) //nolint:gosec // as /etc/hosts is
+	machine.Must(t, unix.Mount(names, "/etc/hosts", "", unix.MS_BIND, ""))
 	t.Cleanup(func() { _ = unix.Unmount("/etc/hosts", unix.MNT_DETACH) })
 
 	to, err := url.Parse(r.URL)
-	must(t, err)
+	machine.Must(t, err)
 	listener, err := net.Listen("tcp", "127.0.0.1:443")
-	must(t, err)
+	machine.Must(t, err)
 	front := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(to) }})
 	front.Config.ErrorLog = nil
 	front.Listener = listener

@@ -1,157 +1,36 @@
 package containerd
 
 import (
-	"errors"
-	"flag"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"syscall"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"berth/test/machine"
 )
 
 // program is berth; clients is where containerd's programs lie and those made
 // for it; dockers where Docker's lie.
 var program, clients, dockers string
 
-// inside marks the process that has namespaces of its own.
-const inside = "BERTH_CLIENTS_INSIDE"
-
 func TestMain(m *testing.M) {
-	flag.Parse()
-	code, err := run(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(machine.Run(m, furnish,
+		"/etc/cni", "/etc/containerd", "/etc/nerdctl", "/etc/buildkit", "/etc/docker", "/var/lib/cni", "/var/lib/nerdctl",
+		"/run/cni", "/run/containerd", "/run/nerdctl", "/run/docker", "/run/buildkit"))
 }
 
-func run(m *testing.M) (int, error) {
-	switch {
-	case os.Getuid() != 0:
-		return m.Run(), nil // each test says what it lacks
-	case os.Getenv(inside) == "":
-		return enter()
-	}
-	dir, err := os.MkdirTemp("", "berth-clients-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "bin", "berth")
-	if !peer {
-		build := exec.Command("go", "build", "-o", program, "./cmd/berth")
-		build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("build berth: %w\n%s", err, out)
-		}
+func furnish() (err error) {
+	if program, err = machine.Berth(); err != nil {
+		return err
 	}
 	if clients, err = filepath.Abs("../../.cache/clients/bin"); err != nil {
-		return 0, err
+		return err
 	}
 	if dockers, err = filepath.Abs("../../.cache/docker"); err != nil {
-		return 0, err
+		return err
 	}
 	// A shim under a name that nobody has a runtime for.
-	if err := os.MkdirAll(filepath.Dir(program), 0o755); err != nil { //nolint:gosec // programs are for all
-		return 0, err
-	}
 	if shim, err := os.ReadFile(filepath.Join(clients, "containerd-shim-runc-v2")); err == nil {
-		err = os.WriteFile(filepath.Join(filepath.Dir(program), "containerd-shim-named-v1"), shim, 0o755) //nolint:gosec // as above
-		if err != nil {
-			return 0, err
-		}
+		return os.WriteFile(filepath.Join(filepath.Dir(program), "containerd-shim-named-v1"), shim, 0o755) //nolint:gosec // programs are for all
 	}
-	if err := ownWorld(); err != nil {
-		return 0, err
-	}
-	return m.Run(), nil
-}
-
-// enter runs the tests in a process with namespaces of its own.
-func enter() (int, error) {
-	again := exec.Command("/proc/self/exe", os.Args[1:]...)
-	again.Stdin, again.Stdout, again.Stderr = os.Stdin, os.Stdout, os.Stderr
-	again.Env = append(os.Environ(), inside+"=yes")
-	again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGTERM}
-	runtime.LockOSThread() // the parent's death is its thread's
-	var exit *exec.ExitError
-	if err := again.Run(); err != nil && !errors.As(err, &exit) {
-		return 0, err
-	}
-	return again.ProcessState.ExitCode(), nil
-}
-
-// ownWorld brings up the network and hides the folders that the programs share
-// by fixed names.
-func ownWorld() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
-		return fmt.Errorf("make the mounts shared again: %w", err)
-	}
-	for _, dir := range []string{
-		"/etc/cni", "/etc/containerd", "/etc/nerdctl", "/etc/buildkit", "/etc/docker", "/var/lib/cni", "/var/lib/nerdctl",
-		"/run/cni", "/run/containerd", "/run/nerdctl", "/run/docker", "/run/buildkit",
-	} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		if err := unix.Mount("clients", dir, "tmpfs", 0, "mode=755"); err != nil {
-			return fmt.Errorf("hide %s: %w", dir, err)
-		}
-	}
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		return fmt.Errorf("ip link set lo up: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// need skips a test where it cannot run: without root, or without a program.
-func need(t testing.TB, programs ...string) {
-	t.Helper()
-	lacks := func(what string) {
-		t.Helper()
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("CI has to have %s", what)
-		}
-		t.Skipf("skipped: this takes %s", what)
-	}
-	if os.Getuid() != 0 {
-		lacks("root")
-	}
-	for _, program := range programs {
-		if _, err := os.Stat(program); err != nil {
-			lacks(program + ", which test/setup.sh makes")
-		}
-	}
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// until waits for done to hold.
-func until(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	late := time.After(30 * time.Second)
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("%s: not within 30 s", what)
-		}
-	}
+	return nil // each test says what it lacks
 }

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/test/cri/images"
+	"berth/test/machine"
 )
 
 // listener keeps the events of a node as a client hears them.
@@ -25,9 +25,9 @@ func (c *caller) listen() *listener {
 	c.Helper()
 	l := &listener{events: map[string][]*api.ContainerEventResponse{}, ended: make(chan error, 1)}
 	stream, err := c.GetContainerEvents(c.Context(), &api.GetEventsRequest{})
-	must(c, err)
+	machine.Must(c, err)
 	_, err = stream.Header() // from here on nothing is missed
-	must(c, err)
+	machine.Must(c, err)
 	go func() {
 		for {
 			e, err := stream.Recv()
@@ -145,7 +145,7 @@ func (n *node) comeAndGo(t *testing.T, c *caller, name string, expect func(name 
 		}
 		ids = append(ids, id)
 	}
-	until(t, "they have ended", func() error {
+	machine.Until(t, "they have ended", func() error {
 		for _, id := range ids[1:] {
 			if told := l.told(id); len(told) < 3 {
 				return fmt.Errorf("%s: %v", id, told)
@@ -162,7 +162,7 @@ func (n *node) comeAndGo(t *testing.T, c *caller, name string, expect func(name 
 	if _, err := c.RemovePodSandbox(t.Context(), &api.RemovePodSandboxRequest{PodSandboxId: ids[0]}); err != nil {
 		t.Error(err)
 	}
-	until(t, "they are told of to the end", func() error {
+	machine.Until(t, "they are told of to the end", func() error {
 		for _, id := range ids {
 			if told := l.told(id); !slices.Equal(told, whole) {
 				return fmt.Errorf("%s: %v", id, told)
@@ -215,29 +215,19 @@ func TestToldToEndInTheMiddle(t *testing.T) {
 	})
 	<-time.After(500 * time.Millisecond)
 	begun := time.Now()
-	must(t, n.process.Process.Signal(syscall.SIGTERM))
-	select {
-	case <-n.ended:
-	case <-time.After(30 * time.Second):
-		_ = n.process.Process.Signal(syscall.SIGQUIT)
-		<-n.ended
-		t.Fatalf("the node does not end:\n%s", n.log())
-	}
+	n.End(t)
 	t.Logf("it took %v to end", time.Since(begun).Round(time.Millisecond))
-	if took := time.Since(begun); took > 12*time.Second {
-		t.Errorf("the node took %v to end", took)
-	}
 	calls.Wait()
 	if err := <-l.ended; err == nil {
 		t.Error("the events end without a reason")
 	}
-	n.start(t)
+	n.Start(t)
 	c = n.caller(t)
 	if is := c.containerStatus(id); is.GetState() != api.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("it is %v", is)
 	}
 	answer, err := c.ListContainers(t.Context(), &api.ListContainersRequest{})
-	must(t, err)
+	machine.Must(t, err)
 	for _, each := range answer.GetContainers() {
 		is := c.containerStatus(each.GetId())
 		if is.GetState() == api.ContainerState_CONTAINER_EXITED && is.GetExitCode() != 0 {
@@ -245,7 +235,7 @@ func TestToldToEndInTheMiddle(t *testing.T) {
 		}
 	}
 	_, err = c.StopContainer(t.Context(), &api.StopContainerRequest{ContainerId: id, Timeout: 0})
-	must(t, err)
+	machine.Must(t, err)
 	if is := c.containerStatus(id); is.GetState() != api.ContainerState_CONTAINER_EXITED || is.GetExitCode() != 137 {
 		t.Errorf("it is %v", is)
 	}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"berth/test/machine"
 )
 
 // cluster is a whole Kubernetes of one machine, whose runtime is a node of ours.
@@ -34,7 +36,7 @@ func newCluster(t *testing.T, cni string) *cluster {
 		t.Skip("skipped: a whole Kubernetes runs when test/kubelet/run.sh says so")
 	}
 	programs, err := filepath.Abs("../../.cache/kubelet")
-	must(t, err)
+	machine.Must(t, err)
 	spans := newSpans(t)
 	c := &cluster{programs: programs, spans: spans}
 	c.node = newNode(t, cni, fmt.Sprintf("otlp = %q\n[cri]\npinned_images = [\"gcr.io/k8s-staging-cri-tools/test-image-3*\"]\n", spans.url))
@@ -56,18 +58,18 @@ func newCluster(t *testing.T, cni string) *cluster {
 	return c
 }
 
-func (c *cluster) path(name string) string { return filepath.Join(c.dir, name) }
+func (c *cluster) path(name string) string { return filepath.Join(c.Dir, name) }
 
 // run starts a program of Kubernetes; it ends with the test.
 func (c *cluster) run(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	log, err := os.OpenFile(c.path(name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	must(t, err)
+	machine.Must(t, err)
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(c.programs, name), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	must(t, cmd.Start())
+	machine.Must(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
@@ -81,8 +83,8 @@ func (c *cluster) run(t *testing.T, name string, args ...string) *exec.Cmd {
 
 func (c *cluster) controlPlane(t *testing.T) {
 	t.Helper()
-	must(t, os.WriteFile(c.path("tokens"), []byte("secret,admin,admin,system:masters\n"), 0o600))
-	must(t, os.WriteFile(c.path("kubeconfig"), []byte(`apiVersion: v1
+	machine.Must(t, os.WriteFile(c.path("tokens"), []byte("secret,admin,admin,system:masters\n"), 0o600))
+	machine.Must(t, os.WriteFile(c.path("kubeconfig"), []byte(`apiVersion: v1
 kind: Config
 clusters: [{name: c, cluster: {server: "https://127.0.0.1:6443", insecure-skip-tls-verify: true}}]
 users: [{name: u, user: {token: secret}}]
@@ -94,7 +96,7 @@ current-context: x
 		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+c.path("sa.key"),
 		"--service-account-signing-key-file="+c.path("sa.key"), "--token-auth-file="+c.path("tokens"), "--authorization-mode=Node,RBAC",
 		"--kubelet-preferred-address-types=InternalIP", "--allow-privileged=true", "--feature-gates=ContainerStopSignals=true")
-	patient(t, "the API answers", func() error { _, err := c.kubectl("get", "--raw=/readyz"); return err })
+	machine.UntilFor(t, patience, "the API answers", func() error { _, err := c.kubectl("get", "--raw=/readyz"); return err })
 	c.run(t, "kube-controller-manager", "--kubeconfig="+c.path("kubeconfig"), "--service-account-private-key-file="+c.path("sa.key"),
 		"--root-ca-file="+c.path("certs/apiserver.crt"), "--leader-elect=false", "--use-service-account-credentials=false")
 	c.run(t, "kube-scheduler", "--kubeconfig="+c.path("kubeconfig"), "--leader-elect=false")
@@ -107,9 +109,9 @@ func (c *cluster) startKubelet(t *testing.T) {
 		_ = c.kubelet.Process.Kill()
 		_ = c.kubelet.Wait()
 	}
-	must(t, os.WriteFile(c.path("kubelet.yaml"), []byte(`apiVersion: kubelet.config.k8s.io/v1beta1
+	machine.Must(t, os.WriteFile(c.path("kubelet.yaml"), []byte(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-containerRuntimeEndpoint: unix://`+c.socket+`
+containerRuntimeEndpoint: unix://`+c.Socket+`
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 failCgroupV1: false
@@ -127,7 +129,7 @@ imageMinimumGCAge: 1ms
 `), 0o600))
 	c.kubelet = c.run(t, "kubelet", "--config="+c.path("kubelet.yaml"), "--kubeconfig="+c.path("kubeconfig"), "--root-dir="+c.path("kubelet"),
 		"--node-ip="+address, "--hostname-override=one", "--v=4")
-	patient(t, "the node is ready", func() error {
+	machine.UntilFor(t, patience, "the node is ready", func() error {
 		_, err := c.kubectl("wait", "--for=condition=Ready", "node/one", "--timeout=1s")
 		return err
 	})
@@ -151,7 +153,7 @@ func (c *cluster) kubectlWith(stdin string, args ...string) (string, error) {
 func (c *cluster) mustKubectl(t *testing.T, stdin string, args ...string) string {
 	t.Helper()
 	out, err := c.kubectlWith(stdin, args...)
-	must(t, err)
+	machine.Must(t, err)
 	return out
 }
 
@@ -159,7 +161,7 @@ func (c *cluster) mustKubectl(t *testing.T, stdin string, args ...string) string
 func (c *cluster) says(t *testing.T, what, pattern string, args ...string) {
 	t.Helper()
 	fits := regexp.MustCompile(pattern)
-	patient(t, what, func() error {
+	machine.UntilFor(t, patience, what, func() error {
 		out, err := c.kubectl(args...)
 		if err == nil && !fits.MatchString(out) {
 			err = fmt.Errorf("kubectl %s said %q, want %s", strings.Join(args, " "), out, pattern)
@@ -171,25 +173,6 @@ func (c *cluster) says(t *testing.T, what, pattern string, args ...string) {
 // field is how kubectl prints something of a pod.
 func field(pod, path string) []string {
 	return []string{"get", "pod", pod, "-o", "jsonpath={.status." + path + "}"}
-}
-
-// patient is until with the patience that a cluster takes.
-func patient(t *testing.T, what string, objection func() error) {
-	t.Helper()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	late := time.After(2 * time.Minute)
-	for {
-		err := objection()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("%s: not within two minutes: %v", what, err)
-		}
-	}
 }
 
 // complaints are what kubelet's log has against the runtime, but for what it is
@@ -244,7 +227,7 @@ func TestHold(t *testing.T) {
 	}
 	c := newCluster(t, map[string]string{"cni": bridge}[network])
 	t.Logf("nsenter -n -m -t %d env KUBECONFIG=%s CONTAINER_RUNTIME_ENDPOINT=unix://%s PATH=%s:%s:$PATH bash; it ends when %[2]s is removed",
-		os.Getpid(), c.path("kubeconfig"), c.socket, c.programs, tools)
+		os.Getpid(), c.path("kubeconfig"), c.Socket, c.programs, tools)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for range tick.C {

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"berth/test/machine"
 )
 
 // victim is a call on a pod that is caught at a point.
@@ -52,8 +54,8 @@ func victims() []*victim {
 func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 	n := cued(t, "")
 	witness := &app{name: "witness", handler: "cue", port: 12010}
-	must(t, n.up(witness))
-	before, open := n.inventory(t), descriptors(t, n.pid("keeper"))
+	machine.Must(t, n.up(witness))
+	before, open := n.inventory(t), descriptors(t, n.Helper("keeper"))
 	for _, who := range []string{"node", "keeper"} {
 		t.Run(who, func(t *testing.T) {
 			n.dieInTheMiddle(t, who)
@@ -63,8 +65,8 @@ func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 			}
 			n.complete(t, witness)
 			n.same(t, before)
-			until(t, "the keeper has closed what it held", func() error {
-				if now := descriptors(t, n.pid("keeper")); len(now) > len(open)+4 {
+			machine.Until(t, "the keeper has closed what it held", func() error {
+				if now := descriptors(t, n.Helper("keeper")); len(now) > len(open)+4 {
 					return fmt.Errorf("it has %d descriptors, had %d: %q", len(now), len(open), now)
 				}
 				return nil
@@ -78,17 +80,17 @@ func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 			t.Errorf("the witness is %s, %v", is, err)
 		}
 		n.must(t, "crictl", "rm", witness.id)
-		must(t, n.create(witness))
-		must(t, n.launch(witness))
-		must(t, n.works(witness))
-		must(t, n.rmp(witness))
+		machine.Must(t, n.create(witness))
+		machine.Must(t, n.launch(witness))
+		machine.Must(t, n.works(witness))
+		machine.Must(t, n.rmp(witness))
 	})
 }
 
 func (n *node) dieInTheMiddle(t *testing.T, who string) {
 	t.Helper()
 	list := victims()
-	must(t, all(list, func(v *victim) error { return v.before(n, &v.app) }))
+	machine.Must(t, all(list, func(v *victim) error { return v.before(n, &v.app) }))
 	for _, v := range list {
 		if v.cue != "" {
 			n.cue(t, v.name, v.cue)
@@ -104,22 +106,22 @@ func (n *node) dieInTheMiddle(t *testing.T, who string) {
 		})
 	}()
 	for _, v := range list {
-		until(t, v.name+" comes to its point", func() error {
+		machine.Until(t, v.name+" comes to its point", func() error {
 			if v.cue != "" {
 				return n.held(v.name)
 			}
-			if log, _ := os.ReadFile(filepath.Join(n.dir, "logs", v.name, "app.log")); !strings.Contains(string(log), " asked\n") {
+			if log, _ := os.ReadFile(filepath.Join(n.Dir, "logs", v.name, "app.log")); !strings.Contains(string(log), " asked\n") {
 				return errors.New("it was not asked to end")
 			}
 			return nil
 		})
 	}
 	if who != "node" {
-		n.killKeeper(t)
+		n.KillKeeper(t)
 	}
 	if who != "keeper" {
-		n.killNode()
-		n.start(t)
+		n.Kill()
+		n.Start(t)
 	}
 	n.release(t)
 	t.Logf("answers: %v", <-answers)
@@ -138,10 +140,10 @@ func (n *node) asked(t *testing.T, witness *app) {
 // complete looks whether the log has every number, and goes on.
 func (n *node) complete(t *testing.T, a *app) {
 	t.Helper()
-	file := filepath.Join(n.dir, "logs", a.name, "app.log")
+	file := filepath.Join(n.Dir, "logs", a.name, "app.log")
 	count := func() (lines int) {
 		log, err := os.ReadFile(file)
-		must(t, err)
+		machine.Must(t, err)
 		for line := range strings.Lines(string(log)) {
 			fields := strings.Fields(line)
 			lines++
@@ -152,7 +154,7 @@ func (n *node) complete(t *testing.T, a *app) {
 		return lines
 	}
 	was := count()
-	until(t, "the log goes on", func() error {
+	machine.Until(t, "the log goes on", func() error {
 		if count() <= was {
 			return errors.New("it does not")
 		}
@@ -163,7 +165,7 @@ func (n *node) complete(t *testing.T, a *app) {
 // again makes each call again that was cut off, and the pods anew.
 func (n *node) again(t *testing.T, list []*victim) {
 	t.Helper()
-	must(t, all(list, func(v *victim) error {
+	machine.Must(t, all(list, func(v *victim) error {
 		again := v.app
 		switch {
 		case strings.HasPrefix(v.name, "runp-"):
@@ -184,7 +186,7 @@ func (n *node) again(t *testing.T, list []*victim) {
 		}
 		return n.rmp(&v.app)
 	}))
-	must(t, all(list, func(v *victim) error {
+	machine.Must(t, all(list, func(v *victim) error {
 		if err := n.up(&v.app); err != nil {
 			return err
 		}
@@ -199,7 +201,7 @@ func (n *node) again(t *testing.T, list []*victim) {
 func descriptors(t testing.TB, pid int) (open []string) {
 	t.Helper()
 	links, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
-	must(t, err)
+	machine.Must(t, err)
 	for _, link := range links {
 		if to, err := os.Readlink(link); err == nil {
 			open = append(open, to)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/test/machine"
 )
 
 // specs is how many validation specs there are in critest; further five measure
@@ -59,13 +61,13 @@ func (n *node) critest(t *testing.T, focus string, args ...string) []spec {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
-	report := filepath.Join(n.dir, "report.json")
+	report := filepath.Join(n.Dir, "report.json")
 	args = append([]string{
-		"--runtime-endpoint", "unix://" + n.socket, "--image-endpoint", "unix://" + n.socket,
+		"--runtime-endpoint", "unix://" + n.Socket, "--image-endpoint", "unix://" + n.Socket,
 		"-ginkgo.json-report", report, "-ginkgo.no-color", "-ginkgo.focus", focus, "-ginkgo.seed", "1",
 	}, args...)
 	cmd := exec.CommandContext(ctx, filepath.Join(tools, "critest"), args...)
-	cmd.Dir = n.dir
+	cmd.Dir = n.Dir
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	failed := cmd.Run()
@@ -74,7 +76,7 @@ func (n *node) critest(t *testing.T, focus string, args ...string) []spec {
 		t.Fatalf("critest: %v\n%s", errors.Join(failed, err), out.Bytes())
 	}
 	var suites []struct{ SpecReports []spec }
-	must(t, json.Unmarshal(body, &suites))
+	machine.Must(t, json.Unmarshal(body, &suites))
 	var all []spec
 	for _, suite := range suites {
 		all = append(all, suite.SpecReports...)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -16,10 +15,11 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/test/machine"
 )
 
 // onCue has pods connected by a plugin that fails or hangs when it is told so.
@@ -73,14 +73,14 @@ func cued(t *testing.T, settings string) *node {
 		}
 	}
 	n := newNode(t, onCue, "", func(n *node) {
-		program := filepath.Join(n.dir, "runtime")
-		n.plugins = filepath.Join(n.dir, "plugins") + ":/usr/lib/cni"
+		program := filepath.Join(n.Dir, "runtime")
+		n.plugins = filepath.Join(n.Dir, "plugins") + ":/usr/lib/cni"
 		for _, dir := range []string{"plugins", "cues", "held"} {
-			must(t, os.Mkdir(filepath.Join(n.dir, dir), 0o700))
+			machine.Must(t, os.Mkdir(filepath.Join(n.Dir, dir), 0o700))
 		}
-		text := fmt.Appendf(nil, pretender, n.dir, "/usr/lib/cni/bridge", filepath.Join(tools, "runc"))
-		must(t, os.WriteFile(program, text, 0o700)) //nolint:gosec // it is run
-		must(t, os.Symlink(program, filepath.Join(n.dir, "plugins", "cue")))
+		text := fmt.Appendf(nil, pretender, n.Dir, "/usr/lib/cni/bridge", filepath.Join(tools, "runc"))
+		machine.Must(t, os.WriteFile(program, text, 0o700)) //nolint:gosec // it is run
+		machine.Must(t, os.Symlink(program, filepath.Join(n.Dir, "plugins", "cue")))
 		n.settings = fmt.Sprintf("%s\n[runtimes.cue]\npath = %q\n[runtimes.alien]\npath = %q\nforeign = true\n", settings, program, program)
 	})
 	n.must(t, "crictl", "pull", busybox)
@@ -90,20 +90,20 @@ func cued(t *testing.T, settings string) *node {
 // cue tells the programs of a pod what to do; "" for what they usually do.
 func (n *node) cue(t testing.TB, who, what string) {
 	t.Helper()
-	file := filepath.Join(n.dir, "cues", who)
+	file := filepath.Join(n.Dir, "cues", who)
 	if what == "" {
 		if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
-			must(t, err)
+			machine.Must(t, err)
 		}
 		return
 	}
-	must(t, os.WriteFile(file+"~", []byte(what+"\n"), 0o600))
-	must(t, os.Rename(file+"~", file))
+	machine.Must(t, os.WriteFile(file+"~", []byte(what+"\n"), 0o600))
+	machine.Must(t, os.Rename(file+"~", file))
 }
 
 // held says whether one of a pod's programs hangs as it was told to.
 func (n *node) held(who string) error {
-	_, err := os.Stat(filepath.Join(n.dir, "held", who))
+	_, err := os.Stat(filepath.Join(n.Dir, "held", who))
 	return err
 }
 
@@ -111,10 +111,10 @@ func (n *node) held(who string) error {
 func (n *node) release(t testing.TB) {
 	t.Helper()
 	for _, dir := range []string{"cues", "held"} {
-		files, err := filepath.Glob(filepath.Join(n.dir, dir, "*"))
-		must(t, err)
+		files, err := filepath.Glob(filepath.Join(n.Dir, dir, "*"))
+		machine.Must(t, err)
 		for _, file := range files {
-			must(t, os.Remove(file))
+			machine.Must(t, os.Remove(file))
 		}
 	}
 }
@@ -138,7 +138,7 @@ func (a *app) config(n *node) (*api.PodSandboxConfig, *api.ContainerConfig) {
 	}
 	pod := &api.PodSandboxConfig{
 		Metadata:     &api.PodSandboxMetadata{Name: a.name, Namespace: "shop", Uid: a.name + "-uid", Attempt: 1},
-		LogDirectory: filepath.Join(n.dir, "logs", a.name),
+		LogDirectory: filepath.Join(n.Dir, "logs", a.name),
 		Linux:        &api.LinuxPodSandboxConfig{SecurityContext: &api.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
 	}
 	if a.port > 0 {
@@ -151,12 +151,13 @@ func (a *app) config(n *node) (*api.PodSandboxConfig, *api.ContainerConfig) {
 	}
 }
 
-// patience is how long clients wait for an answer.
-const patience = 90 * time.Second
+// patience is how long clients wait for an answer, and for what a whole cluster
+// comes to.
+const patience = 2 * time.Minute
 
 // call asks a node for something, as kubelet does.
 func call[Q, A any](n *node, do func(api.RuntimeServiceClient, context.Context, Q, ...grpc.CallOption) (A, error), ask Q) (answer A, err error) {
-	conn, err := grpc.NewClient("unix://"+n.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return answer, err
 	}
@@ -266,32 +267,32 @@ func (n *node) inventory(t testing.TB) []string {
 		}
 	}
 	for _, pattern := range []string{
-		n.state + "/pods/*", n.state + "/pods/*/*", n.state + "/kernelns/[0-9a-f]*", n.state + "/containers/*", n.state + "/tasks/*",
-		n.state + "/podnet/*", n.state + "/cni/results/*", n.state + "/runtime/*/*", n.state + "/runtime/.launch/*",
-		n.root + "/layers/*", n.root + "/logs/*", "/var/lib/cni/networks/*/[0-9]*",
+		n.State + "/pods/*", n.State + "/pods/*/*", n.State + "/kernelns/[0-9a-f]*", n.State + "/containers/*", n.State + "/tasks/*",
+		n.State + "/podnet/*", n.State + "/cni/results/*", n.State + "/runtime/*/*", n.State + "/runtime/.launch/*",
+		n.Root + "/layers/*", n.Root + "/logs/*", "/var/lib/cni/networks/*/[0-9]*",
 	} {
 		found, err := filepath.Glob(pattern)
-		must(t, err)
+		machine.Must(t, err)
 		add("file", found)
 	}
-	add("mount", n.mounts(t))
-	for _, dir := range n.cgroups() {
-		if filepath.Base(dir) != n.instance() {
+	add("mount", n.Mounts(t))
+	for _, dir := range n.Cgroups() {
+		if filepath.Base(dir) != n.Instance() {
 			add("cgroup", []string{dir})
 		}
 	}
-	add("link", slices.DeleteFunc(lines("ip", "-br", "link", "show", "type", "veth"), func(line string) bool {
+	add("link", slices.DeleteFunc(machine.Lines("ip", "-br", "link", "show", "type", "veth"), func(line string) bool {
 		return strings.HasPrefix(line, "bv") // of the node's own network; some wait for pods
 	}))
-	add("rule", slices.DeleteFunc(lines("iptables-save"), func(line string) bool { return strings.HasPrefix(line, "#") || strings.HasPrefix(line, ":") }))
+	add("rule", slices.DeleteFunc(machine.Lines("iptables-save"), func(line string) bool { return strings.HasPrefix(line, "#") || strings.HasPrefix(line, ":") }))
 	add("process", n.processes(t))
 	pods, err := call(n, api.RuntimeServiceClient.ListPodSandbox, &api.ListPodSandboxRequest{})
-	must(t, err)
+	machine.Must(t, err)
 	for _, pod := range pods.GetItems() {
 		add("pod", []string{pod.GetId()})
 	}
 	containers, err := call(n, api.RuntimeServiceClient.ListContainers, &api.ListContainersRequest{})
-	must(t, err)
+	machine.Must(t, err)
 	for _, c := range containers.GetContainers() {
 		add("container", []string{c.GetId()})
 	}
@@ -299,25 +300,12 @@ func (n *node) inventory(t testing.TB) []string {
 	return all
 }
 
-// mounts are those below the node's folders, but for what waits for pods.
-func (n *node) mounts(t testing.TB) (targets []string) {
-	t.Helper()
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	must(t, err)
-	for line := range strings.Lines(string(table)) {
-		if target := strings.Fields(line)[4]; strings.HasPrefix(target, n.dir+"/") && !strings.Contains(target, "/.new-") {
-			targets = append(targets, target)
-		}
-	}
-	return targets
-}
-
 // processes are those that know of the node's folders, or are in one of its
 // cgroups, but for the node, its keeper and its registry.
 func (n *node) processes(t testing.TB) (found []string) {
 	t.Helper()
 	folders, err := filepath.Glob("/proc/[0-9]*")
-	must(t, err)
+	machine.Must(t, err)
 	for _, dir := range folders {
 		line, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
 		environ, _ := os.ReadFile(filepath.Join(dir, "environ"))
@@ -326,45 +314,19 @@ func (n *node) processes(t testing.TB) (found []string) {
 		switch {
 		case strings.HasPrefix(text, program+" ") || strings.HasPrefix(text, "crictl") || text == "":
 		case text == "sleep 0.1 " || strings.Contains(text, counting): // an app's; it has a cgroup if it is left
-		case strings.Contains(text, n.dir+"/"), strings.Contains(string(environ), n.dir+"/"), strings.Contains(string(groups), "/"+n.instance()+"/"):
+		case strings.Contains(text, n.Dir+"/"), strings.Contains(string(environ), n.Dir+"/"), strings.Contains(string(groups), "/"+n.Instance()+"/"):
 			found = append(found, filepath.Base(dir)+" "+text)
 		}
 	}
 	return found
 }
 
-func lines(name string, args ...string) (all []string) {
-	out, _ := exec.Command(name, args...).Output()
-	for line := range strings.Lines(string(out)) {
-		all = append(all, strings.Join(strings.Fields(line), " "))
-	}
-	return all
-}
-
 // same waits until there is what there was before.
 func (n *node) same(t *testing.T, before []string) {
 	t.Helper()
-	until(t, "what there is of pods is what there was before", func() error {
-		return changes(before, n.inventory(t))
+	machine.Until(t, "what there is of pods is what there was before", func() error {
+		return machine.Changes(before, n.inventory(t))
 	})
-}
-
-func changes(before, now []string) error {
-	var diff strings.Builder
-	for _, line := range now {
-		if !slices.Contains(before, line) {
-			diff.WriteString("\n  left: " + line)
-		}
-	}
-	for _, line := range before {
-		if !slices.Contains(now, line) {
-			diff.WriteString("\n  gone: " + line)
-		}
-	}
-	if diff.Len() == 0 {
-		return nil
-	}
-	return fmt.Errorf("it is not as before:%s", diff.String())
 }
 
 // soon fails the test if what began then has taken too long.
@@ -379,19 +341,5 @@ func soon(t *testing.T, what string, began time.Time, atMost time.Duration) {
 func kill(number string) {
 	if pid, err := strconv.Atoi(number); err == nil && pid > 1 {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone by itself
-	}
-}
-
-// unmountAll takes away what is mounted below a folder, and there.
-func (n *node) unmountAll(t testing.TB, dir string) {
-	t.Helper()
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	must(t, err)
-	for _, line := range slices.Backward(slices.Collect(strings.Lines(string(table)))) {
-		if target := strings.Fields(line)[4]; target == dir || strings.HasPrefix(target, dir+"/") {
-			if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
-				t.Errorf("unmount %s: %v", target, err)
-			}
-		}
 	}
 }

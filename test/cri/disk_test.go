@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"berth/test/machine"
 )
 
 // nginx is an image of some megabytes.
@@ -19,19 +21,19 @@ const nginx = "registry.k8s.io/e2e-test-images/nginx:1.14-2"
 func small(t *testing.T) *node {
 	t.Helper()
 	n := newNode(t, "", "", func(n *node) {
-		disk, logs := filepath.Join(n.dir, "disk"), filepath.Join(n.dir, "logs")
-		for _, dir := range []string{n.root, n.state, logs} {
-			must(t, os.Mkdir(dir, 0o711)) //nolint:gosec // as the node makes it
+		disk, logs := filepath.Join(n.Dir, "disk"), filepath.Join(n.Dir, "logs")
+		for _, dir := range []string{n.Root, n.State, logs} {
+			machine.Must(t, os.Mkdir(dir, 0o711)) //nolint:gosec // as the node makes it
 		}
 		for _, line := range []string{
-			"truncate -s 64M " + disk, "mkfs.ext4 -q -m 0 " + disk, "mount -o loop " + disk + " " + n.root,
-			"mount -t tmpfs -o size=8m,mode=711 state " + n.state, "mount -t tmpfs -o size=1m logs " + logs,
+			"truncate -s 64M " + disk, "mkfs.ext4 -q -m 0 " + disk, "mount -o loop " + disk + " " + n.Root,
+			"mount -t tmpfs -o size=8m,mode=711 state " + n.State, "mount -t tmpfs -o size=1m logs " + logs,
 		} {
 			if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil {
 				t.Skipf("skipped: this takes a disk on a file: %s: %v\n%s", line, err, out)
 			}
 		}
-		n.disks = []string{logs, n.root, n.state}
+		n.disks = []string{logs, n.Root, n.State}
 	})
 	n.must(t, "crictl", "pull", busybox)
 	return n
@@ -42,19 +44,19 @@ func fill(t *testing.T, dir string, leave int64) (free func()) {
 	t.Helper()
 	path := filepath.Join(dir, "filler")
 	f, err := os.Create(path)
-	must(t, err)
+	machine.Must(t, err)
 	defer f.Close()
 	var fs unix.Statfs_t
 	size := int64(0)
 	for piece := int64(16 << 20); piece >= 4096; {
-		must(t, unix.Statfs(dir, &fs))
+		machine.Must(t, unix.Statfs(dir, &fs))
 		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
 			piece /= 2
 			continue
 		}
 		size += piece
 	}
-	return func() { must(t, os.Remove(path)) }
+	return func() { machine.Must(t, os.Remove(path)) }
 }
 
 // spaceless is what a call on a full disk ends with, if it fails.
@@ -73,24 +75,24 @@ func spaceless(t *testing.T, what string, err error) {
 func TestDisksAreFull(t *testing.T) {
 	n := small(t)
 	witness := &app{name: "witness", handler: "runc"}
-	must(t, n.up(witness))
+	machine.Must(t, n.up(witness))
 	before := n.inventory(t)
 	works := func(t *testing.T) {
 		t.Helper()
 		a := &app{name: "after", handler: "runc", shared: true}
-		must(t, n.up(a))
-		must(t, n.works(a))
-		must(t, n.rmp(a))
-		must(t, n.works(witness))
+		machine.Must(t, n.up(a))
+		machine.Must(t, n.works(a))
+		machine.Must(t, n.rmp(a))
+		machine.Must(t, n.works(witness))
 		n.same(t, before)
 	}
 	for _, disk := range []string{"root", "state"} {
 		t.Run(disk, func(t *testing.T) {
 			ready, old := &app{name: "ready", handler: "runc"}, &app{name: "old", handler: "runc"}
-			must(t, n.runp(ready))
-			must(t, n.create(ready))
-			must(t, n.up(old))
-			free := fill(t, filepath.Join(n.dir, disk), 0)
+			machine.Must(t, n.runp(ready))
+			machine.Must(t, n.create(ready))
+			machine.Must(t, n.up(old))
+			free := fill(t, filepath.Join(n.Dir, disk), 0)
 			spaceless(t, "start", n.launch(ready))
 			for i := range 4 {
 				fresh := &app{name: fmt.Sprint("fresh", i), handler: "runc", shared: i%2 > 0}
@@ -118,19 +120,19 @@ func TestDisksAreFull(t *testing.T) {
 					t.Errorf("the witness suffers: %v", err)
 				}
 			}
-			spaceless(t, "removal", n.rmp(old))
+			machine.Must(t, n.rmp(old))
 			n.complete(t, witness)
-			n.killNode()
+			n.Kill()
 			if disk == "root" {
-				n.start(t) // on a full disk
+				n.Start(t) // on a full disk
 			}
 			free()
 			if disk == "state" {
-				n.start(t)
+				n.Start(t)
 			}
 			for id := range strings.FieldsSeq(n.must(t, "crictl", "pods", "-q")) {
 				if id != witness.pod {
-					must(t, n.rmp(&app{pod: id}))
+					machine.Must(t, n.rmp(&app{pod: id}))
 				}
 			}
 			works(t)
@@ -141,17 +143,17 @@ func TestDisksAreFull(t *testing.T) {
 		n.must(t, "crictl", "rmi", nginx)
 	})
 	t.Run("logs", func(t *testing.T) {
-		free := fill(t, filepath.Join(n.dir, "logs"), 0)
+		free := fill(t, filepath.Join(n.Dir, "logs"), 0)
 		a := &app{name: "silent", handler: "runc"}
 		err := n.up(a)
 		spaceless(t, "up", err)
 		if err == nil {
 			err = n.works(a)
 		}
-		must(t, errors.Join(err, n.works(witness)))
+		machine.Must(t, errors.Join(err, n.works(witness)))
 		free()
-		must(t, n.rmp(a))
+		machine.Must(t, n.rmp(a))
 		works(t)
 	})
-	must(t, n.rmp(witness))
+	machine.Must(t, n.rmp(witness))
 }

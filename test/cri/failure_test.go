@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"berth/test/machine"
 )
 
 // failure is a program that fails or hangs, and what is done meanwhile.
@@ -43,17 +45,17 @@ func failures() []*failure {
 func TestPluginsAndRuntimesThatFailOrHang(t *testing.T) {
 	n := cued(t, "runtime_timeout = 6")
 	witness := &app{name: "witness", handler: "cue", port: 12020}
-	must(t, n.up(witness))
+	machine.Must(t, n.up(witness))
 	before := n.inventory(t)
 	var wg sync.WaitGroup
 	for _, f := range failures() {
 		wg.Go(func() { n.fails(t, f) })
 	}
 	wg.Wait()
-	must(t, n.works(witness))
+	machine.Must(t, n.works(witness))
 	n.complete(t, witness)
 	n.same(t, before)
-	must(t, n.rmp(witness))
+	machine.Must(t, n.rmp(witness))
 }
 
 func (n *node) fails(t *testing.T, f *failure) {
@@ -98,16 +100,16 @@ func (n *node) fails(t *testing.T, f *failure) {
 func TestStateIsLost(t *testing.T) {
 	n := cued(t, "")
 	first := &app{name: "first", handler: "cue", port: 12031}
-	must(t, n.up(first)) // the first has plugins make what stays
-	must(t, n.rmp(first))
+	machine.Must(t, n.up(first)) // the first has plugins make what stays
+	machine.Must(t, n.rmp(first))
 	empty := n.inventory(t)
 	plain, shared := &app{name: "plain", handler: "cue", port: 12030}, &app{name: "shared", handler: "cue", shared: true}
-	must(t, all([]*app{plain, shared}, func(a *app) error { return n.up(a) }))
+	machine.Must(t, all([]*app{plain, shared}, func(a *app) error { return n.up(a) }))
 	n.settle(t)
 	n.loseState(t)
-	n.start(t)
+	n.Start(t)
 	for _, a := range []*app{plain, shared} {
-		until(t, a.name+" is not ready", func() error {
+		machine.Until(t, a.name+" is not ready", func() error {
 			is, err := n.fares(a)
 			if err == nil && is != "SANDBOX_NOTREADY CONTAINER_EXITED ContainerStatusUnknown" {
 				err = errors.New(is)
@@ -117,17 +119,17 @@ func TestStateIsLost(t *testing.T) {
 	}
 	again := *plain
 	again.name = "fresh"
-	must(t, n.up(&again)) // the port is free
-	must(t, n.works(&again))
-	must(t, all([]*app{plain, shared, &again}, func(a *app) error { return n.rmp(a) }))
+	machine.Must(t, n.up(&again)) // the port is free
+	machine.Must(t, n.works(&again))
+	machine.Must(t, all([]*app{plain, shared, &again}, func(a *app) error { return n.rmp(a) }))
 	n.same(t, empty)
 }
 
 // settle waits until what comes to the disk by and by is there.
 func (n *node) settle(t *testing.T) {
 	t.Helper()
-	until(t, "the records are in the database", func() error {
-		waiting, err := filepath.Glob(n.state + "/given/*")
+	machine.Until(t, "the records are in the database", func() error {
+		waiting, err := filepath.Glob(n.State + "/given/*")
 		if err == nil && len(waiting) > 0 {
 			err = fmt.Errorf("%v", waiting)
 		}
@@ -139,11 +141,11 @@ func (n *node) settle(t *testing.T) {
 // loseState takes away what a reboot does: what runs, and the state folder.
 func (n *node) loseState(t *testing.T) {
 	t.Helper()
-	n.killNode()
-	n.killKeeper(t)
-	until(t, "nothing runs", func() error {
+	n.Kill()
+	n.KillKeeper(t)
+	machine.Until(t, "nothing runs", func() error {
 		left := 0
-		for _, dir := range n.cgroups() {
+		for _, dir := range n.Cgroups() {
 			pids, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 			for pid := range strings.FieldsSeq(string(pids)) {
 				left++
@@ -155,19 +157,19 @@ func (n *node) loseState(t *testing.T) {
 		}
 		return nil
 	})
-	for _, dir := range n.cgroups() {
+	for _, dir := range n.Cgroups() {
 		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}
 	}
-	n.unmountAll(t, n.state)
-	for _, link := range lines("ip", "-br", "link", "show", "type", "veth") {
+	machine.Unmount(t, n.State)
+	for _, link := range machine.Lines("ip", "-br", "link", "show", "type", "veth") {
 		name, _, _ := strings.Cut(strings.Fields(link)[0], "@")
-		lines("ip", "link", "del", name)
+		machine.Lines("ip", "link", "del", name)
 	}
-	lines("iptables", "-t", "nat", "-F")
-	lines("iptables", "-t", "nat", "-X")
-	must(t, os.RemoveAll(n.state))
+	machine.Lines("iptables", "-t", "nat", "-F")
+	machine.Lines("iptables", "-t", "nat", "-X")
+	machine.Must(t, os.RemoveAll(n.State))
 }
 
 // Records in the state folder that make no sense: the node starts and says so,
@@ -179,9 +181,9 @@ func TestStateIsSpoiled(t *testing.T) {
 	for _, name := range []string{"witness", "pod", "container", "task", "network"} {
 		apps = append(apps, &app{name: name, handler: "cue"})
 	}
-	must(t, all(apps, func(a *app) error { return n.up(a) }))
+	machine.Must(t, all(apps, func(a *app) error { return n.up(a) }))
 	n.settle(t)
-	n.killNode()
+	n.Kill()
 	for file, text := range map[string]string{
 		"pods/" + apps[1].pod + "/pod.json":                `{"pod":{"id":"` + apps[1].pod[:10],
 		"pods/" + apps[2].pod + "/" + apps[2].id + ".json": "\x00\x00\x00\x00",
@@ -190,13 +192,13 @@ func TestStateIsSpoiled(t *testing.T) {
 		"pods/" + strings.Repeat("0", 64) + "/pod.json":    "garbage",
 		"given/k8s.io+" + strings.Repeat("0", 64):          "garbage",
 	} {
-		file = filepath.Join(n.state, file)
-		must(t, os.MkdirAll(filepath.Dir(file), 0o700))
-		must(t, os.WriteFile(file, []byte(text), 0o600))
+		file = filepath.Join(n.State, file)
+		machine.Must(t, os.MkdirAll(filepath.Dir(file), 0o700))
+		machine.Must(t, os.WriteFile(file, []byte(text), 0o600))
 	}
-	n.start(t)
-	log, err := os.ReadFile(filepath.Join(n.dir, "node.log"))
-	must(t, err)
+	n.Start(t)
+	log, err := os.ReadFile(filepath.Join(n.Dir, "node.log"))
+	machine.Must(t, err)
 	if said := strings.Count(string(log), "makes no sense"); said < 6 {
 		t.Errorf("the node says it %d times", said)
 	}
@@ -206,6 +208,6 @@ func TestStateIsSpoiled(t *testing.T) {
 		}
 	}
 	n.complete(t, apps[0])
-	must(t, all(apps, func(a *app) error { return n.rmp(a) }))
+	machine.Must(t, all(apps, func(a *app) error { return n.rmp(a) }))
 	n.same(t, empty)
 }

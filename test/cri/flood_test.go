@@ -16,6 +16,7 @@ import (
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/test/cri/images"
+	"berth/test/machine"
 )
 
 // A container that says more than a disk can take has every byte of it in its
@@ -34,7 +35,7 @@ func TestFloodedLog(t *testing.T) {
 	config := c.config("flood", c.pull(images.Busybox))
 	config.Command = []string{"sh", "-c", say}
 	id := c.up(pod, config)
-	log := filepath.Join(n.dir, "logs", "flood.log")
+	log := filepath.Join(n.Dir, "logs", "flood.log")
 	before := n.proportional(t, "keeper")
 	if out, code := c.sh(id, "touch /go"); code != 0 {
 		t.Fatal(out)
@@ -44,24 +45,24 @@ func TestFloodedLog(t *testing.T) {
 	most := 0
 	for rotation, over := 0, false; !over; rotation++ {
 		if rotation == 4 {
-			n.killNode()
-			n.start(t)
+			n.Kill()
+			n.Start(t)
 			c = n.caller(t)
 		}
 		<-time.After(50 * time.Millisecond)
 		most = max(most, n.proportional(t, "keeper"))
 		if rotation < 100 {
 			files = append(files, fmt.Sprintf("%s.%04d", log, rotation))
-			must(t, os.Rename(log, files[rotation]))
+			machine.Must(t, os.Rename(log, files[rotation]))
 			_, err := c.ReopenContainerLog(t.Context(), &api.ReopenContainerLogRequest{ContainerId: id})
-			must(t, err)
+			machine.Must(t, err)
 		}
 		_, code := c.sh(id, "test -e /said")
 		over = code == 0
 	}
 	all := numbered(lines)
 	want := map[string]string{"stdout": sumOf(bytes.Repeat(all, times)), "stderr": sumOf(all[:20_000*width])}
-	until(t, "all is in the log", func() error {
+	machine.Until(t, "all is in the log", func() error {
 		for stream, said := range readLogs(t, append(slices.Clone(files), log)) {
 			if sumOf(said) != want[stream] {
 				return fmt.Errorf("%s is %s, want %s", stream, sumOf(said), want[stream])
@@ -98,7 +99,7 @@ func readLogs(t *testing.T, files []string) map[string][]byte {
 	streams := map[string]*bytes.Buffer{"stdout": {}, "stderr": {}}
 	for _, name := range files {
 		text, err := os.ReadFile(name)
-		must(t, err)
+		machine.Must(t, err)
 		records := bufio.NewScanner(bytes.NewReader(text))
 		for records.Scan() {
 			// time, stream, F for the end of a line or P, text
@@ -112,7 +113,7 @@ func readLogs(t *testing.T, files []string) map[string][]byte {
 				into.WriteByte('\n')
 			}
 		}
-		must(t, records.Err())
+		machine.Must(t, records.Err())
 	}
 	return map[string][]byte{"stdout": streams["stdout"].Bytes(), "stderr": streams["stderr"].Bytes()}
 }
@@ -120,12 +121,12 @@ func readLogs(t *testing.T, files []string) map[string][]byte {
 // proportional is the share of memory of a process of the node, in KiB.
 func (n *node) proportional(t *testing.T, role string) (kib int) {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", n.pid(role)))
-	must(t, err)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", n.Helper(role)))
+	machine.Must(t, err)
 	for line := range strings.Lines(string(text)) {
 		if rest, ok := strings.CutPrefix(line, "Pss:"); ok {
 			_, err := fmt.Sscan(rest, &kib)
-			must(t, err)
+			machine.Must(t, err)
 		}
 	}
 	return kib

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"berth/test/machine"
 )
 
 // A real kubelet runs its pods on Berth, by CNI's plugins and on the node's own
@@ -23,7 +25,7 @@ func TestKubelet(t *testing.T) {
 
 func testKubelet(t *testing.T, cni string) {
 	c := newCluster(t, cni)
-	patient(t, "there is a service account", func() error { _, err := c.kubectl("get", "serviceaccount", "default"); return err })
+	machine.UntilFor(t, patience, "there is a service account", func() error { _, err := c.kubectl("get", "serviceaccount", "default"); return err })
 	c.mustKubectl(t, web, "apply", "-f", "-")
 	c.mustKubectl(t, other, "apply", "-f", "-")
 	c.mustKubectl(t, further, "apply", "-f", "-")
@@ -41,16 +43,16 @@ func testKubelet(t *testing.T, cni string) {
 	t.Run("stop signal", c.stopSignal)
 	t.Run("numbers", c.numbers)
 	t.Run("traces", c.traces)
-	t.Run("no pod has a container twice", func(t *testing.T) { must(t, c.twins()) })
-	t.Run("the runtime is killed", func(t *testing.T) { c.undisturbed(t, func() { c.killNode(); c.start(t) }) })
-	t.Run("the keeper is killed", func(t *testing.T) { c.undisturbed(t, func() { c.killKeeper(t) }) })
+	t.Run("no pod has a container twice", func(t *testing.T) { machine.Must(t, c.twins()) })
+	t.Run("the runtime is killed", func(t *testing.T) { c.undisturbed(t, func() { c.Kill(); c.Start(t) }) })
+	t.Run("the keeper is killed", func(t *testing.T) { c.undisturbed(t, func() { c.KillKeeper(t) }) })
 	c.mustKubectl(t, "", "set", "env", "deployment/web", "ROUND=TWO")
 	c.mustKubectl(t, "", "rollout", "status", "deployment/web", "--timeout=120s")
-	must(t, c.twins())
+	machine.Must(t, c.twins())
 	t.Run("unused images go", func(t *testing.T) { c.collection(t, kubeletSince) })
 	c.mustKubectl(t, "", "delete", "deployment,job,cronjob,pod", "--all", "--timeout=60s")
-	patient(t, "nothing of the pods is left", c.left)
-	must(t, c.complaints())
+	machine.UntilFor(t, patience, "nothing of the pods is left", func() error { return c.left(t) })
+	machine.Must(t, c.complaints())
 }
 
 // commands are what people do to pods.
@@ -71,14 +73,14 @@ func (c *cluster) commands(t *testing.T) {
 		t.Errorf("run said %q", out)
 	}
 	pod := c.mustKubectl(t, "", "get", "pod", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}")
-	must(t, os.WriteFile(c.path("there"), []byte("there and back"), 0o600))
+	machine.Must(t, os.WriteFile(c.path("there"), []byte("there and back"), 0o600))
 	c.mustKubectl(t, "", "cp", c.path("there"), pod+":/shared/there")
 	c.mustKubectl(t, "", "cp", pod+":/shared/there", c.path("back"))
 	if back, err := os.ReadFile(c.path("back")); err != nil || string(back) != "there and back" {
 		t.Errorf("cp brought %q: %v", back, err)
 	}
 	forward := c.run(t, "kubectl", "--kubeconfig", c.path("kubeconfig"), "port-forward", "deploy/web", "18080:80")
-	patient(t, "the port answers", answers("http://127.0.0.1:18080/"))
+	machine.UntilFor(t, patience, "the port answers", answers("http://127.0.0.1:18080/"))
 	_ = forward.Process.Signal(os.Interrupt)
 }
 
@@ -133,8 +135,8 @@ func (c *cluster) everything(t *testing.T) {
 		`Read-only file system\n.* 0 +2345 .* /sub\n.* 0 +2345 .* /w\nuid=0\(root\).*2345\nname.sub.default.svc`).MatchString(out) {
 		t.Errorf("the pod shows %s", out)
 	}
-	patient(t, "the port of the machine answers", answers("http://127.0.0.1:12080/"))
-	patient(t, "and so from elsewhere", answers("http://"+address+":12080/"))
+	machine.UntilFor(t, patience, "the port of the machine answers", answers("http://127.0.0.1:12080/"))
+	machine.UntilFor(t, patience, "and so from elsewhere", answers("http://"+address+":12080/"))
 }
 
 func (c *cluster) ends(t *testing.T) {
@@ -169,7 +171,7 @@ func (c *cluster) debug(t *testing.T) {
 	c.says(t, "the target's processes", `sleep 0.2`, "logs", "everything", "-c", "debugger")
 	c.mustKubectl(t, "", "debug", "node/one", busybox, "--", "sh", "-c", "chroot /host hostname")
 	name, err := os.Hostname()
-	must(t, err)
+	machine.Must(t, err)
 	c.says(t, "the machine's name", regexp.QuoteMeta(name), "logs", "-l", "app.kubernetes.io/managed-by=kubectl-debug")
 }
 
@@ -187,7 +189,7 @@ func (c *cluster) resize(t *testing.T) {
 // static is a pod from a file, which runs without the API.
 func (c *cluster) static(t *testing.T) {
 	file := filepath.Join(c.path("static"), "pod.yaml")
-	must(t, os.WriteFile(file, []byte(`apiVersion: v1
+	machine.Must(t, os.WriteFile(file, []byte(`apiVersion: v1
 kind: Pod
 metadata: {name: static}
 spec:
@@ -195,8 +197,8 @@ spec:
   containers: [{name: c, image: "registry.k8s.io/e2e-test-images/busybox:1.29-2", command: [sleep, "1000"]}]
 `), 0o600))
 	c.says(t, "the static pod", `Running`, field("static-one", "phase")...)
-	must(t, os.Remove(file))
-	patient(t, "it is gone", func() error {
+	machine.Must(t, os.Remove(file))
+	machine.UntilFor(t, patience, "it is gone", func() error {
 		if _, err := c.kubectl("get", "pod", "static-one"); err == nil {
 			return errors.New("it is there")
 		}
@@ -212,7 +214,7 @@ func (c *cluster) stopSignal(t *testing.T) {
 
 // numbers are what kubelet tells of pods by the runtime alone, without cAdvisor.
 func (c *cluster) numbers(t *testing.T) {
-	patient(t, "statistics of a pod", func() error {
+	machine.UntilFor(t, patience, "statistics of a pod", func() error {
 		out, err := c.kubectl("get", "--raw", "/api/v1/nodes/one/proxy/stats/summary")
 		if err != nil {
 			return err
@@ -250,8 +252,8 @@ func (c *cluster) numbers(t *testing.T) {
 		c.says(t, path, want, "get", "--raw", "/api/v1/nodes/one/proxy"+path)
 	}
 	c.says(t, "the version", `^berth://\d`, "get", "node", "one", "-o", "jsonpath={.status.nodeInfo.containerRuntimeVersion}")
-	out, err := exec.Command("curl", "-fsS", "--unix-socket", c.socket, "http://berth/metrics").Output()
-	must(t, err)
+	out, err := exec.Command("curl", "-fsS", "--unix-socket", c.Socket, "http://berth/metrics").Output()
+	machine.Must(t, err)
 	for _, rpc := range []string{"StreamContainers", "StreamPodSandboxes", "StreamImages"} {
 		if !regexp.MustCompile(`berth_cri_operations_total\{operation="` + rpc + `"\} [1-9]`).Match(out) {
 			t.Errorf("kubelet has not asked for %s", rpc)
@@ -261,7 +263,7 @@ func (c *cluster) numbers(t *testing.T) {
 
 // traces of pods' starts begin in kubelet and go on here.
 func (c *cluster) traces(t *testing.T) {
-	patient(t, "spans", func() error {
+	machine.UntilFor(t, patience, "spans", func() error {
 		for _, rpc := range []string{"RunPodSandbox", "CreateContainer", "StartContainer"} {
 			if begun, children := c.spans.within("/runtime.v1.RuntimeService/" + rpc); begun == 0 || children == 0 {
 				return fmt.Errorf("%d %s within kubelet's spans, %d steps of them", begun, rpc, children)
@@ -278,12 +280,12 @@ func (c *cluster) undisturbed(t *testing.T, what func()) {
 	state := []string{"get", "pods", "-l", "steady", "-o", "jsonpath={.items[*].metadata.name} {.items[*].status.containerStatuses[*].restartCount} {.items[*].status.containerStatuses[*].containerID}"}
 	before := c.mustKubectl(t, "", state...)
 	what()
-	patient(t, "commands run again", func() error { _, err := c.kubectl("exec", "deploy/web", "-c", "nginx", "--", "true"); return err })
+	machine.UntilFor(t, patience, "commands run again", func() error { _, err := c.kubectl("exec", "deploy/web", "-c", "nginx", "--", "true"); return err })
 	c.mustKubectl(t, "", ready...)
 	if after := c.mustKubectl(t, "", state...); before != after {
 		t.Errorf("pods were %s, are %s", before, after)
 	}
-	must(t, c.twins())
+	machine.Must(t, c.twins())
 }
 
 // collection is kubelet's: five minutes after its start it asks for what images
@@ -299,7 +301,7 @@ func (c *cluster) collection(t *testing.T, since time.Time) {
 	case <-time.After(time.Until(since.Add(5 * time.Minute))):
 	case <-t.Context().Done():
 	}
-	patient(t, "what no pod uses has gone", func() error {
+	machine.UntilFor(t, patience, "what no pod uses has gone", func() error {
 		out, err := c.try("crictl", "images")
 		if err == nil && strings.Contains(out, "test-image-2 ") {
 			err = errors.New(out)

@@ -10,13 +10,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/test/machine"
 )
 
 // busybox is an image of those that critest names.
@@ -40,7 +41,7 @@ type plugin struct {
 func (n *node) connect(t *testing.T, index string, p *plugin) *plugin {
 	t.Helper()
 	n.dial(t, index, p)
-	until(t, "the plugin is one of them", func() error {
+	machine.Until(t, "the plugin is one of them", func() error {
 		if !p.synced() {
 			return errors.New("not yet")
 		}
@@ -60,8 +61,8 @@ func (n *node) dial(t *testing.T, index string, p *plugin) {
 	p.ids = map[string]string{}
 	var err error
 	p.stub, err = stub.New(p, stub.WithPluginName("cri-test"), stub.WithPluginIdx(index), stub.WithSocketPath(n.nri), stub.WithOnClose(func() {}), stub.WithLogger(quiet{}))
-	must(t, err)
-	must(t, p.stub.Start(t.Context()))
+	machine.Must(t, err)
+	machine.Must(t, p.stub.Start(t.Context()))
 	t.Cleanup(p.stub.Stop)
 }
 
@@ -81,7 +82,7 @@ func (p *plugin) note(event, name, id string) error {
 // without anything between.
 func (p *plugin) heard(t *testing.T, want ...string) {
 	t.Helper()
-	until(t, "the plugin hears "+strings.Join(want, ", "), func() error {
+	machine.Until(t, "the plugin hears "+strings.Join(want, ", "), func() error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if !slices.Equal(p.told, want) {
@@ -202,7 +203,7 @@ func (n *node) podFile(t *testing.T, name string, annotations map[string]string)
 	t.Helper()
 	return n.file(t, name+".pod.json", map[string]any{
 		"metadata":    map[string]any{"name": name, "namespace": "shop", "uid": name + "-uid", "attempt": 1},
-		"annotations": annotations, "log_directory": filepath.Join(n.dir, "logs"),
+		"annotations": annotations, "log_directory": filepath.Join(n.Dir, "logs"),
 		"linux": map[string]any{},
 	})
 }
@@ -360,12 +361,12 @@ func TestNRI(t *testing.T) {
 		p := n.connect(t, "00", &plugin{})
 		id, c := n.must(t, "crictl", "runp", pod), n.caller(t)
 		change := &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: id, Overhead: &cri.LinuxContainerResources{CpuShares: 10}, Resources: &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}}
-		must(t, second(c.UpdatePodSandboxResources(t.Context(), change)))
+		machine.Must(t, second(c.UpdatePodSandboxResources(t.Context(), change)))
 		fail(p, "update")
 		if _, err := c.UpdatePodSandboxResources(t.Context(), change); err == nil || !strings.Contains(err.Error(), "not today") {
 			t.Errorf("a refused change: %v", err)
 		}
-		must(t, second(c.UpdatePodSandboxResources(t.Context(), change)))
+		machine.Must(t, second(c.UpdatePodSandboxResources(t.Context(), change)))
 		n.must(t, "crictl", "rmp", "-f", id)
 		p.heard(t, "run front", "update front", "update front", "update front", "stop front", "remove front")
 	})
@@ -468,7 +469,7 @@ func TestNRI(t *testing.T) {
 		n.connect(t, "10", &plugin{adjust: func() (*api.ContainerAdjustment, []*api.ContainerUpdate) {
 			a := &api.ContainerAdjustment{}
 			a.AddEnv("GREETING", "moin")
-			a.AddMount(&api.Mount{Source: n.dir, Destination: "/from-plugin", Type: "bind", Options: []string{"rbind", "ro"}})
+			a.AddMount(&api.Mount{Source: n.Dir, Destination: "/from-plugin", Type: "bind", Options: []string{"rbind", "ro"}})
 			a.AddRlimit("RLIMIT_NOFILE", 333, 333)
 			a.SetLinuxMemoryLimit(64 << 20)
 			a.AddDevice(&api.LinuxDevice{Path: "/dev/mine", Type: "c", Major: 1, Minor: 5, FileMode: api.FileMode(os.FileMode(0o666))})
@@ -478,7 +479,7 @@ func TestNRI(t *testing.T) {
 		id := n.must(t, "crictl", "runp", pod)
 		c := n.must(t, "crictl", "create", id, app, pod)
 		n.must(t, "crictl", "start", c)
-		until(t, "the container has said all", func() error {
+		machine.Until(t, "the container has said all", func() error {
 			out, err := n.try("crictl", "logs", c)
 			if err == nil && !slices.Equal(strings.Fields(out), []string{"moin", "333", "mounted", "00", "00", "00"}) {
 				err = fmt.Errorf("it said %q", out)
@@ -502,7 +503,7 @@ func TestNRI(t *testing.T) {
 		n.must(t, "crictl", "create", id, n.containerFile(t, "second", forever, nil), pod)
 		memory := func(want int) {
 			t.Helper()
-			until(t, "the limit is shown", func() error {
+			machine.Until(t, "the limit is shown", func() error {
 				out, err := n.try("crictl", "inspect", "-o", "go-template", "--template", "{{.status.resources.linux.memoryLimitInBytes}}", c)
 				if err == nil && out != fmt.Sprint(want) {
 					err = fmt.Errorf("memory %s", out)
@@ -526,11 +527,10 @@ func TestNRI(t *testing.T) {
 		id := n.must(t, "crictl", "runp", pod)
 		c := n.must(t, "crictl", "create", id, app, pod)
 		n.must(t, "crictl", "start", c)
-		_ = n.process.Process.Signal(syscall.SIGKILL)
-		<-n.ended
-		n.start(t)
+		n.Kill()
+		n.Start(t)
 		p := &plugin{}
-		until(t, "the socket", func() error { _, err := os.Stat(n.nri); return err })
+		machine.Until(t, "the socket", func() error { _, err := os.Stat(n.nri); return err })
 		n.connect(t, "00", p)
 		n.must(t, "crictl", "rmp", "-f", id)
 		p.mu.Lock()

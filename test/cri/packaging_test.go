@@ -7,11 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"berth/test/machine"
 )
 
 const packaging = "../../packaging"
@@ -25,33 +26,29 @@ func TestPackagedNodes(t *testing.T) {
 	need(t, "crictl", "runc")
 	for _, kind := range []string{"kubeadm", "k3s"} {
 		t.Run(kind, func(t *testing.T) {
-			dir, err := os.MkdirTemp("", "bp-")
-			must(t, err)
-			defer os.RemoveAll(dir)
-			notified, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify")})
-			must(t, err)
+			n := &node{Node: machine.NewNode(t, program)}
+			told := &net.UnixAddr{Name: filepath.Join(n.Dir, "notify")}
+			notified, err := net.ListenUnixgram("unixgram", told)
+			machine.Must(t, err)
 			defer notified.Close()
-			n := &node{dir: dir, state: filepath.Join(dir, "state"), socket: filepath.Join(dir, "s")}
 			unit := settingsOf(t, filepath.Join(packaging, "kubeadm", "berth.service"))
 			args := strings.Fields(unit["ExecStart"])
 			if filepath.Base(args[0]) != "berth" || unit["Type"] != "notify" || unit["KillMode"] != "process" {
 				t.Fatalf("the unit says %v", unit)
 			}
-			args = append(args[1:], "--root", filepath.Join(dir, "root"), "--state", n.state, "--socket", n.socket, "--config", filepath.Join(packaging, kind, "config.toml"))
-			n.process = exec.Command(program, args...)
-			var says bytes.Buffer
-			n.process.Stderr = &says
-			n.process.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
-			n.process.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-			must(t, n.process.Start())
-			n.ended = make(chan struct{})
-			go func() { _ = n.process.Wait(); close(n.ended) }()
-			defer n.end(t)
-			must(t, notified.SetReadDeadline(time.Now().Add(20*time.Second)))
-			text := make([]byte, 64)
-			if read, err := notified.Read(text); err != nil || string(text[:read]) != "READY=1" {
-				t.Fatalf("systemd was told %q, %v", text[:read], err)
+			n.Argv = append(append([]string{program}, args[1:]...), "--root", n.Root, "--state", n.State, "--socket", n.Socket, "--config", filepath.Join(packaging, kind, "config.toml"))
+			n.Env = append(n.Env, "NOTIFY_SOCKET="+told.Name)
+			n.Ready = func() error {
+				machine.Must(t, notified.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
+				text := make([]byte, 64)
+				read, err := notified.Read(text)
+				if err == nil && string(text[:read]) != "READY=1" {
+					t.Fatalf("systemd was told %q", text[:read])
+				}
+				return err
 			}
+			n.Start(t)
+			t.Cleanup(func() { n.discard(t) })
 			// There is no plugin's configuration yet, and pods wait for one.
 			if out := n.must(t, "crictl", "info"); !strings.Contains(out, "NetworkPluginNotReady") {
 				t.Error(out)
@@ -64,7 +61,7 @@ func TestPackagedNodes(t *testing.T) {
 func settingsOf(t *testing.T, file string) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(file)
-	must(t, err)
+	machine.Must(t, err)
 	all := map[string]string{}
 	for line := range strings.Lines(string(text)) {
 		if key, value, set := strings.Cut(strings.TrimSpace(line), "="); set && !strings.HasPrefix(line, "#") {
@@ -81,11 +78,11 @@ func TestPackagedClients(t *testing.T) {
 		"kubeadm/crictl.yaml": {"runtime-endpoint", "image-endpoint"}, "k3s/config.yaml": {"container-runtime-endpoint"},
 	} {
 		text, err := os.ReadFile(filepath.Join(packaging, file))
-		must(t, err)
+		machine.Must(t, err)
 		found := map[string]any{}
 		for part := range strings.SplitSeq(string(text), "\n---\n") {
 			var document map[string]any
-			must(t, yaml.Unmarshal([]byte(part), &document))
+			machine.Must(t, yaml.Unmarshal([]byte(part), &document))
 			flatten(document, found)
 		}
 		for _, key := range keys {
@@ -123,7 +120,7 @@ func TestKubeadm(t *testing.T) {
 		t.Skip("skipped: kubeadm runs when test/kubelet/run.sh says so")
 	}
 	kubeadm, err := filepath.Abs("../../.cache/kubelet/kubeadm")
-	must(t, err)
+	machine.Must(t, err)
 	for _, file := range []string{"kubeadm.yaml", "join.yaml"} {
 		if out, err := exec.Command(kubeadm, "config", "validate", "--config", filepath.Join(packaging, "kubeadm", file)).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", file, err, out)
@@ -137,9 +134,9 @@ func TestKubeadm(t *testing.T) {
 	defer func() { _ = exec.Command("ip", "link", "del", "kube0").Run() }()
 	n := newNode(t, "", "")
 	text, err := os.ReadFile(filepath.Join(packaging, "kubeadm", "kubeadm.yaml"))
-	must(t, err)
-	config := filepath.Join(n.dir, "kubeadm.yaml")
-	must(t, os.WriteFile(config, bytes.ReplaceAll(text, []byte(door), []byte("unix://"+n.socket)), 0o600))
+	machine.Must(t, err)
+	config := filepath.Join(n.Dir, "kubeadm.yaml")
+	machine.Must(t, os.WriteFile(config, bytes.ReplaceAll(text, []byte(door), []byte("unix://"+n.Socket)), 0o600))
 	cmd := exec.Command(kubeadm, "init", "phase", "preflight", "--config", config, "--ignore-preflight-errors=all")
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(kubeadm)+":"+tools+":"+os.Getenv("PATH"))
 	out, err := cmd.CombinedOutput()

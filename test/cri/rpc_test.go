@@ -21,6 +21,7 @@ import (
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/test/cri/images"
+	"berth/test/machine"
 )
 
 // caller speaks to a node as kubelet does.
@@ -34,9 +35,9 @@ type caller struct {
 
 func (n *node) caller(t *testing.T) *caller {
 	t.Helper()
-	conn, err := grpc.NewClient("unix://"+n.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
-	must(t, err)
+	machine.Must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return &caller{t, n, api.NewRuntimeServiceClient(conn), api.NewImageServiceClient(conn), conn}
 }
@@ -44,13 +45,13 @@ func (n *node) caller(t *testing.T) *caller {
 func (c *caller) pull(name string) string {
 	c.Helper()
 	answer, err := c.images.PullImage(c.Context(), &api.PullImageRequest{Image: &api.ImageSpec{Image: name}})
-	must(c, err)
+	machine.Must(c, err)
 	return answer.GetImageRef()
 }
 
 func (c *caller) podConfig(name string) *api.PodSandboxConfig {
 	return &api.PodSandboxConfig{
-		Metadata: &api.PodSandboxMetadata{Name: name, Namespace: "shop", Uid: "uid-" + name}, LogDirectory: c.node.dir + "/logs",
+		Metadata: &api.PodSandboxMetadata{Name: name, Namespace: "shop", Uid: "uid-" + name}, LogDirectory: c.node.Dir + "/logs",
 		Labels: map[string]string{"app": name}, Linux: &api.LinuxPodSandboxConfig{},
 	}
 }
@@ -58,7 +59,7 @@ func (c *caller) podConfig(name string) *api.PodSandboxConfig {
 func (c *caller) pod(name string) string {
 	c.Helper()
 	answer, err := c.RunPodSandbox(c.Context(), &api.RunPodSandboxRequest{Config: c.podConfig(name)})
-	must(c, err)
+	machine.Must(c, err)
 	c.Cleanup(func() {
 		_, _ = c.RemovePodSandbox(context.Background(), &api.RemovePodSandboxRequest{PodSandboxId: answer.GetPodSandboxId()})
 	})
@@ -82,9 +83,9 @@ func (c *caller) create(pod string, config *api.ContainerConfig) (string, error)
 func (c *caller) up(pod string, config *api.ContainerConfig) string {
 	c.Helper()
 	id, err := c.create(pod, config)
-	must(c, err)
+	machine.Must(c, err)
 	_, err = c.StartContainer(c.Context(), &api.StartContainerRequest{ContainerId: id})
-	must(c, err)
+	machine.Must(c, err)
 	return id
 }
 
@@ -92,14 +93,14 @@ func (c *caller) up(pod string, config *api.ContainerConfig) string {
 func (c *caller) sh(id, line string) (out string, code int32) {
 	c.Helper()
 	answer, err := c.ExecSync(c.Context(), &api.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", line}, Timeout: 20})
-	must(c, err)
+	machine.Must(c, err)
 	return string(answer.GetStdout()) + string(answer.GetStderr()), answer.GetExitCode()
 }
 
 func (c *caller) containerStatus(id string) *api.ContainerStatus {
 	c.Helper()
 	answer, err := c.ContainerStatus(c.Context(), &api.ContainerStatusRequest{ContainerId: id})
-	must(c, err)
+	machine.Must(c, err)
 	return answer.GetStatus()
 }
 
@@ -121,7 +122,7 @@ func TestImageVolumes(t *testing.T) {
 
 	t.Run("its digest is in the status", func(t *testing.T) {
 		id, err := c.create(pod, with("digest", volume, "", true))
-		must(t, err)
+		machine.Must(t, err)
 		mounts := c.containerStatus(id).GetMounts()
 		if len(mounts) != 1 || mounts[0].GetContainerPath() != "/mnt/volume" || mounts[0].GetImage().GetImageRef() != volume || !mounts[0].GetReadonly() {
 			t.Errorf("mounts %v, want the image %s", mounts, volume)
@@ -155,8 +156,8 @@ func TestImageVolumes(t *testing.T) {
 		if out, code := c.sh(id, "grep default-user /mnt/volume/passwd"); code != 0 {
 			t.Errorf("passwd: %d, %s", code, out)
 		}
-		must(t, second(c.StopContainer(t.Context(), &api.StopContainerRequest{ContainerId: id})))
-		must(t, second(c.RemoveContainer(t.Context(), &api.RemoveContainerRequest{ContainerId: id})))
+		machine.Must(t, second(c.StopContainer(t.Context(), &api.StopContainerRequest{ContainerId: id})))
+		machine.Must(t, second(c.RemoveContainer(t.Context(), &api.RemoveContainerRequest{ContainerId: id})))
 	})
 
 	t.Run("a folder that it has not", func(t *testing.T) {
@@ -192,7 +193,7 @@ func TestMetrics(t *testing.T) {
 	id := c.up(pod, config)
 	c.sh(id, "mkdir -p /var/lib/x && for i in 1 2 3 4 5; do echo hi >/var/lib/x/$i; done; sync")
 	descriptors, err := c.ListMetricDescriptors(t.Context(), &api.ListMetricDescriptorsRequest{})
-	must(t, err)
+	machine.Must(t, err)
 	keys := map[string][]string{}
 	for _, d := range descriptors.GetDescriptors() {
 		if keys[d.GetName()] != nil || len(d.GetLabelKeys()) == 0 || d.GetHelp() == "" {
@@ -201,7 +202,7 @@ func TestMetrics(t *testing.T) {
 		keys[d.GetName()] = d.GetLabelKeys()
 	}
 	all, err := c.ListPodSandboxMetrics(t.Context(), &api.ListPodSandboxMetricsRequest{})
-	must(t, err)
+	machine.Must(t, err)
 	if len(all.GetPodMetrics()) != 1 || all.GetPodMetrics()[0].GetPodSandboxId() != pod || len(all.GetPodMetrics()[0].GetContainerMetrics()) != 1 {
 		t.Fatal(all)
 	}
@@ -242,14 +243,14 @@ func TestMetrics(t *testing.T) {
 // partsOf takes a stream to its end.
 func partsOf[T any](t *testing.T, s grpc.ServerStreamingClient[T], err error) []*T {
 	t.Helper()
-	must(t, err)
+	machine.Must(t, err)
 	var parts []*T
 	for {
 		part, err := s.Recv()
 		if errors.Is(err, io.EOF) {
 			return parts
 		}
-		must(t, err)
+		machine.Must(t, err)
 		parts = append(parts, part)
 	}
 }
@@ -342,7 +343,7 @@ func TestNonsense(t *testing.T) {
 		"RunPodSandbox": func(name string) proto.Message { return &api.RunPodSandboxRequest{Config: c.podConfig(name)} },
 		"CreateContainer": func(name string) proto.Message {
 			config := c.config(name, image)
-			config.Mounts = []*api.Mount{{ContainerPath: "/host", HostPath: n.dir}, {ContainerPath: "/image", Readonly: true, Image: &api.ImageSpec{Image: image}}}
+			config.Mounts = []*api.Mount{{ContainerPath: "/host", HostPath: n.Dir}, {ContainerPath: "/image", Readonly: true, Image: &api.ImageSpec{Image: image}}}
 			return &api.CreateContainerRequest{PodSandboxId: pod, Config: config}
 		},
 		"UpdateContainerResources": func(string) proto.Message {
@@ -369,20 +370,20 @@ func TestNonsense(t *testing.T) {
 			request := dynamicpb.NewMessage(method.Input())
 			if most := sensible[method.Name()]; most != nil && round%4 != 0 { // all but one field of it
 				body, err := proto.Marshal(most(fmt.Sprint("n", round)))
-				must(t, errors.Join(err, proto.Unmarshal(body, request)))
+				machine.Must(t, errors.Join(err, proto.Unmarshal(body, request)))
 				blot(rng, request, words)
 			} else if round > 0 {
 				scribble(rng, request, words, 0)
 			}
 			c.nonsense(method, request)
 			select {
-			case <-n.ended:
-				t.Fatalf("the node has ended of %s %v\n%s", method.Name(), request, n.log())
+			case <-n.Ended():
+				t.Fatalf("the node has ended of %s %v\n%s", method.Name(), request, n.Says())
 			default:
 			}
 		}
 	}
-	if log := n.log(); strings.Contains(log, "panic") {
+	if log := n.Says(); strings.Contains(log, "panic") {
 		t.Errorf("a panic:\n%s", log)
 	}
 }

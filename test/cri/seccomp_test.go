@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"berth/test/machine"
 )
 
 // watchedPod makes a pod with an annotation, and a container in it that runs a
@@ -30,7 +32,7 @@ func (n *node) watchedPod(t *testing.T, name, annotation, action, script string)
 // says waits for a container's log to have a text.
 func (n *node) says(t *testing.T, container, text string) {
 	t.Helper()
-	until(t, "the container says "+text, func() error {
+	machine.Until(t, "the container says "+text, func() error {
 		out, err := n.try("crictl", "logs", container)
 		if err == nil && !strings.Contains(out, text) {
 			err = fmt.Errorf("it says %q", out)
@@ -47,7 +49,7 @@ func TestSeccompNotifier(t *testing.T) {
 	t.Run("stop", func(t *testing.T) {
 		pod, c := n.watchedPod(t, "stopped", "seccomp-notifier-action.crio.io", "stop", "swapoff /x; swapoff /x; sleep 1000")
 		begun := time.Now()
-		until(t, "it is stopped", func() error {
+		machine.Until(t, "it is stopped", func() error {
 			out, err := n.try("crictl", "inspect", "-o", "go-template", "--template", "{{.status.state}}|{{.status.reason}}|{{.status.message}}", c)
 			if err == nil && out != "CONTAINER_EXITED|seccomp killed|Used forbidden syscalls: swapoff (2x)" {
 				err = errors.New(out)
@@ -65,22 +67,22 @@ func TestSeccompNotifier(t *testing.T) {
 			"swapoff /x; echo one; while [ ! -e /tmp/go ]; do sleep 0.05; done; swapoff /x; echo two; sleep 1000")
 		n.says(t, c, "one")
 		n.must(t, "crictl", "exec", c, "touch", "/tmp/go")
-		n.killNode()
-		n.start(t)
-		before := n.pid("keeper")
-		n.killKeeper(t)
-		until(t, "there is another keeper", func() error {
-			if pid := n.pid("keeper"); pid == before || syscall.Kill(pid, 0) != nil {
+		n.Kill()
+		n.Start(t)
+		before := n.Helper("keeper")
+		n.KillKeeper(t)
+		machine.Until(t, "there is another keeper", func() error {
+			if pid := n.Helper("keeper"); pid == before || syscall.Kill(pid, 0) != nil {
 				return errors.New("not yet")
 			}
 			_, err := n.try("crictl", "exec", c, "true") // it knows the containers again
 			return err
 		})
-		n.killNode()
-		n.start(t)
+		n.Kill()
+		n.Start(t)
 		n.says(t, c, "two")
 		n.must(t, "crictl", "exec", c, "sh", "-c", "swapoff /x || true")
-		until(t, "the metric", func() error {
+		machine.Until(t, "the metric", func() error {
 			out, err := n.metrics()
 			if want := `berth_seccomp_notifier_count_total{name="shop/survivor/survivor",syscall="swapoff"} 3`; err == nil && !strings.Contains(out, want) {
 				err = fmt.Errorf("no %s", want)
@@ -97,12 +99,12 @@ func TestSeccompNotifier(t *testing.T) {
 		pod, c := n.watchedPod(t, "recorded", "seccomp-notifier-action.berth.io", "record=shop/app.json", "ls /; mkdir /tmp/x; echo done")
 		n.says(t, c, "done")
 		file := filepath.Join(profiles, "shop", "app.json")
-		until(t, "the profile", func() error { _, err := os.Stat(file); return err })
+		machine.Until(t, "the profile", func() error { _, err := os.Stat(file); return err })
 		n.must(t, "crictl", "rmp", "-f", pod)
 		text, err := os.ReadFile(file)
-		must(t, err)
+		machine.Must(t, err)
 		var profile struct{ DefaultAction string }
-		must(t, json.Unmarshal(text, &profile))
+		machine.Must(t, json.Unmarshal(text, &profile))
 		if profile.DefaultAction != "SCMP_ACT_ERRNO" || !strings.Contains(string(text), `"mkdir"`) {
 			t.Errorf("the profile: %s", text)
 		}
@@ -135,6 +137,6 @@ func TestSeccompNotifier(t *testing.T) {
 
 // metrics is what Prometheus is told.
 func (n *node) metrics() (string, error) {
-	out, err := exec.Command("curl", "-fsS", "--unix-socket", n.socket, "http://berth/metrics").Output()
+	out, err := exec.Command("curl", "-fsS", "--unix-socket", n.Socket, "http://berth/metrics").Output()
 	return string(out), err
 }

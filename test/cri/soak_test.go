@@ -19,6 +19,7 @@ import (
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/test/cri/images"
+	"berth/test/machine"
 )
 
 // Pods come and go beside some that stay, with all that kubelet asks meanwhile:
@@ -46,7 +47,7 @@ func TestSoak(t *testing.T) {
 		wg.Wait()
 		close(failed)
 		for err := range failed {
-			must(t, err)
+			machine.Must(t, err)
 		}
 	}
 	churn("first", 20)
@@ -54,7 +55,7 @@ func TestSoak(t *testing.T) {
 	before := c.footprint()
 	churn("then", 80)
 	// What goes on in the background comes to its end.
-	until(t, "there is no more than before", func() error {
+	machine.Until(t, "there is no more than before", func() error {
 		var grown error
 		after := c.footprint()
 		for what, b := range before {
@@ -141,20 +142,20 @@ func (c *caller) footprint() map[string]amount {
 	c.Helper()
 	n := c.node
 	of := func(role, kind string) int {
-		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", n.pid(role), kind))
-		must(c, err)
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/%s", n.Helper(role), kind))
+		machine.Must(c, err)
 		return len(list)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	must(c, err)
+	machine.Must(c, err)
 	links, err := net.Interfaces()
-	must(c, err)
+	machine.Must(c, err)
 	routines, heap := c.ofGo()
 	return map[string]amount{
 		"descriptors of the node": {of("node", "fd"), 6}, "descriptors of the keeper": {of("keeper", "fd"), 4},
 		"threads of the keeper": {of("keeper", "task"), 6}, "goroutines": {routines, 8},
-		"mounts": {strings.Count(string(mounts), n.dir+"/"), 0}, "links": {len(links), 0}, "cgroups": {len(n.cgroups()), 0},
-		"files of the state": {countFiles(n.state), 4}, "files of the root": {countFiles(n.root), 4},
+		"mounts": {strings.Count(string(mounts), n.Dir+"/"), 0}, "links": {len(links), 0}, "cgroups": {len(n.Cgroups()), 0},
+		"files of the state": {countFiles(n.State), 4}, "files of the root": {countFiles(n.Root), 4},
 		"KiB of live heap": {heap >> 10, 6 << 10}, "KiB of the keeper": {n.proportional(c.T, "keeper"), 6 << 10},
 	}
 }
@@ -181,13 +182,13 @@ func (c *caller) ofGo() (routines, heap int) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", c.node.socket)
+			return (&net.Dialer{}).DialContext(ctx, "unix", c.node.Socket)
 		},
 	}}
 	req, err := http.NewRequestWithContext(c.Context(), http.MethodGet, "http://berth/metrics", nil)
-	must(c, err)
+	machine.Must(c, err)
 	r, err := client.Do(req)
-	must(c, err)
+	machine.Must(c, err)
 	defer r.Body.Close()
 	for lines := bufio.NewScanner(r.Body); lines.Scan(); {
 		name, value, _ := strings.Cut(lines.Text(), " ")

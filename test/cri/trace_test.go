@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/test/machine"
 )
 
 // A client that traces finds each of its calls as one span under its own, and
@@ -20,31 +22,31 @@ func TestACallIsOneSpanWithItsSteps(t *testing.T) {
 	collected := newSpans(t)
 	n := newNode(t, "", fmt.Sprintf("otlp = %q\n", collected.url))
 	n.must(t, "crictl", "pull", busybox)
-	conn, err := grpc.NewClient("unix://"+n.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
+	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	machine.Must(t, err)
 	defer conn.Close()
 	client := api.NewRuntimeServiceClient(conn)
 	const traceID, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+traceID+"-"+parent+"-01")
 
 	config := &api.PodSandboxConfig{
-		Metadata: &api.PodSandboxMetadata{Name: "traced", Namespace: "shop", Uid: "uid"}, LogDirectory: n.dir, Linux: &api.LinuxPodSandboxConfig{},
+		Metadata: &api.PodSandboxMetadata{Name: "traced", Namespace: "shop", Uid: "uid"}, LogDirectory: n.Dir, Linux: &api.LinuxPodSandboxConfig{},
 	}
 	made, err := client.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Config: config})
-	must(t, err)
+	machine.Must(t, err)
 	created, err := client.CreateContainer(ctx, &api.CreateContainerRequest{PodSandboxId: made.GetPodSandboxId(), SandboxConfig: config, Config: &api.ContainerConfig{
 		Metadata: &api.ContainerMetadata{Name: "app"}, Image: &api.ImageSpec{Image: busybox}, Command: []string{"sleep", "1000"}, Linux: &api.LinuxContainerConfig{},
 	}})
-	must(t, err)
+	machine.Must(t, err)
 	_, err = client.StartContainer(ctx, &api.StartContainerRequest{ContainerId: created.GetContainerId()})
-	must(t, err)
+	machine.Must(t, err)
 
 	for call, steps := range map[string][]string{
 		"RunPodSandbox":   {"run pod", "make kernel namespaces", "mount shm", "attach pod to its network", "pause process", "runc run"},
 		"CreateContainer": {"create container app", "resolve image", "root file system", "mount root", "make the spec"},
 		"StartContainer":  {"start container app", "run task", "runc run"},
 	} {
-		until(t, call+" and its steps are collected", func() error {
+		machine.Until(t, call+" and its steps are collected", func() error {
 			calls, below := collected.under(traceID, parent, "runtime.v1.RuntimeService/"+call)
 			if calls != 1 {
 				return fmt.Errorf("%d spans of the call", calls)

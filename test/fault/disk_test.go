@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // newSmallNode is a node whose root is a disk of some megabytes.
@@ -18,18 +19,18 @@ func newSmallNode(t *testing.T, megabytes string) *node {
 	t.Helper()
 	n := prepare(t)
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		missing(t, "mkfs.ext4")
+		machine.Lacks(t, "mkfs.ext4")
 	}
-	disk := filepath.Join(n.dir, "disk")
-	must(t, os.Mkdir(n.root, 0o700))
+	disk := filepath.Join(n.Dir, "disk")
+	machine.Must(t, os.Mkdir(n.Root, 0o700))
 	for _, line := range []string{
-		"truncate -s " + megabytes + "M " + disk, "mkfs.ext4 -q -m 0 " + disk, "mount -o loop " + disk + " " + n.root,
+		"truncate -s " + megabytes + "M " + disk, "mkfs.ext4 -q -m 0 " + disk, "mount -o loop " + disk + " " + n.Root,
 	} {
 		if out, err := exec.CommandContext(t.Context(), "sh", "-c", line).CombinedOutput(); err != nil {
-			missing(t, "a disk on a file ("+line+": "+string(out)+")")
+			machine.Lacks(t, "a disk on a file ("+line+": "+string(out)+")")
 		}
 	}
-	n.start(t)
+	n.Start(t)
 	n.ok(t, "load", "-i", archive)
 	return n
 }
@@ -38,21 +39,21 @@ func newSmallNode(t *testing.T, megabytes string) *node {
 func (n *node) fill(t *testing.T, leave int64) (free func()) {
 	t.Helper()
 	var fs unix.Statfs_t
-	must(t, unix.Statfs(n.root, &fs))
-	path := filepath.Join(n.root, "filler")
+	machine.Must(t, unix.Statfs(n.Root, &fs))
+	path := filepath.Join(n.Root, "filler")
 	f, err := os.Create(path)
-	must(t, err)
+	machine.Must(t, err)
 	defer f.Close()
 	size := int64(0)
 	for piece := int64(16 << 20); piece >= 4096; {
-		must(t, unix.Statfs(n.root, &fs))
+		machine.Must(t, unix.Statfs(n.Root, &fs))
 		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
 			piece /= 2
 			continue
 		}
 		size += piece
 	}
-	return func() { must(t, os.Remove(path)) }
+	return func() { machine.Must(t, os.Remove(path)) }
 }
 
 func TestDiskFull(t *testing.T) {
@@ -78,7 +79,7 @@ func TestDiskFull(t *testing.T) {
 		n.pruned(t, before)
 	})
 	t.Run("load", func(t *testing.T) {
-		path := filepath.Join(n.dir, "large.tar")
+		path := filepath.Join(n.Dir, "large.tar")
 		n.ok(t, "pull", ref)
 		n.ok(t, "save", "-o", path, ref)
 		n.ok(t, "rmi", ref)

@@ -101,17 +101,17 @@ func TestGarbage(t *testing.T) {
 	for name, message := range messages {
 		for range 3 {
 			all.Go(func() {
-				if got := n.send(t, "unix", n.socket, message); bytes.Contains(got, []byte(" 500 ")) {
+				if got := n.send(t, "unix", n.Socket, message); bytes.Contains(got, []byte(" 500 ")) {
 					t.Errorf("%s: %.1000s", name, got)
 				}
 			})
 		}
 	}
 	all.Wait()
-	sockets, _ := filepath.Glob(filepath.Join(n.state, "*.sock"))
+	sockets, _ := filepath.Glob(filepath.Join(n.State, "*.sock"))
 	for _, socket := range sockets {
 		for _, message := range messages {
-			if socket != n.socket {
+			if socket != n.Socket {
 				n.send(t, "unixpacket", socket, message[:min(len(message), 100_000)])
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // TestNodeKilledWithImages kills the node some milliseconds into each thing
@@ -33,13 +34,13 @@ func TestNodeKilledWithImages(t *testing.T) {
 			n.ok(t, "run", "--name", "c", image, "sh", "-c", "head -c 2000000 /dev/urandom > /noise; mkdir /many; for i in $(seq 500); do echo $i > /many/$i; done")
 			for round := range 6 {
 				delay := time.Duration(round*round) * 5 * time.Millisecond
-				for _, line := range []string{"pull " + ref, "commit c " + mine, "push " + mine, "save -o " + filepath.Join(n.dir, "saved.tar") + " " + mine, "rmi " + mine, "system scrub", "rmi " + ref} {
+				for _, line := range []string{"pull " + ref, "commit c " + mine, "push " + mine, "save -o " + filepath.Join(n.Dir, "saved.tar") + " " + mine, "rmi " + mine, "system scrub", "rmi " + ref} {
 					n.prepareFor(t, line, ref, mine)
 					cmd := n.cli(t, strings.Fields(line)...)
-					must(t, cmd.Start())
+					machine.Must(t, cmd.Start())
 					<-time.After(delay)
-					n.kill(t)
-					n.start(t)
+					n.kill()
+					n.Start(t)
 					_ = cmd.Wait() // it may have come through, or not
 					n.wholeOrAbsent(t, ref)
 					n.wholeOrAbsent(t, mine)
@@ -97,5 +98,5 @@ func (n *node) wholeOrAbsent(t *testing.T, name string) {
 	if out, err := saved.CombinedOutput(); err != nil {
 		t.Errorf("%s is not whole: %v\n%s", name, err, out)
 	}
-	n.ok(t, "save", "-o", filepath.Join(n.dir, "whole.tar"), name)
+	n.ok(t, "save", "-o", filepath.Join(n.Dir, "whole.tar"), name)
 }

@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"testing"
+
+	"berth/test/machine"
 )
 
 func TestBadCommands(t *testing.T) {
@@ -56,13 +58,13 @@ func TestTaken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	outside, err := net.Listen("tcp", "0.0.0.0:0")
-	must(t, err)
+	machine.Must(t, err)
 	defer outside.Close()
 	_, taken, _ := net.SplitHostPort(outside.Addr().String())
 	free, err := net.Listen("tcp", "0.0.0.0:0")
-	must(t, err)
+	machine.Must(t, err)
 	_, port, _ := net.SplitHostPort(free.Addr().String())
-	must(t, free.Close())
+	machine.Must(t, free.Close())
 
 	n.ok(t, "run", "-d", "--name", "first", "-p", port+":80", image, "sleep", "1000")
 	before := n.inventory(t)
@@ -75,7 +77,7 @@ func TestTaken(t *testing.T) {
 	// One that was made all the same starts when the port is free.
 	n.ok(t, "create", "--name", "second", "-p", taken+":80", image, "sleep", "1000")
 	n.fails(t, 1, taken, "start", "second")
-	must(t, outside.Close())
+	machine.Must(t, outside.Close())
 	n.ok(t, "start", "second")
 	n.ok(t, "rm", "-f", "second")
 	n.same(t, before)

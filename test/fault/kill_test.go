@@ -12,6 +12,7 @@ import (
 
 	"berth/base/errs"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 // TestNodeKilledAnywhere kills the node some milliseconds into each verb, so
@@ -48,10 +49,10 @@ func TestNodeKilledAnywhere(t *testing.T) {
 				"run":    {"run", "-d", "--name", name, "-p", "0:80", "-v", "/data", image, "sleep", "1000"},
 			}[verb]
 			cmd := n.cli(t, args...)
-			must(t, cmd.Start())
+			machine.Must(t, cmd.Start())
 			<-time.After(delay)
-			n.kill(t)
-			n.start(t)
+			n.kill()
+			n.Start(t)
 			_ = cmd.Wait() // it may have come through, or not
 			if _, err := n.ContainerGet(t.Context(), name); err == nil {
 				n.consistent(t, name)
@@ -77,13 +78,13 @@ func TestBothKilled(t *testing.T) {
 		n.sleeper(t, policy, "--restart", policy, "-p", "0:80")
 	}
 	n.sleeper(t, "removed", "--rm", "-v", "/data")
-	n.kill(t)
-	n.killKeeper(t)
-	n.start(t)
+	n.kill()
+	n.KillKeeper(t)
+	n.Start(t)
 	for _, policy := range []string{"no", "on-failure", "always", "unless-stopped"} {
-		eventually(t, "policy "+policy, func() error {
+		machine.Until(t, "policy "+policy, func() error {
 			c, err := n.ContainerGet(t.Context(), policy)
-			must(t, err)
+			machine.Must(t, err)
 			if running := c.State.Status == spec.Running; running != (policy != "no") {
 				return fmt.Errorf("it is %s: %+v", c.State.Status, c.State)
 			}
@@ -109,11 +110,11 @@ func TestKeeperKilled(t *testing.T) {
 	before := n.inventory(t)
 	n.ok(t, "run", "-d", "--name", "c", image, "sh", "-c", "trap 'exit 7' TERM; while :; do echo line; sleep 0.02; done")
 	for range 5 {
-		n.killKeeper(t)
+		n.KillKeeper(t)
 		n.ok(t, "exec", "c", "true")
 	}
 	n.stop(t)
-	n.start(t)
+	n.Start(t)
 	n.ok(t, "stop", "c")
 	if got := n.ok(t, "inspect", "--format", "{{.State.ExitCode}}", "c"); got != "7" {
 		t.Errorf("exit code %s", got)
@@ -133,18 +134,19 @@ func TestTwoNodes(t *testing.T) {
 		"state":  {"--root", filepath.Join(other, "root")},
 		"root":   {"--state", filepath.Join(other, "state")},
 		"both":   {},
-		"socket": {"--root", filepath.Join(other, "root2"), "--state", filepath.Join(other, "state2"), "--socket", n.socket},
+		"socket": {"--root", filepath.Join(other, "root2"), "--state", filepath.Join(other, "state2"), "--socket", n.Socket},
 	} {
-		cmd := n.command(args...)
+		cmd := exec.Command(program, append([]string{"node", "--root", n.Root, "--state", n.State, "--config", n.Config}, args...)...)
+		cmd.Env = append(os.Environ(), n.Env...)
 		r := within(t, cmd)
 		if r.code != 1 || !strings.Contains(r.err, "another") {
 			t.Errorf("the same %s: %s", name, r)
 		}
-		must(t, n.Ping(t.Context()))
+		machine.Must(t, n.Ping(t.Context()))
 	}
 	n.ok(t, "exec", "c", "true")
 	n.same(t, before)
-	left := (&node{dir: other, state: filepath.Join(other, "state2")}).processes(t)
+	left := (&node{Node: &machine.Node{Daemon: machine.Daemon{Argv: []string{program}}, Dir: other, State: filepath.Join(other, "state2")}}).processes(t)
 	if len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
@@ -155,7 +157,7 @@ func TestTwoNodes(t *testing.T) {
 // within is the outcome of a command that has to end by itself, soon.
 func within(t *testing.T, cmd *exec.Cmd) result {
 	t.Helper()
-	timer := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Signal(os.Interrupt) })
+	timer := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Signal(os.Interrupt) })
 	defer timer.Stop()
 	return outcome(t, cmd)
 }

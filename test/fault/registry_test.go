@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // Settings of nodes that give up soon and take only small layers.
@@ -95,8 +96,8 @@ func TestBadImages(t *testing.T) {
 	n := newNode(t, soon)
 	before := n.inventory(t)
 	reg := registrytest.New(t)
-	outside := n.dir + "/outside"
-	must(t, os.WriteFile(outside, []byte("untouched"), 0o600))
+	outside := n.Dir + "/outside"
+	machine.Must(t, os.WriteFile(outside, []byte("untouched"), 0o600))
 	up := strings.Repeat("../", 20)
 	link := func(kind byte, name, target string) registrytest.File {
 		return registrytest.File{Header: tar.Header{Typeflag: kind, Name: name, Linkname: target}}
@@ -107,17 +108,17 @@ func TestBadImages(t *testing.T) {
 		files       []registrytest.File
 		harmless    bool // may be taken, as long as nothing gets out
 	}{
-		{"climbs", "", []registrytest.File{text(up+n.dir+"/outside", "evil")}, false},
-		{"climbs in the middle", "", []registrytest.File{text("a/b/"+up+"../.."+n.dir+"/outside", "evil")}, false},
+		{"climbs", "", []registrytest.File{text(up+n.Dir+"/outside", "evil")}, false},
+		{"climbs in the middle", "", []registrytest.File{text("a/b/"+up+"../.."+n.Dir+"/outside", "evil")}, false},
 		{"absolute", "", []registrytest.File{text(outside, "evil")}, true},
-		{"through a symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", n.dir), text("a/outside", "evil")}, true},
-		{"through a relative symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", up+n.dir), text("a/outside", "evil")}, true},
+		{"through a symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", n.Dir), text("a/outside", "evil")}, true},
+		{"through a relative symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", up+n.Dir), text("a/outside", "evil")}, true},
 		{"over a symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", outside), text("a", "evil")}, true},
 		{"hard link out", "", []registrytest.File{link(tar.TypeLink, "a", up+outside), text("a", "evil")}, false},
-		{"hard link through a symlink", "", []registrytest.File{link(tar.TypeSymlink, "d", n.dir), link(tar.TypeLink, "a", "d/outside"), text("a", "evil")}, false},
+		{"hard link through a symlink", "", []registrytest.File{link(tar.TypeSymlink, "d", n.Dir), link(tar.TypeLink, "a", "d/outside"), text("a", "evil")}, false},
 		{"hard link to nothing", "nothing", []registrytest.File{link(tar.TypeLink, "a", "nothing")}, false},
 		{"whiteout that climbs", "", []registrytest.File{text("a/.wh...", "")}, false},
-		{"whiteout through a symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", n.dir), text("a/.wh.outside", "")}, true},
+		{"whiteout through a symlink", "", []registrytest.File{link(tar.TypeSymlink, "a", n.Dir), text("a/.wh.outside", "")}, true},
 		{"a path 10,000 deep", "", []registrytest.File{text(strings.Repeat("d/", 10_000)+"f", "deep")}, true},
 		{"a name too long", "", []registrytest.File{text(strings.Repeat("n", 5000), "long")}, false},
 		{"the root a file", "", []registrytest.File{text(".", "evil")}, false},
@@ -198,8 +199,8 @@ func TestBadContent(t *testing.T) {
 		"nothing": nil, "garbage": []byte("garbage"), "half": mustRead(t, archive)[:100_000],
 	} {
 		t.Run("load: "+name, func(t *testing.T) {
-			path := n.dir + "/bad.tar"
-			must(t, os.WriteFile(path, body, 0o600))
+			path := n.Dir + "/bad.tar"
+			machine.Must(t, os.WriteFile(path, body, 0o600))
 			n.fails(t, 1, "", "load", "-i", path)
 		})
 	}
@@ -216,6 +217,6 @@ func altered(l registrytest.Layer, blob []byte) registrytest.Layer {
 func mustRead(t *testing.T, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
-	must(t, err)
+	machine.Must(t, err)
 	return b
 }

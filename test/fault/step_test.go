@@ -12,6 +12,7 @@ import (
 
 	"berth/base/errs"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 // frail is a runtime that fails as it is told to: its plan is one line, step
@@ -39,15 +40,15 @@ esac
 func newFrailNode(t *testing.T) (n *node, plan func(string)) {
 	t.Helper()
 	n = prepare(t)
-	program := filepath.Join(n.dir, "frail")
-	must(t, os.WriteFile(program, []byte(frail), 0o700)) //nolint:gosec // it is a program
-	n.configure(t, `runtime = "frail"`, "[runtimes.frail]", fmt.Sprintf("path = %q", program), `args = ["--cgroup-manager=cgroupfs"]`)
+	program := filepath.Join(n.Dir, "frail")
+	machine.Must(t, os.WriteFile(program, []byte(frail), 0o700)) //nolint:gosec // it is a program
+	n.Configure(t, `runtime = "frail"`, "[runtimes.frail]", fmt.Sprintf("path = %q", program), `args = ["--cgroup-manager=cgroupfs"]`)
 	plan = func(what string) {
 		t.Helper()
-		must(t, os.WriteFile(filepath.Join(n.dir, "plan"), []byte(what+"\n"), 0o600))
+		machine.Must(t, os.WriteFile(filepath.Join(n.Dir, "plan"), []byte(what+"\n"), 0o600))
 	}
 	plan("")
-	n.start(t)
+	n.Start(t)
 	n.ok(t, "load", "-i", archive)
 	return n, plan
 }
@@ -96,23 +97,23 @@ func TestKilledWhileTheRuntimeWorks(t *testing.T) {
 	t.Parallel()
 	n, plan := newFrailNode(t)
 	before := n.inventory(t)
-	halt := filepath.Join(n.dir, "halt")
+	halt := filepath.Join(n.Dir, "halt")
 	for _, way := range []string{"slow", "slow-after"} {
 		for _, victim := range []string{"node", "keeper", "both"} {
 			kill := func(t *testing.T) {
 				t.Helper()
-				eventually(t, "the runtime is there", func() error { _, err := os.Stat(halt); return err })
+				machine.Until(t, "the runtime is there", func() error { _, err := os.Stat(halt); return err })
 				plan("")
 				if victim != "keeper" {
-					n.kill(t)
+					n.kill()
 				}
 				if victim != "node" {
-					n.killKeeper(t)
+					n.KillKeeper(t)
 				}
 				if victim != "keeper" {
-					n.start(t)
+					n.Start(t)
 				}
-				must(t, os.Remove(halt))
+				machine.Must(t, os.Remove(halt))
 			}
 			t.Run("run "+way+" "+victim, func(t *testing.T) {
 				n.forRemoval(t, "c")
@@ -154,7 +155,7 @@ func TestKilledWhileTheRuntimeWorks(t *testing.T) {
 func (n *node) sleeper(t *testing.T, name string, options ...string) {
 	t.Helper()
 	n.ok(t, append(append([]string{"run", "-d", "--name", name}, options...), image, "sleep", "1000")...)
-	eventually(t, "the command runs", func() error {
+	machine.Until(t, "the command runs", func() error {
 		if all := strings.Join(n.processes(t), "\n"); strings.Contains(all, "/.launch/") {
 			return errors.New(all)
 		}
@@ -203,9 +204,9 @@ func (b *background) end(t *testing.T) result {
 // consistent looks whether a container is what its state says.
 func (n *node) consistent(t *testing.T, ref string) {
 	t.Helper()
-	eventually(t, "the state of "+ref, func() error {
+	machine.Until(t, "the state of "+ref, func() error {
 		c, err := n.ContainerGet(t.Context(), ref)
-		must(t, err)
+		machine.Must(t, err)
 		var inside []string
 		for _, line := range n.processes(t) {
 			pid, _, _ := strings.Cut(line, " ")

@@ -20,6 +20,7 @@ import (
 	"berth/client"
 	"berth/image/registrytest"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 // TestOneNameForTwenty has twenty clients make, run and remove containers of
@@ -33,7 +34,7 @@ func TestOneNameForTwenty(t *testing.T) {
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			c := client.New(n.socket)
+			c := client.New(n.Socket)
 			defer c.Close()
 			for range 3 {
 				_, err := c.ContainerCreate(t.Context(), spec.ContainerConfig{Name: "one", Image: image, Command: []string{"sleep", "1000"}})
@@ -62,7 +63,7 @@ func TestOneNameForTwenty(t *testing.T) {
 	}
 	n.same(t, before)
 	n.works(t)
-	eventually(t, "the events", func() error {
+	machine.Until(t, "the events", func() error {
 		got := events()
 		if created, destroyed := got["create"], got["destroy"]; created != made+1 || destroyed != made+1 || got["start"] != got["die"] {
 			return fmt.Errorf("%d were made; the events: %v", made+1, got)
@@ -190,7 +191,7 @@ func TestClientsVanish(t *testing.T) {
 	}
 	// What run -i started ends with its input, and is removed.
 	all, err := n.ContainerList(t.Context(), true, nil)
-	must(t, err)
+	machine.Must(t, err)
 	for _, c := range all {
 		if c.Name != "c" {
 			if err := n.ContainerRemove(t.Context(), c.ID, true, true); err != nil && !errors.Is(err, errs.NotFound) {
@@ -240,10 +241,10 @@ func (n *node) launch(t *testing.T, args ...string) *clientProcess {
 	t.Helper()
 	cmd := n.cli(t, args...)
 	stdin, err := cmd.StdinPipe()
-	must(t, err)
+	machine.Must(t, err)
 	stdout, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
+	machine.Must(t, err)
+	machine.Must(t, cmd.Start())
 	_, _ = io.WriteString(stdin, "hello\n")
 	reader := bufio.NewReader(stdout)
 	got := make(chan struct{})
@@ -257,7 +258,7 @@ func (n *node) launch(t *testing.T, args ...string) *clientProcess {
 
 func (c *clientProcess) vanish(t *testing.T) {
 	t.Helper()
-	must(t, c.kill())
+	machine.Must(t, c.kill())
 	_ = c.wait() // it was killed
 }
 
@@ -265,9 +266,9 @@ func (c *clientProcess) vanish(t *testing.T) {
 func (n *node) held(t *testing.T) map[string]int {
 	t.Helper()
 	held := map[string]int{}
-	fds := fmt.Sprintf("/proc/%d/fd", n.pid())
+	fds := fmt.Sprintf("/proc/%d/fd", n.Pid())
 	entries, err := os.ReadDir(fds)
-	must(t, err)
+	machine.Must(t, err)
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join(fds, e.Name()))
 		if err != nil {
@@ -277,13 +278,13 @@ func (n *node) held(t *testing.T) map[string]int {
 		held[kind]++
 	}
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", n.socket)
+		return (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
 	}}
 	defer transport.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://berth/metrics", nil)
-	must(t, err)
+	machine.Must(t, err)
 	resp, err := transport.RoundTrip(req)
-	must(t, err)
+	machine.Must(t, err)
 	defer resp.Body.Close()
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		if _, err := fmt.Sscanf(lines.Text(), "go_goroutines %d", new(int)); err == nil {
@@ -300,7 +301,7 @@ func (n *node) held(t *testing.T) map[string]int {
 func (n *node) holds(t *testing.T, before map[string]int) {
 	t.Helper()
 	n.Close()
-	eventually(t, "what the node holds", func() error {
+	machine.Until(t, "what the node holds", func() error {
 		for kind, count := range n.held(t) {
 			if count > before[kind]+4 {
 				return fmt.Errorf("%s: %d before, %d now", kind, before[kind], count)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"berth/test/machine"
 )
 
 func TestContainerd(t *testing.T) {
@@ -40,7 +42,7 @@ func tryContainerd(t *testing.T, e *engine) {
 		t.Errorf("in a second namespace three layers became %q", got)
 	}
 	e.ctr(t, "three", "images", "import", "--local", "--snapshotter", "berth", archive)
-	until(t, "one copy on disk", func() bool { return e.bytes(t) < before+before/10 })
+	machine.Await(t, "one copy on disk", func() bool { return e.bytes(t) < before+before/10 })
 	for _, namespace := range []string{"two", "three"} {
 		e.run(t, namespace, "other", look, shown)
 	}
@@ -72,7 +74,7 @@ func tryContainerd(t *testing.T, e *engine) {
 	if all := append(e.kept(t, "committed"), append(e.kept(t, "active"), e.kept(t, "view")...)...); len(all) != 0 {
 		t.Errorf("after the last image there are %q", all)
 	}
-	until(t, "the disk is free", func() bool { return e.bytes(t) < 100<<10 })
+	machine.Await(t, "the disk is free", func() bool { return e.bytes(t) < 100<<10 })
 }
 
 // An image that was there before, and a container, go on beside the new
@@ -82,9 +84,9 @@ func TestSwitch(t *testing.T) {
 	archive := ociArchive(t, layered(t))
 	restart := func(more string) {
 		t.Helper()
-		must(t, e.containerd.end(syscall.SIGTERM))
+		end(t, e.containerd)
 		e.configure(t, more)
-		e.containerd.start(t)
+		e.containerd.Start(t)
 	}
 	sees := func(snapshotter, id string) {
 		t.Helper()
@@ -96,7 +98,7 @@ func TestSwitch(t *testing.T) {
 	e.ctr(t, "one", "images", "import", "--snapshotter", "overlayfs", archive)
 	e.ctr(t, "one", "run", "-d", "--snapshotter", "overlayfs", imageName, "old", "sleep", "1000")
 
-	restart(fmt.Sprintf(ours, e.snapshotter.socket))
+	restart(fmt.Sprintf(ours, e.snapshotter.Socket))
 	e.ctr(t, "one", "images", "import", "--snapshotter", "berth", archive)
 	sees("berth", "new")
 	sees("overlayfs", "beside")
@@ -107,16 +109,16 @@ func TestSwitch(t *testing.T) {
 	restart("")
 	sees("overlayfs", "back")
 	e.ctr(t, "one", "task", "kill", "-s", "KILL", "old")
-	until(t, "the container ends", func() bool { return strings.Contains(e.ctr(t, "one", "task", "ls"), "STOPPED") })
+	machine.Await(t, "the container ends", func() bool { return strings.Contains(e.ctr(t, "one", "task", "ls"), "STOPPED") })
 	e.ctr(t, "one", "task", "rm", "old")
 	e.ctr(t, "one", "containers", "rm", "old")
 	e.ctr(t, "one", "images", "rm", "--sync", imageName)
 	if left := e.ctr(t, "one", "snapshots", "--snapshotter", "overlayfs", "ls"); strings.Contains(left, "sha256:") {
 		t.Errorf("after the image there is\n%s", left)
 	}
-	must(t, e.snapshotter.end(syscall.SIGTERM))
-	for _, target := range mounted(t, e.dir) {
-		must(t, syscall.Unmount(target, 0)) // as the document says
+	end(t, e.snapshotter)
+	for _, target := range machine.Mounts(t, e.dir) {
+		machine.Must(t, syscall.Unmount(target, 0)) // as the document says
 	}
 }
 
@@ -133,12 +135,12 @@ func kills(t *testing.T, e *engine) {
 	inside(1, "echo written > /etc/kept; rm /etc/replaced; echo more > /hidden/more", "")
 	listed := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "ls")
 
-	_ = e.snapshotter.end(syscall.SIGKILL)
+	e.snapshotter.Kill()
 	inside(2, "cat /etc/kept; cat /hidden/c", "written\nc\n")
-	e.snapshotter.start(t)
+	e.snapshotter.Start(t)
 	// containerd waits a little before it calls again who did not answer.
 	var now string
-	until(t, "containerd calls the new snapshotter", func() (ok bool) {
+	machine.Await(t, "containerd calls the new snapshotter", func() (ok bool) {
 		var err error
 		now, err = e.try("one", "snapshots", "--snapshotter", "berth", "ls")
 		return err == nil
@@ -148,10 +150,10 @@ func kills(t *testing.T, e *engine) {
 	}
 	e.run(t, "one", "second", look, shown)
 
-	_ = e.containerd.end(syscall.SIGKILL)
-	_ = e.snapshotter.end(syscall.SIGKILL)
-	e.snapshotter.start(t)
-	e.containerd.start(t)
+	e.containerd.Kill()
+	e.snapshotter.Kill()
+	e.snapshotter.Start(t)
+	e.containerd.Start(t)
 	if now := e.ctr(t, "one", "snapshots", "--snapshotter", "berth", "ls"); now != listed {
 		t.Errorf("after a kill of both:\n%s\nbefore:\n%s", now, listed)
 	}
@@ -164,7 +166,7 @@ func kills(t *testing.T, e *engine) {
 func grows(t *testing.T, e *engine) {
 	t.Helper()
 	if _, err := os.Stat(filepath.Join(e.root(), "objects")); err == nil {
-		until(t, "bodies are in the store", func() bool {
+		machine.Await(t, "bodies are in the store", func() bool {
 			bodies, _ := filepath.Glob(filepath.Join(e.root(), "objects/[0-9a-f][0-9a-f]/*"))
 			folders, _ := filepath.Glob(filepath.Join(e.root(), "layers/*/fs/bin/busybox"))
 			return len(bodies) > 0 && len(folders) == 0
@@ -184,12 +186,12 @@ func commits(t *testing.T, e *engine) {
 		t.Errorf("containerd's diff has %q", got)
 	}
 	e.ctr(t, "one", "task", "kill", "-s", "KILL", "web")
-	until(t, "the container ends", func() bool { return strings.Contains(e.ctr(t, "one", "task", "ls"), "STOPPED") })
+	machine.Await(t, "the container ends", func() bool { return strings.Contains(e.ctr(t, "one", "task", "ls"), "STOPPED") })
 	e.ctr(t, "one", "task", "rm", "web")
 	snapshotter := []string{"snapshots", "--snapshotter", "berth"}
 	e.ctr(t, "one", append(snapshotter, "commit", "web-layer", "web")...)
 	target := filepath.Join(e.dir, "target")
-	must(t, os.Mkdir(target, 0o700))
+	machine.Must(t, os.Mkdir(target, 0o700))
 	e.ctr(t, "one", append(snapshotter, "prepare", "on-it", "web-layer")...)
 	line := e.ctr(t, "one", append(snapshotter, "mounts", target, "on-it")...)
 	if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
@@ -202,8 +204,8 @@ func commits(t *testing.T, e *engine) {
 	if _, err := os.Stat(filepath.Join(target, "etc/replaced")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the layer shows what was deleted: %v", err)
 	}
-	must(t, os.WriteFile(filepath.Join(target, "new"), nil, 0o600))
-	must(t, syscall.Unmount(target, 0))
+	machine.Must(t, os.WriteFile(filepath.Join(target, "new"), nil, 0o600))
+	machine.Must(t, syscall.Unmount(target, 0))
 	e.ctr(t, "one", append(snapshotter, "rm", "on-it")...)
 
 	e.ctr(t, "one", "images", "mount", "--snapshotter", "berth", imageName, target)
@@ -227,7 +229,7 @@ func namesIn(t *testing.T, text string) string {
 		if errors.Is(err, io.EOF) {
 			return names
 		}
-		must(t, err)
+		machine.Must(t, err)
 		names += h.Name + " "
 	}
 }

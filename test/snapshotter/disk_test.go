@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+
+	"berth/test/machine"
 )
 
 // fill takes all room of a disk, to the last block, until free is called.
@@ -23,9 +25,9 @@ func fill(t *testing.T, disk string) (free func()) {
 				break // no room for the name
 			}
 			err = syscall.Fallocate(int(file.Fd()), 0, 0, size)
-			must(t, file.Close())
+			machine.Must(t, file.Close())
 			if err != nil {
-				must(t, os.Remove(path))
+				machine.Must(t, os.Remove(path))
 				break
 			}
 			files = append(files, path)
@@ -34,7 +36,7 @@ func fill(t *testing.T, disk string) (free func()) {
 	return func() {
 		t.Helper()
 		for _, path := range files {
-			must(t, os.Remove(path))
+			machine.Must(t, os.Remove(path))
 		}
 	}
 }
@@ -43,13 +45,13 @@ func fill(t *testing.T, disk string) (free func()) {
 // there is stays, can be removed, and is all that a restart finds; and with
 // room everything works again.
 func TestFullDisk(t *testing.T) {
-	needRoot(t)
+	machine.Need(t)
 	for _, rung := range rungs {
 		t.Run(rung, func(t *testing.T) {
 			disk := newDisk(t, "mkfs.ext4", "-q")
 			root := filepath.Join(disk, "root")
 			d := newSnapshotter(t, root, rung)
-			s, conn := dial(t, d.socket)
+			s, conn := dial(t, d.Socket)
 			defer conn.Close()
 			h := &history{now: told{}}
 			prepare := func(name, parent string) error {
@@ -59,11 +61,11 @@ func TestFullDisk(t *testing.T) {
 				}
 				return err
 			}
-			must(t, prepare("base being made", ""))
-			must(t, s.Commit(t.Context(), "base", "base being made"))
+			machine.Must(t, prepare("base being made", ""))
+			machine.Must(t, s.Commit(t.Context(), "base", "base being made"))
 			h.now = told{"base": {Kind: snapshots.KindCommitted, Name: "base"}}
 
-			must(t, prepare("active", "base"))
+			machine.Must(t, prepare("active", "base"))
 
 			free := fill(t, disk)
 			var err error
@@ -78,26 +80,26 @@ func TestFullDisk(t *testing.T) {
 			}
 			h.check(t, s, 0)
 			for _, name := range h.now.leaves() {
-				must(t, s.Remove(t.Context(), name))
+				machine.Must(t, s.Remove(t.Context(), name))
 				delete(h.now, name)
 				break
 			}
 			h.check(t, s, 1)
 			free()
-			must(t, prepare("with room", "base"))
-			must(t, d.end(syscall.SIGTERM))
-			d.start(t)
-			again, conn := dial(t, d.socket)
+			machine.Must(t, prepare("with room", "base"))
+			end(t, d)
+			d.Start(t)
+			again, conn := dial(t, d.Socket)
 			defer conn.Close()
 			h.check(t, again, 2)
 			for len(h.now) > 0 {
 				for _, name := range h.now.leaves() {
-					must(t, again.Remove(t.Context(), name))
+					machine.Must(t, again.Remove(t.Context(), name))
 					delete(h.now, name)
 				}
 			}
-			must(t, d.end(syscall.SIGTERM))
-			if left := mounted(t, disk); len(left) != 0 {
+			end(t, d)
+			if left := machine.Mounts(t, disk); len(left) != 0 {
 				t.Errorf("left mounted: %q", left)
 			}
 		})

@@ -7,60 +7,56 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"berth/test/machine"
 )
 
 // engine is a containerd that keeps its snapshots in a berth snapshotter.
 type engine struct {
 	dir         string // holds everything
-	snapshotter *daemon
-	containerd  *daemon
+	snapshotter *machine.Daemon
+	containerd  *machine.Daemon
 	backend     snapshots.Snapshotter // the snapshotter as containerd sees it
 }
 
 func newEngine(t *testing.T, driver string) *engine {
 	t.Helper()
-	needRoot(t)
-	dir, err := os.MkdirTemp("", "be-")
-	must(t, err)
-	must(t, os.Chmod(dir, 0o711)) //nolint:gosec // containers with shifted owners reach their bundle through it
+	machine.Need(t)
+	dir := machine.Folder(t)
 	e := &engine{dir: dir}
 	t.Cleanup(func() {
-		if left := mounted(t, dir); len(left) != 0 {
+		if left := machine.Mounts(t, dir); len(left) != 0 {
 			t.Errorf("left mounted: %q", left)
-			for _, target := range left {
-				_ = syscall.Unmount(target, syscall.MNT_DETACH)
-			}
+			machine.Unmount(t, dir)
 		}
-		must(t, os.RemoveAll(dir))
+		machine.Must(t, os.RemoveAll(dir))
 	})
-	must(t, os.Mkdir(e.root(), 0o700))
+	machine.Must(t, os.Mkdir(e.root(), 0o700))
 	e.snapshotter = newSnapshotter(t, e.root(), driver)
-	backend, conn := dial(t, e.snapshotter.socket)
+	backend, conn := dial(t, e.snapshotter.Socket)
 	t.Cleanup(func() { _ = conn.Close() })
 	e.backend = backend
 
 	config := filepath.Join(dir, "config.toml")
-	e.configure(t, fmt.Sprintf(ours, e.snapshotter.socket))
+	e.configure(t, fmt.Sprintf(ours, e.snapshotter.Socket))
 	socket := filepath.Join(dir, "c.sock")
-	e.containerd = &daemon{
-		socket: socket, env: []string{"PATH=" + peers + ":" + os.Getenv("PATH")},
-		argv: []string{filepath.Join(peers, "containerd"), "--config", config, "--address", socket, "--root", filepath.Join(dir, "c"), "--state", filepath.Join(dir, "cs")},
+	e.containerd = &machine.Daemon{
+		Socket: socket, Log: filepath.Join(dir, "containerd.log"), Env: []string{"PATH=" + peers + ":" + os.Getenv("PATH")},
+		Argv: []string{filepath.Join(peers, "containerd"), "--config", config, "--address", socket, "--root", filepath.Join(dir, "c"), "--state", filepath.Join(dir, "cs")},
 	}
-	e.containerd.start(t)
+	e.containerd.Start(t)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("containerd says:\n%s", e.containerd.log.String())
+			t.Logf("containerd says:\n%s", e.containerd.Says())
 		}
 		e.endShims(t)
-		_ = e.containerd.end(syscall.SIGTERM)
-		e.tidy(t)
+		e.containerd.End(t)
 	})
 	return e
 }
@@ -80,23 +76,25 @@ const ours = `
 func (e *engine) configure(t *testing.T, more string) {
 	t.Helper()
 	const disabled = `["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]`
-	must(t, os.WriteFile(filepath.Join(e.dir, "config.toml"), []byte("version = 3\ndisabled_plugins = "+disabled+"\n"+more), 0o600))
+	machine.Must(t, os.WriteFile(filepath.Join(e.dir, "config.toml"), []byte("version = 3\ndisabled_plugins = "+disabled+"\n"+more), 0o600))
 }
 
 func (e *engine) root() string { return filepath.Join(e.dir, "root") }
 
-// namespace is one that no other engine of this machine has: what runc keeps
-// of its containers it keeps by that.
-func (e *engine) namespace(name string) string { return name + filepath.Base(e.dir) }
+// namespace is one that nobody else has: cgroups bear its name, and what runc
+// keeps of its containers.
+func (e *engine) namespace(name string) string {
+	return name + "-" + machine.Name() + "-" + filepath.Base(e.dir)
+}
 
 // endShims ends what a failed test left running, with its containers.
 func (e *engine) endShims(t *testing.T) {
 	t.Helper()
 	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	must(t, err)
+	machine.Must(t, err)
 	for _, path := range processes {
 		line, _ := os.ReadFile(path)
-		if !strings.Contains(string(line), "containerd-shim-runc-v2\x00") || !strings.Contains(string(line), e.containerd.socket+"\x00") {
+		if !strings.Contains(string(line), "containerd-shim-runc-v2\x00") || !strings.Contains(string(line), e.containerd.Socket+"\x00") {
 			continue
 		}
 		t.Errorf("left running: %s", strings.ReplaceAll(string(line), "\x00", " "))
@@ -112,47 +110,16 @@ func (e *engine) endShims(t *testing.T) {
 	}
 }
 
-// tidy takes away what runc and containerd leave behind of namespaces.
-func (e *engine) tidy(t *testing.T) {
-	t.Helper()
-	suffix := e.namespace("")
-	states, err := filepath.Glob("/run/containerd/runc/*" + suffix)
-	must(t, err)
-	for _, state := range states {
-		must(t, os.RemoveAll(state))
-	}
-	until(t, "the cgroups are empty", func() bool {
-		var left []string
-		for _, pattern := range []string{"/sys/fs/cgroup/*" + suffix, "/sys/fs/cgroup/*/*" + suffix} {
-			groups, _ := filepath.Glob(pattern)
-			left = append(left, groups...)
-		}
-		for _, group := range left {
-			var dirs []string
-			_ = filepath.WalkDir(group, func(path string, entry fs.DirEntry, err error) error {
-				if err == nil && entry.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return nil
-			})
-			for _, dir := range slices.Backward(dirs) {
-				_ = syscall.Rmdir(dir)
-			}
-		}
-		return len(left) == 0
-	})
-}
-
 // ctr runs containerd's command line in a namespace and returns what it says.
 func (e *engine) ctr(t *testing.T, namespace string, args ...string) string {
 	t.Helper()
 	out, err := e.try(namespace, args...)
-	must(t, err)
+	machine.Must(t, err)
 	return out
 }
 
 func (e *engine) try(namespace string, args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(peers, "ctr"), append([]string{"--address", e.containerd.socket, "--namespace", e.namespace(namespace)}, args...)...)
+	cmd := exec.Command(filepath.Join(peers, "ctr"), append([]string{"--address", e.containerd.Socket, "--namespace", e.namespace(namespace)}, args...)...)
 	cmd.Env = append(os.Environ(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1")
 	var says strings.Builder
 	cmd.Stderr = &says
@@ -174,7 +141,7 @@ func (e *engine) run(t *testing.T, namespace, id, command, want string) {
 // kept lists what the snapshotter holds for containerd, of one kind.
 func (e *engine) kept(t *testing.T, kind string) (names []string) {
 	t.Helper()
-	must(t, e.backend.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+	machine.Must(t, e.backend.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
 		names = append(names, info.Name)
 		return nil
 	}, "kind=="+kind))

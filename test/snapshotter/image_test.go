@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/registrytest"
+	"berth/test/machine"
 )
 
 // imageName is the image of these tests, as containerd and Docker know it.
@@ -71,7 +72,7 @@ func ociArchive(t testing.TB, image registrytest.Image) (path string) {
 	index, err := json.Marshal(ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
 	})
-	must(t, err)
+	machine.Must(t, err)
 	files := []registrytest.File{
 		registrytest.Text(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`),
 		registrytest.Text(ocispec.ImageIndexFile, string(index)),
@@ -80,6 +81,6 @@ func ociArchive(t testing.TB, image registrytest.Image) (path string) {
 		files = append(files, registrytest.Text("blobs/sha256/"+digest.Encoded(), string(blob)))
 	}
 	path = filepath.Join(t.TempDir(), "image.tar")
-	must(t, os.WriteFile(path, bytes.Clone(registrytest.Tar(t, files...)), 0o600))
+	machine.Must(t, os.WriteFile(path, bytes.Clone(registrytest.Tar(t, files...)), 0o600))
 	return path
 }

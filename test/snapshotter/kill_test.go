@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"berth/test/machine"
 )
 
 // told is what the snapshotter has said there is, by name.
@@ -50,7 +52,7 @@ func (m told) leaves() (names []string) {
 // again: what it had answered is there afterwards, and what it was doing is
 // either done or not.
 func TestKilled(t *testing.T) {
-	needRoot(t)
+	machine.Need(t)
 	for _, rung := range rungs {
 		t.Run(rung, func(t *testing.T) {
 			root := t.TempDir()
@@ -59,28 +61,28 @@ func TestKilled(t *testing.T) {
 			h := &history{now: told{}}
 			for round := range 8 {
 				h.untilKilled(t, d, random, round)
-				_ = d.end(syscall.SIGKILL)
-				d.start(t)
+				d.Kill()
+				d.Start(t)
 			}
-			s, conn := dial(t, d.socket)
+			s, conn := dial(t, d.Socket)
 			defer conn.Close()
 			h.check(t, s, 8)
 			for len(h.now) > 0 {
 				for _, name := range h.now.leaves() {
-					must(t, s.Remove(t.Context(), name))
+					machine.Must(t, s.Remove(t.Context(), name))
 					delete(h.now, name)
 				}
 			}
-			until(t, "nothing is mounted any more", func() bool { return len(mounted(t, root)) == 0 })
+			machine.Await(t, "nothing is mounted any more", func() bool { return len(machine.Mounts(t, root)) == 0 })
 		})
 	}
 }
 
 // untilKilled checks what there is, and then works until the snapshotter is
 // killed and does not answer any more.
-func (h *history) untilKilled(t *testing.T, d *daemon, random *rand.Rand, round int) {
+func (h *history) untilKilled(t *testing.T, d *machine.Daemon, random *rand.Rand, round int) {
 	t.Helper()
-	s, conn := dial(t, d.socket)
+	s, conn := dial(t, d.Socket)
 	defer conn.Close()
 	h.check(t, s, round)
 	var killer sync.WaitGroup
@@ -88,7 +90,7 @@ func (h *history) untilKilled(t *testing.T, d *daemon, random *rand.Rand, round 
 	patience := time.Duration(20+random.IntN(150)) * time.Millisecond
 	killer.Go(func() {
 		<-time.After(patience)
-		_ = d.cmd.Process.Kill()
+		d.Signal(t, syscall.SIGKILL)
 	})
 	for i := 0; ; i++ {
 		next, do := step(s, random, fmt.Sprint(round, "/", i), h.now)
@@ -105,7 +107,7 @@ func (h *history) untilKilled(t *testing.T, d *daemon, random *rand.Rand, round 
 func (h *history) check(t *testing.T, s snapshots.Snapshotter, round int) {
 	t.Helper()
 	got := told{}
-	must(t, s.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
+	machine.Must(t, s.Walk(t.Context(), func(_ context.Context, info snapshots.Info) error {
 		info.Created, info.Updated = time.Time{}, time.Time{}
 		if len(info.Labels) == 0 {
 			info.Labels = nil
@@ -119,7 +121,7 @@ func (h *history) check(t *testing.T, s snapshots.Snapshotter, round int) {
 			_, known := h.now[name]
 			_, underWay := h.underWay[name]
 			if !known && !underWay {
-				must(t, s.Remove(t.Context(), name))
+				machine.Must(t, s.Remove(t.Context(), name))
 				delete(got, name)
 				again = true
 			}

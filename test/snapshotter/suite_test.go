@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,13 +14,15 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"berth/test/machine"
 )
 
 // dial is containerd's own client of a snapshotter.
 func dial(t testing.TB, socket string) (snapshots.Snapshotter, *grpc.ClientConn) {
 	t.Helper()
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
+	machine.Must(t, err)
 	return proxy.NewSnapshotter(api.NewSnapshotsClient(conn), "berth"), conn
 }
 
@@ -30,7 +31,7 @@ func dial(t testing.TB, socket string) (snapshots.Snapshotter, *grpc.ClientConn)
 // another. The suite knows by a name what a snapshotter cannot do: overlayfs
 // renames no folder of a lower layer.
 func TestSuite(t *testing.T) {
-	needRoot(t)
+	machine.Need(t)
 	for _, rung := range []struct {
 		driver, knownAs string
 		mkfs            []string
@@ -50,13 +51,11 @@ func TestSuite(t *testing.T) {
 					root = filepath.Join(disk, filepath.Base(filepath.Dir(root)))
 				}
 				d := newSnapshotter(t, root, rung.driver)
-				s, conn := dial(t, d.socket)
+				s, conn := dial(t, d.Socket)
 				return s, func() error {
-					err := errors.Join(conn.Close(), d.end(syscall.SIGTERM))
-					for _, target := range mounted(t, root) { // the suite leaves its snapshots
-						err = errors.Join(err, syscall.Unmount(target, syscall.MNT_DETACH))
-					}
-					return err
+					end(t, d)
+					machine.Unmount(t, root) // the suite leaves its snapshots
+					return conn.Close()
 				}, nil
 			})
 		})
@@ -67,8 +66,8 @@ func TestSuite(t *testing.T) {
 func newDisk(t *testing.T, mkfs ...string) (dir string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
-	must(t, os.WriteFile(file, nil, 0o600))
-	must(t, os.Truncate(file, 2<<30))
+	machine.Must(t, os.WriteFile(file, nil, 0o600))
+	machine.Must(t, os.Truncate(file, 2<<30))
 	dir = t.TempDir()
 	for _, argv := range [][]string{append(mkfs, file), {"mount", "-o", "loop", file, dir}} {
 		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
@@ -78,6 +77,6 @@ func newDisk(t *testing.T, mkfs ...string) (dir string) {
 			t.Skipf("skipped: %q: %v\n%s", argv, err, out)
 		}
 	}
-	t.Cleanup(func() { must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
+	t.Cleanup(func() { machine.Must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) })
 	return dir
 }
