@@ -66,6 +66,26 @@ func (s *Set) mayCreateTask(c *container) error {
 func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again bool) (err error) {
 	ctx, end := span.Start(ctx, "create task", "container", c.id)
 	defer func() { end(err) }()
+	return s.launchTask(ctx, c, req, taskLaunch{again: again}, func(ctx context.Context, runtime Runtime, launch Launch) error {
+		creating, created := span.Start(ctx, runtime.Name()+" create")
+		process, err := runtime.Create(creating, launch)
+		created(err)
+		if err != nil {
+			return err
+		}
+		return s.madeTask(ctx, c, process)
+	})
+}
+
+// taskLaunch says how a task comes about.
+type taskLaunch struct {
+	again bool // it is not its client who wants that
+	run   bool // its process starts at once
+}
+
+// launchTask has everything ready for the task of a container that has none,
+// and then has it made by do. On failure nothing of it is left. op is held.
+func (s *Set) launchTask(ctx context.Context, c *container, req TaskRequest, how taskLaunch, do func(context.Context, Runtime, Launch) error) (err error) {
 	g := c.given.Load()
 	oci, err := ociSpec(g)
 	if err != nil {
@@ -85,31 +105,21 @@ func (s *Set) makeTask(ctx context.Context, c *container, req TaskRequest, again
 		}
 	}()
 	u.Add("forget the task", func(context.Context) error { return s.dropTask(c) })
-	if err := s.beginTask(c, req, oci); err != nil {
+	s.newTask(c, req, oci)
+	// On record before anything is there that somebody would have to clear up.
+	if err := s.changeTask(c, func(t *taskRecord) { t.Run, t.Starting = how.run, how.run }); err != nil {
 		return err
 	}
 	u.Add("unmount the root", func(ctx context.Context) error { return s.dropRootOf(ctx, c) })
-	launch := s.taskLaunch(c, g, req)
+	launch := s.launchOf(c, g, req)
 	if err := s.writeTaskBundle(g, launch.Bundle); err != nil {
 		return err
 	}
-	if err := s.mountTaskRoot(ctx, c, runtime, &launch, again); err != nil {
+	if err := s.mountTaskRoot(ctx, c, runtime, &launch, how.again); err != nil {
 		return fmt.Errorf("mount the root file system: %w", err)
 	}
 	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
-	creating, created := span.Start(ctx, runtime.Name()+" create")
-	process, err := runtime.Create(creating, launch)
-	created(err)
-	if err != nil {
-		return err
-	}
-	return s.madeTask(ctx, c, process)
-}
-
-// beginTask puts on record that the task is being made.
-func (s *Set) beginTask(c *container, req TaskRequest, oci *specs.Spec) error {
-	s.newTask(c, req, oci)
-	return s.writeTask(c)
+	return do(ctx, runtime, launch)
 }
 
 // newTask makes the task that is about to be made, in memory.
@@ -130,8 +140,8 @@ func (s *Set) newTask(c *container, req TaskRequest, oci *specs.Spec) {
 	c.mu.Unlock()
 }
 
-// taskLaunch is what the runtime is asked for.
-func (s *Set) taskLaunch(c *container, g *spec.Given, req TaskRequest) Launch {
+// launchOf is what the runtime is asked for.
+func (s *Set) launchOf(c *container, g *spec.Given, req TaskRequest) Launch {
 	options := req.Options
 	if options == nil {
 		options = g.Options

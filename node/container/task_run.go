@@ -12,7 +12,6 @@ import (
 
 	"berth/base/errs"
 	"berth/base/span"
-	"berth/base/undo"
 	"berth/node/snapshot"
 	"berth/spec"
 )
@@ -59,53 +58,33 @@ func (s *Set) runTask(ctx context.Context, c *container, req TaskRequest) (err e
 	if err != nil {
 		return err
 	}
-	if req.Restore != "" || mountsItself(runtime) {
-		return s.runByParts(ctx, c, req)
-	}
 	oci, err := ociSpec(g)
 	if err != nil {
-		return err
-	}
-	if err := s.cleared(ctx, c); err != nil {
 		return err
 	}
 	if req, err = s.ownedOutput(c, req, oci); err != nil {
 		return err
 	}
-	var u undo.Stack
-	defer func() {
+	if req.Restore != "" || mountsItself(runtime) {
+		return s.runByParts(ctx, c, req)
+	}
+	return s.launchTask(ctx, c, req, taskLaunch{run: true}, func(ctx context.Context, runtime Runtime, launch Launch) error {
+		running, ran := span.Start(ctx, runtime.Name()+" run")
+		var process *Process
+		err := withinLimit(running, func(ctx context.Context) (err error) {
+			process, err = runtime.Run(ctx, launch)
+			return err
+		})
+		ran(err)
 		if err != nil {
-			u.Run(ctx, &err)
+			return err
 		}
-	}()
-	u.Add("forget the task", func(context.Context) error { return s.dropTask(c) })
-	if err := s.beginRun(c, req, oci); err != nil {
-		return err
-	}
-	u.Add("unmount the root", func(ctx context.Context) error { return s.dropRootOf(ctx, c) })
-	launch := s.taskLaunch(c, g, req)
-	if err := s.writeTaskBundle(g, launch.Bundle); err != nil {
-		return err
-	}
-	if err := s.mountTaskRoot(ctx, c, runtime, &launch, false); err != nil {
-		return fmt.Errorf("mount the root file system: %w", err)
-	}
-	u.Add("end the process", func(ctx context.Context) error { return runtime.Delete(ctx, c.id) })
-	running, ran := span.Start(ctx, runtime.Name()+" run")
-	var process *Process
-	err = withinLimit(running, func(ctx context.Context) (err error) {
-		process, err = runtime.Run(ctx, launch)
-		return err
+		if err := s.ranTask(ctx, c, process); err != nil {
+			c.lost()
+			return fmt.Errorf("record the task: %w", err)
+		}
+		return nil
 	})
-	ran(err)
-	if err != nil {
-		return err
-	}
-	if err := s.ranTask(ctx, c, process); err != nil {
-		c.lost()
-		return fmt.Errorf("record the task: %w", err)
-	}
-	return nil
 }
 
 // runtimeLimit is how long a runtime may take for one command, if it has no
@@ -126,13 +105,6 @@ func withinLimit(ctx context.Context, command func(context.Context) error) error
 
 // runByParts is for what cannot be run at once.
 func (s *Set) runByParts(ctx context.Context, c *container, req TaskRequest) error {
-	oci, err := ociSpec(c.given.Load())
-	if err != nil {
-		return err
-	}
-	if req, err = s.ownedOutput(c, req, oci); err != nil {
-		return err
-	}
 	if err := s.makeTask(ctx, c, req, false); err != nil {
 		return err
 	}
@@ -165,12 +137,6 @@ func (s *Set) ownedOutput(c *container, req TaskRequest, oci *specs.Spec) (TaskR
 	}
 	c.change(func(c *spec.Container) { c.LogPath = req.Log.Path })
 	return req, nil
-}
-
-// beginRun puts on record that the task is about to run.
-func (s *Set) beginRun(c *container, req TaskRequest, oci *specs.Spec) error {
-	s.newTask(c, req, oci)
-	return s.changeTask(c, func(t *taskRecord) { t.Run, t.Starting = true, true })
 }
 
 // ranTask notes that the process runs.
