@@ -22,7 +22,8 @@
 //
 // Descriptors that are no process's but have to outlive node, such as the
 // listeners of seccomp, are held in a store, by names (Hold, Held, Drop); node
-// has those twice too.
+// has those twice too. So are the sockets that node listens on, so that clients
+// wait for the next one instead of being refused, but not for long (HoldSocket).
 //
 // Node must therefore not be a subreaper. Where it is pid 1 it reaps what
 // falls to it, by pidfd and only the keeper's former children.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,7 +28,10 @@ func TestMain(m *testing.M) {
 	}
 	if dir := os.Getenv("KEEPER_TEST_SERVE"); dir != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		err := keeper.Serve(context.Background(), keeper.ServeConfig{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Log: log, LoggerLimit: time.Second})
+		linger, _ := time.ParseDuration(os.Getenv("KEEPER_TEST_LINGER"))
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+		err := keeper.Serve(ctx, keeper.ServeConfig{Socket: dir + "/keeper.sock", PidFile: dir + "/keeper.pid", Log: log, LoggerLimit: time.Second, Linger: linger})
+		stop()
 		if err != nil {
 			log.Error("serve", slog.Any("err", err))
 			os.Exit(1)

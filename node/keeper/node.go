@@ -278,7 +278,7 @@ func (k *Keeper) giveBack(c *conn, listed map[string]bool) error {
 		if listed[keptPrefix+name] {
 			continue
 		}
-		if err := k.giveOne(c, name, message{Op: opKeep, ID: name}, fds); err != nil {
+		if err := k.giveOne(c, name, message{Op: keepOp(name), ID: name}, fds); err != nil {
 			return err
 		}
 	}

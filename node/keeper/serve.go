@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,10 +29,12 @@ type ServeConfig struct {
 	Log     *slog.Logger
 	// LoggerLimit is how long a logger may take to be ready; 0 means 10 s.
 	LoggerLimit time.Duration
+	// Linger is how long a keeper without processes waits for a node, and one
+	// with them has clients wait for it; 0 means 10 s.
+	Linger time.Duration
 }
 
-// linger is how long a keeper without processes waits for a node.
-const linger = 10 * time.Second
+func (c *ServeConfig) linger() time.Duration { return cmp.Or(c.Linger, 10*time.Second) }
 
 // server is the keeper process.
 //
@@ -55,6 +58,7 @@ type server struct {
 	runtimes  map[int]chan unix.WaitStatus
 	strays    map[int]end
 	kept      map[string][]int // the store: see Keeper.Hold
+	unserved  *time.Timer      // until sockets are closed; nil while a node serves them
 	launching int
 	cancel    map[ticket]context.CancelFunc // of launches
 	node      *conn
@@ -169,27 +173,40 @@ func (s *server) serve(ctx context.Context, node *conn) error {
 				return nil
 			}
 		}
-		s.mu.Lock()
-		unneeded := len(s.processes) == 0
-		s.mu.Unlock()
-		switch {
-		case unneeded && ctx.Err() != nil:
-			return nil
-		case unneeded:
-			_ = s.socket.SetDeadline(time.Now().Add(linger))
-		default:
-			_ = s.socket.SetDeadline(time.Time{})
+		unneeded := s.isUnneeded()
+		if unneeded && ctx.Err() != nil {
+			return s.abandon()
 		}
+		var limit time.Time
+		if unneeded {
+			limit = time.Now().Add(s.config.linger())
+		}
+		_ = s.socket.SetDeadline(limit)
 		var err error
-		if node, err = s.accept(); errors.Is(err, os.ErrDeadlineExceeded) {
-			if unneeded {
-				s.log.InfoContext(ctx, "no process and no node: leaving")
-				return nil
-			}
-		} else if err != nil {
+		node, err = s.accept()
+		late := errors.Is(err, os.ErrDeadlineExceeded)
+		switch {
+		case late && unneeded:
+			s.log.InfoContext(ctx, "no process and no node: leaving")
+			return s.abandon()
+		case err != nil && !late:
 			return err
 		}
 	}
+}
+
+func (s *server) isUnneeded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.processes) == 0
+}
+
+// abandon has nobody wait for a node that a keeper would not hear of.
+func (s *server) abandon() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closeSockets()
+	return nil
 }
 
 // accept returns nil for a peer that has no business here.
@@ -222,6 +239,7 @@ func (s *server) attend(ctx context.Context, node *conn) (done bool) {
 	defer func() {
 		s.mu.Lock()
 		s.node = nil
+		s.leaveSockets()
 		s.mu.Unlock()
 		_ = node.sock.Close()
 	}()
@@ -249,11 +267,16 @@ func (s *server) attend(ctx context.Context, node *conn) (done bool) {
 
 // handle does one request. Launches answer by themselves, later.
 func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (done bool, err error) {
-	if m.Op != opAdopt && m.Op != opKeep {
+	if m.Op != opAdopt && m.Op != opKeep && m.Op != opListen {
 		closeAll(fds)
 	}
 	switch m.Op {
 	case opHello:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if m.Protocol < 2 { // a node that would find another one at its socket
+			s.closeSockets()
+		}
 		return false, s.list(node, m.Number)
 	case opLaunch:
 		if m.Launch == nil {
@@ -272,7 +295,11 @@ func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (
 		return false, s.takeOver(m.Record, fds)
 	case opKeep:
 		return false, s.keep(m.ID, fds)
+	case opListen:
+		return false, s.keepSocket(m.ID, fds)
 	case opDrop:
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.unkeep(m.ID)
 		return false, nil
 	case opCloseStdin:
@@ -291,10 +318,8 @@ func (s *server) handle(ctx context.Context, node *conn, m message, fds []int) (
 	return false, errs.New(errs.Unsupported, "no such request: %s", m.Op)
 }
 
-// list sends every process with its descriptors.
+// list sends every process with its descriptors. Call it with s.mu held.
 func (s *server) list(node *conn, number uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, c := range s.processes {
 		if c == nil {
 			continue

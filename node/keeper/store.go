@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -36,11 +37,19 @@ func (k *Keeper) Hold(ctx context.Context, name string, files ...*os.File) error
 	k.kept[name] = fds // from here on a new keeper is given them
 	k.mu.Unlock()
 	closeAll(old)
-	if _, err := k.ask(ctx, message{Op: opKeep, ID: name, files: fds}, true); err != nil {
+	if _, err := k.ask(ctx, message{Op: keepOp(name), ID: name, files: fds}, true); err != nil {
 		k.letGoOf(name)
 		return fmt.Errorf("hold %s: %w", name, err)
 	}
 	return nil
+}
+
+// keepOp has a keeper that is too old for sockets refuse them.
+func keepOp(name string) op {
+	if strings.HasPrefix(name, socketPrefix) {
+		return opListen
+	}
+	return opKeep
 }
 
 // letGoOf closes node's own duplicates.
@@ -125,10 +134,9 @@ func (s *server) keep(name string, fds []int) error {
 	return nil
 }
 
-// unkeep is the keeper's side of Drop.
+// unkeep is the keeper's side of Drop. Call it with s.mu held.
 func (s *server) unkeep(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	removeSocket(name, s.kept[name])
 	closeAll(s.kept[name])
 	delete(s.kept, name)
 }

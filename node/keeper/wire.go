@@ -20,7 +20,7 @@ import (
 // same; exits come with number zero. Messages hello, upgrade and shutdown
 // must never change, so that any node can replace any keeper.
 const (
-	protocol   = 1
+	protocol   = 2         // from 2 on a node knows of sockets
 	maxMessage = 192 << 10 // below the kernel's default for a packet
 	maxFiles   = 16        // descriptors beside one message
 )
@@ -45,6 +45,7 @@ const (
 	opKeep       op = "keep" // descriptors of node's own, under the name ID
 	opKept       op = "kept" // one of those, in the answer to hello
 	opDrop       op = "drop"
+	opListen     op = "listen" // opKeep for a socket
 	opLetGo      op = "let-go" // an event: the FIFOs of ID are the clients' alone
 )
 
