@@ -2,6 +2,7 @@ package pod_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,6 +72,47 @@ func TestFilesOfAPodAreBounded(t *testing.T) {
 	if left, err := os.ReadDir(etc); err != nil || len(left) != 0 {
 		t.Error("of a stopped pod:", left, err)
 	}
+}
+
+// A pod goes though there is no room to say so; one that has only stopped is
+// written down as soon as there is.
+func TestPodsGoWithoutRoom(t *testing.T) {
+	w := newWorld(t)
+	state := filepath.Join(w.dir, "state")
+	check(t, os.Mkdir(state, 0o711))
+	check(t, unix.Mount("state", state, "tmpfs", 0, "size=256k,mode=711"))
+	s := w.node()
+	going, stopping := run(t, s, podConfig("going")), run(t, s, podConfig("stopping"))
+	for _, id := range []string{going, stopping} {
+		check(t, s.StartContainer(t.Context(), create(t, s, id, containerConfig("app"))))
+	}
+	filler := filepath.Join(state, "filler")
+	check(t, os.WriteFile(filler, nil, 0o600))
+	for err := error(nil); err == nil; {
+		err = appendTo(filler, make([]byte, 4096))
+	}
+	check(t, s.StopPod(t.Context(), stopping))
+	check(t, s.RemovePod(t.Context(), going))
+	if pods := s.Pods(); len(pods) != 1 || pods[0].ID != stopping {
+		t.Errorf("pods %+v", pods)
+	}
+	check(t, appendTo(filler, make([]byte, 4096))) // what the other has left
+	check(t, os.Remove(filler))
+	w.sweep(s, func() error {
+		if record, err := os.ReadFile(filepath.Join(state, "pods", stopping, "pod.json")); err != nil || !strings.Contains(string(record), `"phase":"stopped"`) {
+			return fmt.Errorf("%s, %w", record, err)
+		}
+		return nil
+	})
+}
+
+func appendTo(file string, data []byte) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
 // A user of the machine gets neither at /dev/shm of a pod nor at programs in its

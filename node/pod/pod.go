@@ -2,8 +2,11 @@ package pod
 
 import (
 	"encoding/json"
+	"errors"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/base/group"
@@ -20,6 +23,9 @@ type pod struct {
 	// made; who asks for the same pod meanwhile waits for it. Set.mu guards both.
 	run     *call[string]
 	undoing bool
+
+	// unwritten: there was no room for rec where it is kept.
+	unwritten atomic.Bool
 
 	mu      sync.Mutex
 	members map[string]*member // by id
@@ -89,18 +95,32 @@ func (s *Set) change(p *pod, fn func(*podRecord)) error {
 	if next.Phase == made {
 		next.Pod.State = spec.PodReady
 	}
-	if err := s.db.putPod(&next); err != nil {
+	err := s.db.putPod(&next)
+	if err != nil && !s.goesUnwritten(p.id, next.Phase, err) {
 		return err
 	}
+	p.unwritten.Store(err != nil)
 	p.rec.Store(&next)
 	return nil
+}
+
+// goesUnwritten says whether what goes may go though there is no room to put
+// that on record: nothing else would make room. A node that comes after this one
+// finds of it what is there, and is asked again.
+func (s *Set) goesUnwritten(id string, phase phase, err error) bool {
+	if !errors.Is(err, unix.ENOSPC) || phase == making || phase == made {
+		return false
+	}
+	s.Log.Warn("there is no room to put on record that it goes", "id", id, "phase", phase)
+	s.spoil()
+	return true
 }
 
 // changeMember is change for a container. Its op is held.
 func (s *Set) changeMember(m *member, fn func(*containerRecord)) error {
 	next := *m.rec.Load()
 	fn(&next)
-	if err := s.db.putContainer(&next); err != nil {
+	if err := s.db.putContainer(&next); err != nil && !s.goesUnwritten(m.id, next.Phase, err) {
 		return err
 	}
 	m.rec.Store(&next)

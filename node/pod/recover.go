@@ -260,8 +260,16 @@ func (s *Set) sweep(ctx context.Context) (left bool, err error) {
 	return left, errors.Join(s.sweepGivens(ctx), s.sweepSnapshots(ctx), s.sweepNetworks(ctx), s.sweepNamespaces(ctx), s.sweepFolders())
 }
 
-// retry takes a pod away again whose making failed, and could not be undone.
+// retry takes a pod away again whose making failed, and could not be undone; and
+// writes its record for which there was no room.
 func (s *Set) retry(ctx context.Context, p *pod) (left bool) {
+	if p.unwritten.Load() && p.op.Lock(ctx) == nil {
+		if !s.isGone(p) {
+			p.unwritten.Store(s.db.putPod(p.rec.Load()) != nil)
+			left = p.unwritten.Load()
+		}
+		p.op.Unlock()
+	}
 	for _, m := range p.all() {
 		if m.rec.Load().Phase != making || m.creating() {
 			continue
