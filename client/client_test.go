@@ -116,9 +116,13 @@ func TestSocketsThatMayNotBeUsed(t *testing.T) {
 	if err := c.unreachable(t.Context(), denied); !errors.Is(err, errs.Denied) || !strings.Contains(err.Error(), "group berth") {
 		t.Errorf("%v", err)
 	}
-	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
-	if err := c.unreachable(t.Context(), refused); !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "berth up") {
-		t.Errorf("%v", err)
+	for what, err := range map[string]error{
+		"refused":                  &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},
+		"waited until it was gone": &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)},
+	} {
+		if err := c.unreachable(t.Context(), err); !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "berth up") {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

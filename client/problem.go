@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -95,12 +96,19 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 		return fmt.Errorf("ask the node: %w", context.Cause(ctx))
 	case errors.Is(err, fs.ErrPermission):
 		return errs.New(errs.Denied, "you may not use %s: become root, or a member of the group berth", c.socket)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED), c.isGone():
 		err = errs.New(errs.Unavailable, "no node answers at %s: is it running? start it with berth up", c.socket)
 	default:
 		err = errs.New(errs.Unavailable, "the connection to the node at %s broke off: %w", c.socket, err)
 	}
 	return &goneError{err}
+}
+
+// isGone says whether the place has gone where a node would answer: who waited
+// there for one that did not come back is told by the end of the connection.
+func (c *Client) isGone() bool {
+	_, err := os.Lstat(c.socket)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // goneError is the node being away, not something that it answered.

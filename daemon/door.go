@@ -6,6 +6,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"berth/base/group"
 )
 
 // preface is what every client of HTTP/2 says first.
@@ -13,6 +15,9 @@ const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 // patience is how long a client may take to say which protocol it speaks.
 const patience = 30 * time.Second
+
+// haste is how long one may take that has just come when the node is to stop.
+const haste = 100 * time.Millisecond
 
 // door is one socket for two protocols: HTTP/2 with what gRPC clients begin
 // with goes one way, all else the other. Who says nothing holds up nobody else.
@@ -25,17 +30,34 @@ func newDoor(listener net.Listener) *door {
 	return &door{listener: listener, http: newWay(listener.Addr()), grpc: newWay(listener.Addr())}
 }
 
-// run accepts connections until ctx is done. A way ends when whoever serves
+// run has the two served until ctx is done. They end when nobody is let in any
+// more: whoever was is answered, and who comes then waits for the next node.
+func (d *door) run(ctx context.Context, http, grpc func(context.Context, net.Listener) error) error {
+	g := group.New(context.WithoutCancel(ctx))
+	g.Go("rest", func(ctx context.Context) error { return http(ctx, d.http) })
+	g.Go("containerd", func(ctx context.Context) error { return grpc(ctx, d.grpc) })
+	g.Go("door", func(open context.Context) error {
+		open, shut := context.WithCancel(open)
+		defer shut()
+		defer context.AfterFunc(ctx, shut)()
+		return d.admit(open)
+	})
+	return g.Wait()
+}
+
+// admit accepts connections until ctx is done. A way ends when whoever serves
 // there closes it.
-func (d *door) run(ctx context.Context) error {
+func (d *door) admit(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = d.listener.Close() })()
+	context.AfterFunc(ctx, func() { _ = d.listener.Close() })
 	for {
 		conn, err := d.listener.Accept()
 		switch {
+		case err == nil:
+			asking.Go(func() { d.guide(ctx, conn) })
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case isTemporary(err): // out of descriptors: wait for some to come free
@@ -43,11 +65,9 @@ func (d *door) run(ctx context.Context) error {
 			case <-time.After(50 * time.Millisecond):
 			case <-ctx.Done():
 			}
-			continue
-		case err != nil:
+		default:
 			return err
 		}
-		asking.Go(func() { d.guide(ctx, conn) })
 	}
 }
 
@@ -58,11 +78,12 @@ func isTemporary(err error) bool {
 
 // guide sends a connection its way.
 func (d *door) guide(ctx context.Context, conn net.Conn) {
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now().Add(haste)) })
 	begun, isHTTP2, err := sniff(conn)
-	if !stop() || err != nil && len(begun) == 0 {
-		_ = conn.Close() // it has said nothing, or we are to stop
+	stop()
+	if err != nil && (len(begun) == 0 || ctx.Err() != nil) {
+		_ = conn.Close() // it has said nothing, or too little in the time left
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
@@ -70,7 +91,7 @@ func (d *door) guide(ctx context.Context, conn net.Conn) {
 	if isHTTP2 {
 		to = d.grpc
 	}
-	to.give(ctx, &resumed{Conn: conn, begun: begun})
+	to.give(&resumed{Conn: conn, begun: begun})
 }
 
 // sniff reads as little as tells whether it is HTTP/2, and gives what it read.
@@ -126,12 +147,10 @@ func newWay(addr net.Addr) *way {
 	return &way{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (w *way) give(ctx context.Context, conn net.Conn) {
+func (w *way) give(conn net.Conn) {
 	select {
 	case w.conns <- conn:
 	case <-w.closed:
-		_ = conn.Close()
-	case <-ctx.Done():
 		_ = conn.Close()
 	}
 }

@@ -27,15 +27,14 @@ func TestDoor(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	d := newDoor(listener)
+	rest := func(ctx context.Context, l net.Listener) error {
+		return serveHTTP(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "rest") }))
+	}
+	engine := func(ctx context.Context, l net.Listener) error {
+		return (&containerd.Server{Log: slog.New(slog.DiscardHandler)}).Serve(ctx, l)
+	}
 	g := group.New(ctx)
-	g.Go("door", d.run)
-	g.Go("rest", func(ctx context.Context) error {
-		return serveHTTP(ctx, d.http, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "rest") }))
-	})
-	g.Go("grpc", func(ctx context.Context) error {
-		return (&containerd.Server{Log: slog.New(slog.DiscardHandler)}).Serve(ctx, d.grpc)
-	})
+	g.Go("door", func(ctx context.Context) error { return newDoor(listener).run(ctx, rest, engine) })
 
 	say := func(text string) net.Conn {
 		t.Helper()

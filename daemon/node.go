@@ -17,6 +17,7 @@ import (
 
 	"berth/base/errs"
 	"berth/base/group"
+	"berth/base/heap"
 	"berth/base/kv"
 	"berth/face/containerd/tasks"
 	"berth/face/rest"
@@ -42,6 +43,7 @@ const rememberedEvents = 4096
 
 // RunNode runs the node role until ctx is done. Containers go on after it.
 func RunNode(ctx context.Context, config NodeConfig) (err error) {
+	defer heap.Calm()()
 	c, err := config.withFile()
 	if err != nil {
 		return err
@@ -57,11 +59,12 @@ func RunNode(ctx context.Context, config NodeConfig) (err error) {
 
 // node is one machine's parts.
 type node struct {
-	config  NodeConfig
-	log     *slog.Logger
-	started time.Time
-	closers []func() error // in the order of opening
-	freed   chan struct{}  // holds a token when a container has gone, and may have freed an image
+	config    NodeConfig
+	log       *slog.Logger
+	started   time.Time
+	activated *net.UnixListener // nil where systemd does not listen for the node
+	closers   []func() error    // in the order of opening
+	freed     chan struct{}     // holds a token when a container has gone, and may have freed an image
 
 	id         string // made up on the first start
 	boot       string // which life of the state folder this is
@@ -110,7 +113,10 @@ func (n *node) close() error {
 // run opens the rooms from the ground up, lets the containers of the last
 // node find themselves again, sweeps what nobody claims, and only then opens
 // the door.
-func (n *node) run(ctx context.Context) error {
+func (n *node) run(ctx context.Context) (err error) {
+	if n.activated, err = activated(n.config.Socket); err != nil {
+		return err
+	}
 	if err := n.claimFolders(); err != nil {
 		return err
 	}
@@ -148,7 +154,8 @@ func (n *node) run(ctx context.Context) error {
 		}
 	}
 
-	listener, err := listen(ctx, n.config.Socket, n.config.Group, n.log)
+	n.hear(ctx)
+	listener, err := n.openDoor(ctx)
 	if err != nil {
 		return err
 	}
@@ -156,13 +163,11 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	door := newDoor(listener)
 	g := group.New(ctx)
-	n.hear(ctx)
 	g.Go("shims", n.shims.Run)
 	n.engine.leases.Trigger() // the last node may have ended before it collected
 	g.Go("leases", n.engine.leases.Run)
-	g.Go("upgrade", n.upgradeKeeper)
+	g.Go("keeper", func(ctx context.Context) error { n.upgradeKeeper(ctx); n.holdDoor(ctx, listener); return ctx.Err() })
 	g.Go("network", n.networks.Run)
 	g.Go("namespaces", n.pods.namespaces.Run)
 	g.Go("pods", n.pods.set.Run)
@@ -173,10 +178,8 @@ func (n *node) run(ctx context.Context) error {
 	g.Go("collect", n.collect)
 	g.Go("scrub", func(ctx context.Context) error { return n.images.ScrubEvery(ctx, n.config.Storage.scrubDays()) })
 	g.Go("builder", n.builder.Run)
-	g.Go("rest", func(ctx context.Context) error { return n.serve(ctx, door.http) })
-	g.Go("containerd", func(ctx context.Context) error { return n.serveGRPC(ctx, door.grpc) })
 	g.Go("runtime events", func(ctx context.Context) error { return n.serveEvents(ctx, told) })
-	g.Go("door", door.run)
+	g.Go("door", func(ctx context.Context) error { return newDoor(listener).run(ctx, n.serve, n.serveGRPC) })
 	n.log.InfoContext(ctx, "node is serving", "socket", n.config.Socket, "after", time.Since(n.started).Round(time.Millisecond).String())
 	if err := tellSystemd(ctx, "READY=1"); err != nil {
 		n.log.WarnContext(ctx, "systemd does not know that the node is ready", "err", err)
@@ -255,7 +258,7 @@ func (n *node) hear(ctx context.Context) {
 
 // upgradeKeeper lets a keeper of an older program go on as this one. It keeps
 // everything it holds.
-func (n *node) upgradeKeeper(ctx context.Context) error {
+func (n *node) upgradeKeeper(ctx context.Context) {
 	outdated, err := n.keeper.Outdated()
 	if err == nil && outdated {
 		err = n.keeper.Upgrade(ctx)
@@ -264,8 +267,6 @@ func (n *node) upgradeKeeper(ctx context.Context) error {
 	if err != nil {
 		n.log.WarnContext(ctx, "the keeper stays as it is", "err", err)
 	}
-	<-ctx.Done()
-	return ctx.Err()
 }
 
 func (n *node) openBlobs(ctx context.Context) (err error) {

@@ -23,11 +23,14 @@ func (n *node) eventsSocket() string { return n.config.Socket + ".ttrpc" }
 // to serve: only foreign runtimes ask for it.
 func (n *node) openEvents(ctx context.Context) (net.Listener, error) {
 	listener, err := listen(ctx, n.eventsSocket(), "root", n.log)
-	if errs.KindOf(err) == errs.Invalid {
+	switch {
+	case errs.KindOf(err) == errs.Invalid:
 		n.log.WarnContext(ctx, "foreign runtimes cannot tell their events", "err", err)
 		return nil, nil
+	case err != nil:
+		return nil, err
 	}
-	return listener, err
+	return listener, nil
 }
 
 // serveEvents takes the events of runtimes until ctx is done.

@@ -6,7 +6,7 @@
 // Services translate and decide nothing. A request's namespace comes to be
 // before what makes something in it is done, so that no service has to see to
 // that. What panics is logged and answered as an internal error. Methods that
-// wait for something to happen end at once when the server does; what else is
+// wait for something to happen end soon when the server does; what else is
 // under way then gets some seconds to finish.
 package containerd
 
@@ -38,6 +38,11 @@ import (
 // grace is how long a request may take to finish once the server is to end.
 const grace = 5 * time.Second
 
+// farewell is how long methods that wait go on once the server is to end. By
+// then their clients have heard that the connection ends: they do not ask again
+// on it, but the next node.
+const farewell = 50 * time.Millisecond
+
 // Service is a service that can be added to a server.
 type Service interface {
 	Register(r grpc.ServiceRegistrar)
@@ -59,9 +64,11 @@ type Server struct {
 // Serve answers calls of the services on what listener accepts, until ctx is
 // done.
 func (s *Server) Serve(ctx context.Context, listener net.Listener, services ...Service) error {
+	waiting, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(wire.MaxMessage), grpc.MaxSendMsgSize(wire.MaxMessage),
-		grpc.ChainUnaryInterceptor(s.unary(ctx)), grpc.ChainStreamInterceptor(s.stream(ctx)),
+		grpc.ChainUnaryInterceptor(s.unary(waiting)), grpc.ChainStreamInterceptor(s.stream(waiting)),
 		grpc.ConnectionTimeout(30 * time.Second),
 	}
 	server := grpc.NewServer(options...)
@@ -74,6 +81,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener, services ...S
 		defer close(stopped)
 		patience := time.AfterFunc(grace, server.Stop)
 		defer patience.Stop()
+		defer time.AfterFunc(farewell, end).Stop()
 		server.GracefulStop()
 	})()
 	err := server.Serve(listener)
