@@ -61,7 +61,9 @@ type entry struct {
 // Open reads the volumes kept under dir and recorded in db, and finishes
 // removals that were cut short.
 func Open(ctx context.Context, dir string, db *kv.DB, log *slog.Logger) (*Set, error) {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	// Only root gets in: containers write set-user-id programs there, and files
+	// that everybody may read. One that was made otherwise is mended.
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil { //nolint:gosec // a folder is entered
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	s := &Set{dir: dir, db: db, log: log, entries: map[string]*entry{}}

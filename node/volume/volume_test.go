@@ -60,6 +60,17 @@ func check(t *testing.T, err error) {
 	}
 }
 
+// A user of the machine gets at no volume, though he knows its name.
+func TestOnlyRootGetsIntoVolumes(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.Mkdir(filepath.Join(dir, "volumes"), 0o711))
+	open(t, dir)
+	info := must[os.FileInfo](t)(os.Stat(filepath.Join(dir, "volumes")))
+	if info.Mode().Perm() != 0o700 {
+		t.Errorf("mode %v", info.Mode())
+	}
+}
+
 func TestLife(t *testing.T) {
 	dir, ctx := t.TempDir(), t.Context()
 	s, shut := open(t, dir)
