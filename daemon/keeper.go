@@ -5,6 +5,7 @@ import (
 	"io"
 	"path/filepath"
 
+	"berth/base/heap"
 	"berth/node/keeper"
 )
 
@@ -18,6 +19,7 @@ type KeeperConfig struct {
 
 // RunKeeper runs the keeper role: the parent of every container.
 func RunKeeper(ctx context.Context, c KeeperConfig) error {
+	defer heap.Calm()()
 	log, err := newLogger(c.Log, c.LogLevel, c.LogFormat)
 	if err != nil {
 		return err
