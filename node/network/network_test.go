@@ -360,6 +360,20 @@ func (s *Set) settle(t testing.TB) {
 	}
 }
 
+// removeForward deletes a chain, as people do by hand.
+func (fw *firewall) removeForward() error {
+	return fw.host.do(func() error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		chain := &nftables.Chain{Table: fw.table, Name: chainForward}
+		c.FlushChain(chain)
+		c.DelChain(chain)
+		return c.Flush()
+	})
+}
+
 // rulesBack waits until the rules that somebody deleted stand again.
 func (s *Set) rulesBack(t testing.TB) {
 	t.Helper()

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,13 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tableDeleted is the type of the kernel's message that a table of nftables
-// is no more.
-const tableDeleted = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
-
-// watch sends to gone when a table of the host was deleted, ours or not, by us
-// or not, until ctx is done; and once at the start, for what was deleted
-// before. It costs nothing while no rules change.
+// watch sends to gone when our table or a chain of it was deleted, by us or not,
+// until ctx is done; and once at the start, for what was deleted before. It costs
+// nothing while no rules change.
 func (fw *firewall) watch(ctx context.Context, gone chan<- struct{}) error {
 	var conn *netlink.Conn
 	err := fw.host.do(func() (err error) {
@@ -29,10 +26,7 @@ func (fw *firewall) watch(ctx context.Context, gone chan<- struct{}) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	for deleted := true; ; {
 		if deleted {
-			select {
-			case gone <- struct{}{}:
-			default: // it is told already
-			}
+			tell(gone)
 		}
 		messages, err := conn.Receive()
 		switch {
@@ -44,7 +38,24 @@ func (fw *firewall) watch(ctx context.Context, gone chan<- struct{}) error {
 			_ = conn.Close()
 			return fmt.Errorf("listen for changes of nftables: %w", err)
 		default:
-			deleted = slices.ContainsFunc(messages, func(m netlink.Message) bool { return m.Header.Type == tableDeleted })
+			deleted = slices.ContainsFunc(messages, fw.isDeletion)
 		}
+	}
+}
+
+// isDeletion says whether the kernel tells that our table, or a chain of it, is
+// no more.
+func (fw *firewall) isDeletion(m netlink.Message) bool {
+	switch m.Header.Type {
+	case unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE, unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELCHAIN:
+		return bytes.Contains(m.Data, append([]byte(fw.table.Name), 0)) // of the names in it one is the table's
+	}
+	return false
+}
+
+func tell(gone chan<- struct{}) {
+	select {
+	case gone <- struct{}{}:
+	default: // it is told already
 	}
 }

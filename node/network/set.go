@@ -23,8 +23,8 @@ import (
 
 const familyAll = unix.AF_UNSPEC
 
-// checkEvery is how often Run looks whether the rules are still there, though
-// the kernel told nothing.
+// checkEvery is how often Run looks whether the rules are still there, where the
+// kernel does not tell.
 const checkEvery = time.Minute
 
 // When Run has CNI plugins collect leftovers: not while all pods come back.
@@ -159,24 +159,17 @@ func (s *Set) ensureDefault(ctx context.Context) error {
 // collect leftovers, until ctx is done. Names and held ports are served from
 // Open to Close, whether it runs or not.
 func (s *Set) Run(ctx context.Context) error {
-	tick, leftovers := time.NewTicker(checkEvery), time.NewTimer(collectAfter)
-	defer tick.Stop()
+	leftovers := time.NewTimer(collectAfter)
 	defer leftovers.Stop()
 	gone := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
-	watching.Go(func() {
-		if err := s.firewall.watch(ctx, gone); ctx.Err() == nil {
-			s.cfg.Log.WarnContext(ctx, "nftables rules are looked at now and then only", "every", checkEvery, "err", err)
-		}
-	})
+	watching.Go(func() { s.watchRules(ctx, gone) })
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-gone:
-			s.repair(ctx)
-		case <-tick.C:
 			s.repair(ctx)
 		case <-leftovers.C:
 			leftovers.Reset(collectEvery)
@@ -186,6 +179,25 @@ func (s *Set) Run(ctx context.Context) error {
 			if err := s.collectCNI(ctx); err != nil {
 				s.cfg.Log.WarnContext(ctx, "CNI plugins cannot collect leftovers", "err", err)
 			}
+		}
+	}
+}
+
+// watchRules sends to gone when rules may have gone, until ctx is done.
+func (s *Set) watchRules(ctx context.Context, gone chan<- struct{}) {
+	err := s.firewall.watch(ctx, gone)
+	if ctx.Err() != nil {
+		return
+	}
+	s.cfg.Log.WarnContext(ctx, "nftables rules are looked at now and then only", "every", checkEvery, "err", err)
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		tell(gone)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -106,6 +106,7 @@ func (s *Store) Sync(ctx context.Context) error {
 			}
 		})
 		s.sealLater(was)
+		s.nudge(s.restless)
 	}
 	// Everything handed to Later before goes along with this.
 	return s.db.Update(ctx, func(*kv.Tx) error { return nil })

@@ -123,6 +123,7 @@ func (s *Store) hold(name string) (letGo func()) {
 		defer s.mu.Unlock()
 		s.goneLocked(name, true) // looked at by the next sweep, if no record took it
 		add(s.making, name, -1)
+		s.nudge(s.restless)
 	}
 }
 

@@ -203,7 +203,8 @@ func (s *Store) restImages(ctx context.Context) error {
 }
 
 // idleImages lists the plain images that may rest, and sees to it that they
-// are looked at again that may not yet.
+// are looked at again that were wanted lately. Whoever ends what others are
+// wanted for has them looked at.
 func (s *Store) idleImages() (idle []string) {
 	s.mu.RLock()
 	names := map[string]bool{}
@@ -218,7 +219,8 @@ func (s *Store) idleImages() (idle []string) {
 		info, err := os.Stat(s.images.path(name))
 		switch {
 		case err != nil: // it rests already
-		case busy || time.Since(info.ModTime()) < s.restAfter || time.Since(s.images.usedLast(name)) < s.restAfter:
+		case busy:
+		case time.Since(info.ModTime()) < s.restAfter || time.Since(s.images.usedLast(name)) < s.restAfter:
 			again = true
 		default:
 			idle = append(idle, name)
