@@ -87,6 +87,6 @@ func BenchmarkReturn(b *testing.B) {
 		b.StopTimer()
 		r.stop()
 		b.StartTimer()
-		r.open("crun")
+		r.open()
 	}
 }

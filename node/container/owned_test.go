@@ -3,7 +3,6 @@ package container_test
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -231,37 +230,13 @@ func (w *world) serves() (a answered) {
 	return a
 }
 
-func eachOwnedStep(t *testing.T, test func(w *world, i int)) {
-	var steps []string
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.open()
-		w.count(0, 0)
-		if a := w.serves(); !a.removed {
-			t.Errorf("answered %+v", a)
-		}
-		time.Sleep(2 * time.Second)
-		steps = w.taken()
-		w.wantNothing()
-		w.shut()
-	})
-	if len(steps) < 6 {
-		t.Fatalf("only %d steps: %v", len(steps), steps)
-	}
-	for i, step := range steps {
-		t.Run(fmt.Sprintf("%02d %s", i+1, step), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.open()
-				test(w, i+1)
-				w.shut()
-			})
-		})
-	}
+func eachOwnedStep(t *testing.T, test func(w *world, i int, step string)) {
+	t.Helper()
+	eachStep(t, 6, func(w *world) bool { return w.serves().removed }, test)
 }
 
 func TestOwnedFailureAtEachStep(t *testing.T) {
-	eachOwnedStep(t, func(w *world, i int) {
+	eachOwnedStep(t, func(w *world, i int, _ string) {
 		w.count(i, 0)
 		a := w.serves()
 		w.count(0, 0)
@@ -281,7 +256,7 @@ func TestOwnedFailureAtEachStep(t *testing.T) {
 }
 
 func TestOwnedCrashAtEachStep(t *testing.T) {
-	eachOwnedStep(t, func(w *world, i int) {
+	eachOwnedStep(t, func(w *world, i int, _ string) {
 		w.count(0, i)
 		a := w.serves()
 		w.crash()

@@ -27,7 +27,7 @@ func (r *real) realSpec(id string, terminal bool, args ...string) spec.Given {
 		Process: &specs.Process{Terminal: terminal, Args: args, Cwd: "/", Env: []string{"PATH=/bin"}},
 		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
 		Linux: &specs.Linux{
-			CgroupsPath: "/berth-" + filepath.Base(r.state) + "/" + id,
+			CgroupsPath: r.cgroup() + "/" + id,
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}},
 		},
 	})
@@ -102,27 +102,7 @@ func (r *real) waitTask(g spec.Given, exec string) container.TaskExit {
 }
 
 func TestRealTasks(t *testing.T) {
-	for _, program := range []string{"crun", "runc"} {
-		t.Run(program, func(t *testing.T) {
-			r := newReal(t, program)
-			t.Run("life", func(t *testing.T) { realTask(t, r) })
-			t.Run("exec", func(t *testing.T) { realTaskExec(t, r) })
-			t.Run("comes back", func(t *testing.T) { realTaskReturn(t, r, program) })
-			t.Run("own root", func(t *testing.T) { realTaskRoot(t, r) })
-			r.tidyUp()
-			for _, pattern := range []string{"containers/*", "tasks/*", "runtime/*/*"} {
-				if left, _ := filepath.Glob(filepath.Join(r.state, pattern)); len(left) != 0 {
-					t.Errorf("left behind: %v", left)
-				}
-			}
-			if left := r.cgroups("*/cgroup.procs"); len(left) != 0 {
-				t.Errorf("left behind: %v", left)
-			}
-			if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), r.state) {
-				t.Errorf("mounts are left: %v\n%s", err, mounts)
-			}
-		})
-	}
+	eachReal(t, realPart{"life", realTask}, realPart{"exec", realTaskExec}, realPart{"comes back", realTaskReturn}, realPart{"own root", realTaskRoot})
 }
 
 func realTask(t *testing.T, r *real) {
@@ -195,7 +175,7 @@ func realTaskExec(t *testing.T, r *real) {
 	}
 }
 
-func realTaskReturn(t *testing.T, r *real, program string) {
+func realTaskReturn(t *testing.T, r *real) {
 	running, created := r.realSpec("running", false, "/bin/sh", "-c", "cat; exit 4"), r.realSpec("created", false, "/bin/sh", "-c", "echo at last")
 	streams, out := r.fifos("running")
 	before := r.createTask(running, container.TaskRequest{Rootfs: r.busyboxRoot("running"), Streams: streams})
@@ -204,7 +184,7 @@ func realTaskReturn(t *testing.T, r *real, program string) {
 	r.startTask(running, "")
 	streams, last := r.fifos("created")
 	r.createTask(created, container.TaskRequest{Rootfs: r.busyboxRoot("created"), Streams: streams})
-	r.reopen(program)
+	r.reopen()
 	state, err := r.node.Task(t.Context(), "test", "running", "")
 	r.ok(err)
 	if state.Status != container.TaskRunning || state.Pid != before.Pid || state.Streams != before.Streams {

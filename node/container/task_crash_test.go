@@ -2,12 +2,10 @@ package container_test
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"berth/base/errs"
 	"berth/node/container"
@@ -44,38 +42,13 @@ func (w *world) works() (a answered) {
 	return a
 }
 
-// eachTaskStep runs test once for every step of a task's life.
-func eachTaskStep(t *testing.T, test func(w *world, i int)) {
-	var steps []string
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.open()
-		w.count(0, 0)
-		if a := w.works(); !a.removed {
-			t.Errorf("answered %+v", a)
-		}
-		time.Sleep(2 * time.Second)
-		steps = w.taken()
-		w.wantNothing()
-		w.shut()
-	})
-	if len(steps) < 8 {
-		t.Fatalf("only %d steps: %v", len(steps), steps)
-	}
-	for i, step := range steps {
-		t.Run(fmt.Sprintf("%02d %s", i+1, step), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.open()
-				test(w, i+1)
-				w.shut()
-			})
-		})
-	}
+func eachTaskStep(t *testing.T, test func(w *world, i int, step string)) {
+	t.Helper()
+	eachStep(t, 8, func(w *world) bool { return w.works().removed }, test)
 }
 
 func TestTaskFailureAtEachStep(t *testing.T) {
-	eachTaskStep(t, func(w *world, i int) {
+	eachTaskStep(t, func(w *world, i int, _ string) {
 		w.count(i, 0)
 		_ = w.works()
 		w.count(0, 0)
@@ -86,7 +59,7 @@ func TestTaskFailureAtEachStep(t *testing.T) {
 }
 
 func TestTaskCrashAtEachStep(t *testing.T) {
-	eachTaskStep(t, func(w *world, i int) {
+	eachTaskStep(t, func(w *world, i int, _ string) {
 		w.count(0, i)
 		a := w.works()
 		w.crash()
@@ -129,7 +102,7 @@ func wantNoTask(w *world, err error) {
 }
 
 func TestTaskPowerCutAtEachStep(t *testing.T) {
-	eachTaskStep(t, func(w *world, i int) {
+	eachTaskStep(t, func(w *world, i int, _ string) {
 		w.count(0, i)
 		a := w.works()
 		w.powerCut()
