@@ -48,6 +48,9 @@ type CRIDefaults struct {
 	// PinnedImages are names, or patterns of them, of images that stay when
 	// kubelet wants disk.
 	PinnedImages []string `toml:"pinned_images"`
+	// AllowedAnnotations are names, or patterns of them, of annotations of pods
+	// and containers that reach the runtime: some change what it does.
+	AllowedAnnotations []string `toml:"allowed_annotations"`
 	// PullStallSeconds is how long nothing may come of a pull; 300 when 0.
 	PullStallSeconds int `toml:"pull_stall_seconds"`
 }
@@ -144,7 +147,8 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		Runner: n.containers, Networks: n.networks, Namespaces: n.pods.namespaces, Snapshots: n.snapshots,
 		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime, Features: n.podFeatures(),
 		Seccomp: n.pods.watcher, Devices: devices,
-		Host: n.host, CgroupParent: n.cgroup(), ProfileRoot: n.profileRoot(), DefaultSeccomp: n.config.CRI.SeccompDefault, Log: n.log.With("room", "pod"),
+		Host: n.host, CgroupParent: n.cgroup(), ProfileRoot: n.profileRoot(), DefaultSeccomp: n.config.CRI.SeccompDefault,
+		Annotations: n.config.CRI.AllowedAnnotations, Log: n.log.With("room", "pod"),
 	}
 	if n.config.CRI.Pause != "" {
 		config.Pause = []string{n.config.CRI.Pause}

@@ -51,6 +51,9 @@ type PodInput struct {
 	Devices CDI
 	// ProfileDir is where seccomp profiles with a relative name lie.
 	ProfileDir string
+	// Annotations are names, or patterns of them, of annotations of pods and
+	// containers that the runtime may see: some change what it does.
+	Annotations []string
 	// DefaultSeccomp: who names no seccomp profile has the default one.
 	DefaultSeccomp bool
 }
@@ -127,17 +130,35 @@ const (
 	annotationPodUID    = "io.kubernetes.cri.sandbox-uid"
 )
 
-// podAnnotations are the container's own and those that runtimes of virtual
-// machines and hooks know a container of Kubernetes by.
+// kubernetesPrefix is of annotations that mean nothing to a runtime.
+const kubernetesPrefix = "io.kubernetes."
+
+// podAnnotations are those that runtimes of virtual machines and hooks know a
+// container of Kubernetes by, kubelet's own, and those of the container and its
+// pod that may be in a spec.
 func podAnnotations(in PodInput) map[string]string {
-	all := maps.Clone(in.Container.Config.Annotations)
-	if all == nil {
-		all = map[string]string{}
+	all := map[string]string{}
+	for name, value := range in.Pod.Config.Annotations {
+		if allowed(in.Annotations, name) {
+			all[name] = value
+		}
+	}
+	for name, value := range in.Container.Config.Annotations {
+		if strings.HasPrefix(name, kubernetesPrefix) || allowed(in.Annotations, name) {
+			all[name] = value
+		}
 	}
 	maps.Copy(all, sandboxAnnotations(in.Pod, "container"))
 	all[annotationContainer] = in.Container.Config.Name
 	all[annotationImage] = firstOf(in.Container.Config.UserImage, in.Container.Config.Image)
 	return all
+}
+
+func allowed(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool {
+		matches, err := path.Match(pattern, name)
+		return matches && err == nil
+	})
 }
 
 func sandboxAnnotations(p spec.Pod, kind string) map[string]string {

@@ -384,6 +384,42 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// Annotations that change what a runtime does reach it only where that is
+// allowed.
+func TestAnnotationsThatRuntimesObey(t *testing.T) {
+	in := podInput(t, spec.PodContainerConfig{Annotations: map[string]string{
+		"run.oci.hooks.stdout": "/etc/passwd", "org.systemd.property.ExecStart": "x", "module.wasm.image/variant": "compat",
+		"io.kubernetes.container.hash": "1", "io.kubernetes.cri.sandbox-id": "another's",
+	}})
+	in.Pod.Config.Annotations = map[string]string{"run.oci.keep_original_groups": "1", "run.oci.hooks.stdout": "/dev/null"}
+	for allowed, want := range map[string][]string{
+		"":                            {},
+		"run.oci.keep_*":              {"run.oci.keep_original_groups=1"},
+		"run.oci.*":                   {"run.oci.hooks.stdout=/etc/passwd", "run.oci.keep_original_groups=1"},
+		"module.wasm.image/variant":   {"module.wasm.image/variant=compat"},
+		"org.systemd.property.Memory": {},
+	} {
+		in.Annotations = []string{allowed}
+		s, _, err := bundle.PodSpec(t.Context(), in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Annotations["io.kubernetes.container.hash"] != "1" || s.Annotations["io.kubernetes.cri.sandbox-id"] != in.Pod.ID {
+			t.Errorf("annotations %v", s.Annotations)
+		}
+		got := []string{}
+		for name, value := range s.Annotations {
+			if !strings.HasPrefix(name, "io.kubernetes.") {
+				got = append(got, name+"="+value)
+			}
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("allowed %q: %q, want %q", allowed, got, want)
+		}
+	}
+}
+
 func TestDevicesByCDI(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "vendor.json"), `{"cdiVersion":"0.6.0","kind":"vendor.com/class","devices":[

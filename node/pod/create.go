@@ -218,6 +218,7 @@ func (s *Set) prepare(ctx context.Context, m *member, image Image) (*specs.Spec,
 		CgroupPath: s.cgroupPath(&pod.Config, m.id), Idmap: idmap(&pod.Config), PIDNS: pidns,
 		ResolvConf: s.podPath(m.pod, resolvConf), Hosts: s.podPath(m.pod, hosts), HostnameFile: s.podPath(m.pod, hostnameFile), Shm: s.shmOf(m.pod),
 		Images: volumes, Devices: s.Devices, ProfileDir: s.ProfileRoot, DefaultSeccomp: s.DefaultSeccomp,
+		Annotations: s.Annotations,
 	})
 	end(err)
 	if err != nil {

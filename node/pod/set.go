@@ -40,6 +40,9 @@ type Config struct {
 	CgroupParent string
 	// ProfileRoot is where localhost seccomp profiles with a relative name are.
 	ProfileRoot string
+	// Annotations are names, or patterns of them, of annotations of pods and
+	// containers that runtimes may see.
+	Annotations []string
 	// DefaultSeccomp: containers that name no seccomp profile have the default
 	// one.
 	DefaultSeccomp bool
