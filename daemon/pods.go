@@ -51,6 +51,10 @@ type CRIDefaults struct {
 	// AllowedAnnotations are names, or patterns of them, of annotations of pods
 	// and containers that reach the runtime: some change what it does.
 	AllowedAnnotations []string `toml:"allowed_annotations"`
+	// RestoreByCreate: a container may be made of a checkpoint that takes the
+	// place of its image. Who writes a checkpoint chooses the rights of its
+	// processes.
+	RestoreByCreate bool `toml:"restore_by_create"`
 	// PullStallSeconds is how long nothing may come of a pull; 300 when 0.
 	PullStallSeconds int `toml:"pull_stall_seconds"`
 }
@@ -147,6 +151,7 @@ func (n *node) openPods(ctx context.Context) (err error) {
 		Runner: n.containers, Networks: n.networks, Namespaces: n.pods.namespaces, Snapshots: n.snapshots,
 		Images: podImages{n.images.Space(pod.Namespace)}, Events: n.events, Runtimes: n.podRuntime, Features: n.podFeatures(),
 		Seccomp: n.pods.watcher, Devices: devices,
+		Restored: filepath.Join(n.config.Root, "checkpoint", "pods"), RestoreByCreate: n.config.CRI.RestoreByCreate,
 		Host: n.host, CgroupParent: n.cgroup(), ProfileRoot: n.profileRoot(), DefaultSeccomp: n.config.CRI.SeccompDefault,
 		Annotations: n.config.CRI.AllowedAnnotations, Log: n.log.With("room", "pod"),
 	}
@@ -266,6 +271,11 @@ func (i podImages) Resolve(ctx context.Context, ref string) (pod.Image, error) {
 		out.Name = tags[0]
 	}
 	return out, nil
+}
+
+// Annotations implements pod.Images.
+func (i podImages) Annotations(ctx context.Context, ref string) (map[string]string, error) {
+	return i.space.Annotations(ctx, ref)
 }
 
 // claims says whether an id is that of a container, or of a pod or a container

@@ -103,7 +103,7 @@ func TestWhatIsNotThere(t *testing.T) {
 		"UpdateContainerResources": second(w.client.UpdateContainerResources(ctx, &api.UpdateContainerResourcesRequest{ContainerId: "x"})),
 		"ReopenContainerLog":       second(w.client.ReopenContainerLog(ctx, &api.ReopenContainerLogRequest{ContainerId: "x"})),
 		"CheckpointContainer":      second(w.client.CheckpointContainer(ctx, &api.CheckpointContainerRequest{ContainerId: "x", Location: "/x"})),
-		"CheckpointPod":            second(w.client.CheckpointPod(ctx, &api.CheckpointPodRequest{PodSandboxId: "x"})),
+		"CheckpointPod":            second(w.client.CheckpointPod(ctx, &api.CheckpointPodRequest{PodSandboxId: "x", OutputPath: "/x"})),
 	} {
 		w.want(codes.NotFound, err, doing)
 	}

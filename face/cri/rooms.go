@@ -21,6 +21,11 @@ type Pods interface {
 	Pod(id string) (spec.Pod, error) // the whole id, or a beginning that only one has
 	Pods() []spec.Pod
 	UpdatePod(ctx context.Context, id string, overhead, resources *spec.PodResources) error
+	// CheckpointPod writes containers of a pod to an empty folder, RestorePod
+	// makes a pod of such a folder: its containers, whose ids come in the order
+	// of containers, go on when they are started.
+	CheckpointPod(ctx context.Context, id, dir string, containers []string) error
+	RestorePod(ctx context.Context, dir string, config spec.PodConfig, containers []spec.PodContainerConfig) (id string, ids []string, err error)
 }
 
 // Containers are those of the pods.

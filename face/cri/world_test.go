@@ -2,6 +2,8 @@ package cri_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -198,6 +200,24 @@ func (r *rooms) Checkpoint(ctx context.Context, id, path string) error {
 	}
 	r.note("checkpoint to " + path)
 	return r.change(id, "", func(*spec.PodContainer) {})
+}
+
+func (r *rooms) CheckpointPod(_ context.Context, id, dir string, containers []string) error {
+	if _, err := r.Pod(id); err != nil {
+		return err
+	}
+	r.note(fmt.Sprintf("checkpoint %d of pod to %s", len(containers), dir))
+	return nil
+}
+
+func (r *rooms) RestorePod(ctx context.Context, dir string, config spec.PodConfig, containers []spec.PodContainerConfig) (id string, ids []string, err error) {
+	r.note("restore pod from " + dir)
+	id, err = r.RunPod(ctx, config)
+	for _, c := range containers {
+		made, failed := r.CreateContainer(ctx, id, c)
+		ids, err = append(ids, made), errors.Join(err, failed)
+	}
+	return id, ids, err
 }
 
 func (r *rooms) ContainerSpec(_ context.Context, id string) (*specs.Spec, error) {

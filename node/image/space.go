@@ -10,6 +10,7 @@ import (
 
 	"berth/base/errs"
 	"berth/image/catalog"
+	"berth/image/manifest"
 	"berth/image/pull"
 	"berth/image/reference"
 	"berth/node/snapshot"
@@ -139,6 +140,20 @@ func (sp *Space) namesOf(id string) []string {
 		}
 	}
 	return names
+}
+
+// Annotations are those of an image's manifest, which is read for it.
+func (sp *Space) Annotations(ctx context.Context, ref string) (map[string]string, error) {
+	rec, _, err := sp.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	body, err := sp.set.Blobs.Read(ctx, rec.Manifest.Digest, manifest.Limit)
+	if err != nil {
+		return nil, err
+	}
+	m, err := manifest.Parse(rec.Manifest, body)
+	return m.Annotations, err
 }
 
 // Chain is Set.Chain for an image of the space.

@@ -65,6 +65,19 @@ func (s *Set) finishWithin(ctx context.Context, atMost time.Duration, fn func(co
 	return err
 }
 
+// through runs fn, which is told when its caller goes away, and waits for its
+// end all the same.
+func (s *Set) through(ctx context.Context, atMost time.Duration, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	done := make(chan error, 1)
+	if !s.background.Go(func() { done <- errs.Full(group.Guarded(ctx, s.Log, fn)) }) {
+		return errs.New(errs.Unavailable, "the node is shutting down")
+	}
+	return <-done
+}
+
 // each runs fn for all at once and joins what failed.
 func each[T any](all []T, fn func(T) error) []error {
 	failed := make([]error, len(all))

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"berth/base/errs"
 	"berth/base/undo"
@@ -19,10 +24,27 @@ import (
 	"berth/spec"
 )
 
-// Checkpoint writes a container to an archive at path, as other runtimes of
-// Kubernetes write them and tools read them: what CRIU has of its processes,
-// what it has changed of its image, its spec and its log. It runs on. There is
-// an archive only when it is whole.
+// The parts of a checkpoint, as other runtimes of Kubernetes write them and
+// tools read them.
+const (
+	processesPart = "checkpoint"      // folder of what CRIU has of the processes
+	changesPart   = "rootfs-diff.tar" // what the container has changed of its image
+	specPart      = "spec.dump"
+	configPart    = "config.dump"
+	statusPart    = "status.dump"
+	logPart       = "container.log"
+	deletedPart   = "deleted.files" // what some have beside changesPart
+	podPart       = "pod.dump"
+)
+
+// checkpointLimit is how long a checkpoint may take whose client sets no limit.
+const checkpointLimit = time.Hour
+
+// Checkpoint writes a container to an archive at path: its processes, what it
+// has changed of its image, its spec and its log, all of one moment. Then it
+// runs on. There is an archive only when it is whole. Whoever goes away before
+// gets none; CRIU is at most waited for, since a container that it is ended in
+// would not survive that.
 //
 // errs.Conflict: it does not run. errs.Unsupported: its runtime or this machine
 // cannot.
@@ -31,16 +53,7 @@ func (s *Set) Checkpoint(ctx context.Context, id, path string) error {
 	if err != nil {
 		return err
 	}
-	return s.finish(ctx, func(ctx context.Context) (err error) {
-		if err := m.op.Lock(ctx); err != nil {
-			return fmt.Errorf("checkpoint container %s: it is busy: %w", m.id, err)
-		}
-		defer m.op.Unlock()
-		ctx, end := s.traced(ctx, m.pod.id, "checkpoint container "+m.rec.Load().Container.Config.Name)
-		defer func() { end(err) }()
-		if is := s.show(m); is.State != spec.Running {
-			return errs.New(errs.Conflict, "checkpoint container %s: it is %s", m.id, is.State)
-		}
+	return s.through(ctx, checkpointLimit, func(ctx context.Context) error {
 		if err := s.checkpoint(ctx, m, path); err != nil {
 			return fmt.Errorf("checkpoint container %s: %w", m.id, err)
 		}
@@ -48,8 +61,207 @@ func (s *Set) Checkpoint(ctx context.Context, id, path string) error {
 	})
 }
 
-// checkpointed describes a container to those that read archives of them.
-type checkpointed struct {
+// checkpoint gathers the archive's parts in a folder beside it.
+func (s *Set) checkpoint(ctx context.Context, m *member, path string) (err error) {
+	dir, err := os.MkdirTemp(filepath.Dir(path), partsPrefix)
+	if err != nil {
+		return err
+	}
+	var u undo.Stack
+	u.Add("forget that it was done", func(ctx context.Context) error { return s.unmark(ctx, m) })
+	u.Add("remove the parts", func(context.Context) error { return os.RemoveAll(dir) })
+	defer func() { u.Run(ctx, &err) }()
+	parts := filepath.Join(dir, "parts")
+	if err := s.capture(ctx, []*member{m}, dir, func(*member) string { return parts }); err != nil {
+		return err
+	}
+	return packInto(ctx, parts, path)
+}
+
+// partsPrefix is what folders beside archives are called by.
+const partsPrefix = ".checkpoint-"
+
+// CheckpointPod writes containers of a pod, all of one moment, to the empty
+// folder dir. Then they run on. On failure the folder is empty.
+//
+// errs.Invalid: not such a folder, or containers that are not the pod's or
+// named twice. errs.Conflict: the pod is not ready, or a container does not run.
+func (s *Set) CheckpointPod(ctx context.Context, id, dir string, containers []string) error {
+	p, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	members, err := s.chosen(p, containers)
+	if err != nil {
+		return fmt.Errorf("checkpoint pod %s: %w", p.id, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		return errs.New(errs.Invalid, "checkpoint pod %s: %s is no empty folder", p.id, dir)
+	}
+	return s.through(ctx, checkpointLimit, func(ctx context.Context) (err error) {
+		if err := p.enter(); err != nil {
+			return fmt.Errorf("checkpoint pod: %w", err)
+		}
+		defer p.leave()
+		var u undo.Stack
+		u.Add("forget that it was done", func(ctx context.Context) error {
+			return errors.Join(each(members, func(m *member) error { return s.unmark(ctx, m) })...)
+		})
+		u.Add("empty the folder", func(context.Context) error {
+			if err == nil {
+				return nil
+			}
+			return empty(dir)
+		})
+		defer func() { u.Run(ctx, &err) }()
+		if err := s.capture(ctx, members, dir, func(m *member) string { return filepath.Join(dir, m.id) }); err != nil {
+			return fmt.Errorf("checkpoint pod %s: %w", p.id, err)
+		}
+		if err := errors.Join(writePart(dir, podPart, describe(p.get(), members)), syncBelow(dir), ctx.Err()); err != nil {
+			return fmt.Errorf("checkpoint pod %s: %w", p.id, err)
+		}
+		return nil
+	})
+}
+
+// chosen are the containers of the pod that a request names, in the order that
+// several are always locked in.
+func (s *Set) chosen(p *pod, ids []string) ([]*member, error) {
+	if len(ids) == 0 {
+		return nil, errs.New(errs.Invalid, "which containers?")
+	}
+	var members []*member
+	for _, id := range ids {
+		m, err := s.findContainer(id)
+		switch {
+		case err != nil:
+			return nil, err
+		case m.pod != p:
+			return nil, errs.New(errs.Invalid, "container %s is not of this pod", id)
+		case slices.Contains(members, m):
+			return nil, errs.New(errs.Invalid, "container %s is named twice", id)
+		}
+		members = append(members, m)
+	}
+	slices.SortFunc(members, func(a, b *member) int { return strings.Compare(a.id, b.id) })
+	return members, nil
+}
+
+// capture writes containers to the folders that dir says, all of one moment.
+// They run on when it returns. Until they are unmarked a node that comes after
+// this one takes it back, and what is in the folder all.
+func (s *Set) capture(ctx context.Context, members []*member, all string, dir func(*member) string) (err error) {
+	for _, m := range members {
+		if err := m.op.Lock(ctx); err != nil {
+			return fmt.Errorf("container %s is busy: %w", m.id, err)
+		}
+		defer m.op.Unlock()
+		if is := s.show(m); is.State != spec.Running {
+			return errs.New(errs.Conflict, "container %s is %s", m.id, is.State)
+		}
+	}
+	ctx, end := s.traced(ctx, members[0].pod.id, "checkpoint")
+	defer func() { end(err) }()
+	var u undo.Stack
+	defer func() { u.Run(ctx, &err) }() // they run on, whatever happens
+	for _, m := range members {
+		u.Add("thaw container "+m.id, func(ctx context.Context) error { return s.thaw(ctx, m) })
+	}
+	if err := errors.Join(each(members, func(m *member) error { return s.freeze(ctx, m, all) })...); err != nil {
+		return err
+	}
+	for _, m := range members {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.write(ctx, m, dir(m)); err != nil {
+			return fmt.Errorf("container %s: %w", m.id, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// freeze has a container stand still. That it does is on record before. op is
+// held, as for thaw and write.
+func (s *Set) freeze(ctx context.Context, m *member, dir string) error {
+	if err := s.changeMember(m, func(r *containerRecord) { r.Frozen = dir }); err != nil {
+		return err
+	}
+	return s.Runner.PauseTask(ctx, Namespace, m.id)
+}
+
+// thaw has a container run on; one that does or that has ended is no error.
+func (s *Set) thaw(ctx context.Context, m *member) error {
+	if err := s.Runner.ResumeTask(ctx, Namespace, m.id); err != nil && s.show(m).State == spec.Paused {
+		return err
+	}
+	return nil
+}
+
+// unmark says that there is nothing to take back any more.
+func (s *Set) unmark(ctx context.Context, m *member) error {
+	if err := m.op.Lock(ctx); err != nil {
+		return err
+	}
+	defer m.op.Unlock()
+	if m.rec.Load().Frozen == "" {
+		return nil
+	}
+	return s.changeMember(m, func(r *containerRecord) { r.Frozen = "" })
+}
+
+// thawed takes back what an earlier node was at: a container that stands still
+// for a checkpoint that nobody writes any more runs on.
+func (s *Set) thawed(ctx context.Context, m *member) error {
+	dir := m.rec.Load().Frozen
+	err := errors.Join(s.thaw(ctx, m), empty(dir))
+	if strings.HasPrefix(filepath.Base(dir), partsPrefix) {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		return err
+	}
+	return s.changeMember(m, func(r *containerRecord) { r.Frozen = "" })
+}
+
+// write writes a container that stands still to a folder.
+func (s *Set) write(ctx context.Context, m *member, dir string) error {
+	c := s.show(m)
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.MkdirAll(in(processesPart), 0o700); err != nil {
+		return err
+	}
+	// CRIU goes on when its runtime is killed, in the middle of a process.
+	if err := s.Runner.CheckpointTask(context.WithoutCancel(ctx), Namespace, m.id, container.Checkpoint{
+		Image: in(processesPart), Work: dir, FileLocks: true, OpenTCP: true, Terminal: c.Config.TTY,
+	}); err != nil {
+		return err
+	}
+	if err := s.writeChanges(ctx, m, in(changesPart)); err != nil {
+		return fmt.Errorf("what it has changed: %w", err)
+	}
+	oci, err := s.ContainerSpec(ctx, m.id)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		writePart(dir, specPart, oci),
+		writePart(dir, statusPart, map[string]any{"CreatedAt": c.Created.UnixNano(), "StartedAt": c.Started.UnixNano(), "Pid": c.Pid}),
+		writePart(dir, configPart, dumped{
+			ID: m.id, Name: c.Config.Name, ImageName: imageName(&c), ImageID: c.ImageID, ImageRef: c.ImageRef,
+			Runtime: m.pod.get().Runtime, Created: c.Created, Checkpointed: time.Now().UTC(),
+		}))
+	if err != nil {
+		return err
+	}
+	if err := copyLog(c.LogPath, in(logPart)); err != nil {
+		return fmt.Errorf("its log: %w", err)
+	}
+	return nil
+}
+
+// dumped describes a container to those that read checkpoints.
+type dumped struct {
 	ID           string    `json:"id"`
 	Name         string    `json:"name"`
 	ImageName    string    `json:"rootfsImageName"`
@@ -62,48 +274,45 @@ type checkpointed struct {
 	WasRestored  bool      `json:"restored"`
 }
 
-// checkpoint gathers the archive's parts in a folder beside it. op is held.
-func (s *Set) checkpoint(ctx context.Context, m *member, path string) (err error) {
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".checkpoint-")
+// imageName is how people call what the container stands on.
+func imageName(c *spec.PodContainer) string {
+	if filepath.IsAbs(c.Config.Image) { // it was a checkpoint
+		return c.ImageRef
+	}
+	return cmp.Or(c.Config.UserImage, c.Config.Image)
+}
+
+// dumpedPod describes a pod likewise.
+type dumpedPod struct {
+	Metadata struct {
+		Name      string `json:"name"`
+		UID       string `json:"uid"`
+		Namespace string `json:"namespace"`
+		Attempt   uint32 `json:"attempt"`
+	} `json:"metadata"`
+	Hostname     string            `json:"hostname"`
+	Runtime      string            `json:"runtime"`
+	Checkpointed time.Time         `json:"checkpointedTime"`
+	Containers   map[string]string `json:"containers"` // name to folder
+}
+
+func describe(p spec.Pod, members []*member) (d dumpedPod) {
+	m := &d.Metadata
+	m.Name, m.UID, m.Namespace, m.Attempt = p.Config.Name, p.Config.UID, p.Config.Namespace, p.Config.Attempt
+	d.Hostname, d.Runtime, d.Checkpointed = p.Config.Hostname, p.Runtime, time.Now().UTC()
+	d.Containers = map[string]string{}
+	for _, m := range members {
+		d.Containers[m.rec.Load().Container.Config.Name] = m.id
+	}
+	return d
+}
+
+func writePart(dir, name string, part any) error {
+	body, err := json.Marshal(part)
 	if err != nil {
 		return err
 	}
-	var u undo.Stack
-	u.Add("remove the parts", func(context.Context) error { return os.RemoveAll(dir) })
-	defer u.Run(ctx, &err)
-	in := func(name string) string { return filepath.Join(dir, name) }
-	if err := os.Mkdir(in("checkpoint"), 0o700); err != nil {
-		return err
-	}
-	if err := s.Runner.CheckpointTask(ctx, Namespace, m.id, container.Checkpoint{Image: in("checkpoint"), FileLocks: true, Terminal: s.show(m).Config.TTY}); err != nil {
-		return err
-	}
-	if err := s.writeChanges(ctx, m, in("rootfs-diff.tar")); err != nil {
-		return fmt.Errorf("what it has changed: %w", err)
-	}
-	oci, err := s.ContainerSpec(ctx, m.id)
-	if err != nil {
-		return err
-	}
-	c := s.show(m)
-	for name, part := range map[string]any{
-		"spec.dump": oci, "status.dump": c, "config.dump": checkpointed{
-			ID: m.id, Name: c.Config.Name, ImageName: c.Config.UserImage, ImageID: c.ImageID, ImageRef: c.ImageRef,
-			Runtime: m.pod.get().Runtime, Created: c.Created, Checkpointed: time.Now().UTC(),
-		},
-	} {
-		body, err := json.Marshal(part)
-		if err == nil {
-			err = os.WriteFile(in(name), body, 0o600)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := copyLog(c.LogPath, in("container.log")); err != nil {
-		return fmt.Errorf("its log: %w", err)
-	}
-	return packInto(dir, path)
+	return os.WriteFile(filepath.Join(dir, name), body, 0o600)
 }
 
 // writeChanges writes what the container has changed of its image.
@@ -135,7 +344,7 @@ func copyLog(from, to string) error {
 
 // packInto makes an archive of a folder, for root's eyes: there is memory of
 // processes in it.
-func packInto(dir, path string) (err error) {
+func packInto(ctx context.Context, dir, path string) (err error) {
 	part := dir + ".tar"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the name is ours
 	if err != nil {
@@ -147,8 +356,29 @@ func packInto(dir, path string) (err error) {
 		}
 	}()
 	w := tar.NewWriter(f)
-	if err := errors.Join(w.AddFS(os.DirFS(dir)), w.Close(), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(w.AddFS(os.DirFS(dir)), w.Close(), f.Sync(), f.Close(), ctx.Err()); err != nil {
 		return err
 	}
 	return os.Rename(part, path)
+}
+
+// empty removes what is in a folder.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}
+
+// syncBelow has all of the folder's file system on disk.
+func syncBelow(dir string) error {
+	f, err := os.Open(dir) //nolint:gosec // a client's, who is root
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }

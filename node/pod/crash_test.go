@@ -58,6 +58,12 @@ func verbs() []verb {
 		created(t, s)
 		check(t, s.StartContainer(t.Context(), theContainer(t, s)))
 	}
+	removePod := func(t *testing.T, s *pod.Set) error {
+		for _, p := range s.Pods() { // none where an earlier call goes on behind
+			return s.RemovePod(t.Context(), p.ID)
+		}
+		return nil
+	}
 	stopped := func(t *testing.T, s *pod.Set) { started(t, s); check(t, s.StopPod(t.Context(), only(t, s).ID)) }
 	return []verb{
 		{"run pod", func(*testing.T, *pod.Set) {}, func(t *testing.T, s *pod.Set) error {
@@ -77,9 +83,30 @@ func verbs() []verb {
 			return nil
 		}},
 		{"stop pod", started, func(t *testing.T, s *pod.Set) error { return s.StopPod(t.Context(), only(t, s).ID) }},
-		{"remove pod", stopped, func(t *testing.T, s *pod.Set) error { return s.RemovePod(t.Context(), only(t, s).ID) }},
-		{"remove pod that runs", started, func(t *testing.T, s *pod.Set) error { return s.RemovePod(t.Context(), only(t, s).ID) }},
+		{"remove pod", stopped, removePod},
+		{"checkpoint container", started, func(t *testing.T, s *pod.Set) error {
+			return s.Checkpoint(t.Context(), theContainer(t, s), filepath.Join(folder(t, "archive"), "c.tar"))
+		}},
+		{"checkpoint pod", started, func(t *testing.T, s *pod.Set) error {
+			return s.CheckpointPod(t.Context(), only(t, s).ID, folder(t, "empty"), []string{theContainer(t, s)})
+		}},
+		{"restore pod", func(t *testing.T, s *pod.Set) {
+			started(t, s)
+			check(t, s.CheckpointPod(t.Context(), only(t, s).ID, folder(t, "full"), []string{theContainer(t, s)}), s.RemovePod(t.Context(), only(t, s).ID))
+		}, func(t *testing.T, s *pod.Set) error {
+			_, _, err := s.RestorePod(t.Context(), folder(t, "full"), shared("web"), []spec.PodContainerConfig{withVolume("c")})
+			return err
+		}},
+		{"remove pod that runs", started, removePod},
 	}
+}
+
+// folder is one of the test's, the same for the same name.
+func folder(t *testing.T, name string) string {
+	t.Helper()
+	dir := filepath.Join(filepath.Dir(t.TempDir()), name)
+	check(t, os.MkdirAll(dir, 0o700))
+	return dir
 }
 
 // length is how many calls of rooms a verb makes.
@@ -149,7 +176,22 @@ func killed(t *testing.T, v verb, n int, after, reboot bool) {
 			t.Errorf("container %s is %s after a reboot", c.ID, c.State)
 		}
 	}
-	if !reboot && len(s.Pods()) == 1 && (v.name != "start container" || len(s.Containers()) == 1) {
+	for _, c := range s.Containers() {
+		if c.State == spec.Paused {
+			t.Errorf("container %s stands still", c.ID)
+		}
+	}
+	for _, name := range []string{"archive", "empty"} { // of a checkpoint that nobody was told of
+		entries, err := os.ReadDir(folder(t, name))
+		check(t, err)
+		for _, e := range entries {
+			if e.Name() != "c.tar" {
+				t.Errorf("%s is left", e.Name())
+			}
+		}
+	}
+	restored := v.name == "restore pod" && len(s.Pods()) == 1 // for good, and its name is taken
+	if !reboot && !restored && (len(s.Pods()) == 1 || v.name == "restore pod") && (v.name != "start container" || len(s.Containers()) == 1) {
 		if err := v.do(t, s); err != nil {
 			t.Errorf("the call made again: %v", err)
 		}

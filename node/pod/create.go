@@ -39,7 +39,7 @@ func (s *Set) CreateContainer(ctx context.Context, pod string, config spec.PodCo
 		return "", err
 	}
 	for {
-		create, err := s.reserveMember(ctx, p, &config)
+		create, err := s.reserveMember(ctx, p, &config, "")
 		if err != nil {
 			return "", err
 		}
@@ -51,8 +51,8 @@ func (s *Set) CreateContainer(ctx context.Context, pod string, config spec.PodCo
 }
 
 // reserveMember starts to make the container, or finds the work that makes the
-// one of that name.
-func (s *Set) reserveMember(ctx context.Context, p *pod, config *spec.PodContainerConfig) (*call[string], error) {
+// one of that name. source is the folder of a checkpoint that it goes on from.
+func (s *Set) reserveMember(ctx context.Context, p *pod, config *spec.PodContainerConfig, source string) (*call[string], error) {
 	key := memberName{config.Name, config.Attempt}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,6 +76,7 @@ func (s *Set) reserveMember(ctx context.Context, p *pod, config *spec.PodContain
 		ID: newID(), Pod: p.id, Config: *config, State: spec.Created, Created: time.Now().UTC(),
 		LogPath: logPath(&podConfig, config), Resources: config.Resources,
 	}})
+	m.source = source
 	var earlier []*member
 	for _, other := range p.members {
 		if is := other.rec.Load().Container.Config; other.unheard.Load() && is.Name == config.Name && is.Attempt < config.Attempt {
@@ -137,12 +138,13 @@ func (s *Set) makeMember(ctx context.Context, m *member) (err error) {
 			u.Run(ctx, &err)
 		}
 	}()
-	image, err := s.resolve(ctx, config.Image)
+	image, from, err := s.foundation(ctx, m)
 	if err != nil {
 		s.forgetMember(m)
-		return err
+		return errors.Join(err, s.dropParts(m))
 	}
 	next := *m.rec.Load()
+	next.Restore = from != nil
 	next.Container.ImageID, next.Container.ImageRef = image.ID, image.Ref
 	next.Container.StopSignal = cmp.Or(config.StopSignal, image.Config.StopSignal)
 	m.rec.Store(&next)
@@ -150,11 +152,14 @@ func (s *Set) makeMember(ctx context.Context, m *member) (err error) {
 	if err := s.db.putContainer(m.rec.Load()); err != nil {
 		return err
 	}
-	oci, err := s.prepare(ctx, m, image)
+	oci, err := s.prepare(ctx, m, image, from)
 	if err != nil {
 		return err
 	}
 	if err := s.adjust(ctx, m, oci); err != nil {
+		return err
+	}
+	if err := from.fit(oci); err != nil {
 		return err
 	}
 	oci.Version = bundle.LowestVersion(oci)
@@ -198,9 +203,12 @@ func (s *Set) resolve(ctx context.Context, ref string) (_ Image, err error) {
 }
 
 // prepare makes the root file system and the spec.
-func (s *Set) prepare(ctx context.Context, m *member, image Image) (*specs.Spec, error) {
+func (s *Set) prepare(ctx context.Context, m *member, image Image, from *origin) (*specs.Spec, error) {
 	root, err := s.makeRoot(ctx, m, image)
 	if err != nil {
+		return nil, err
+	}
+	if err := from.lay(ctx, root); err != nil {
 		return nil, err
 	}
 	volumes, err := s.mountImages(ctx, m)

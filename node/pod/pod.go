@@ -45,6 +45,8 @@ type member struct {
 	pod *pod
 	op  group.Lock
 	rec atomic.Pointer[containerRecord]
+	// source is the folder of a checkpoint that it is made of, while it is made.
+	source string
 	// admitted: the room of containers has it, or has had it.
 	admitted atomic.Bool
 	// unheard: who asked for its start went away before it was done.

@@ -39,6 +39,9 @@ type podRecord struct {
 	Phase phase    `json:"phase"`
 	Boot  string   `json:"boot"`
 	Pause bool     `json:"pause,omitempty"` // it may have a pause container
+	// Restoring is set until its containers are made of a checkpoint too: before,
+	// nobody was told of it.
+	Restoring bool `json:"restoring,omitempty"`
 }
 
 // containerRecord is likewise of a container of a pod. Of Container only what
@@ -54,6 +57,11 @@ type containerRecord struct {
 	Failure bool `json:"failure,omitempty"`
 	// Lost is set where a reboot took it.
 	Lost bool `json:"lost,omitempty"`
+	// Frozen is the folder of a checkpoint that is being written: until it is,
+	// the container stands still.
+	Frozen string `json:"frozen,omitempty"`
+	// Restore is set of one that goes on from a checkpoint when it is started.
+	Restore bool `json:"restore,omitempty"`
 	// Last is set of one that is being removed: Container says how it was then.
 	Last bool `json:"last,omitempty"`
 }

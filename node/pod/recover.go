@@ -97,6 +97,8 @@ func (s *Set) recover(ctx context.Context, p *pod) error {
 		s.later(p, "stop", s.stop)
 	case rec.Phase == removing:
 		s.later(p, "remove", s.remove)
+	case rec.Phase == made && rec.Restoring:
+		begin(s.life, s, func(ctx context.Context) (struct{}, error) { return struct{}{}, s.RemovePod(ctx, p.id) })
 	case rec.Phase == made:
 		return s.adopt(ctx, p)
 	}
@@ -125,6 +127,12 @@ func (s *Set) afterReboot(p *pod) error {
 // recoverMember decides what becomes of a container that a call was at work on.
 func (s *Set) recoverMember(ctx context.Context, m *member) error {
 	rec := m.rec.Load()
+	if rec.Frozen != "" {
+		if err := s.thawed(ctx, m); err != nil {
+			s.Log.WarnContext(ctx, "a checkpoint that an earlier node was writing is left", "container", m.id, "folder", rec.Frozen, "err", err)
+		}
+		rec = m.rec.Load()
+	}
 	_, err := s.Runner.Given(ctx, Namespace, m.id)
 	lost := errors.Is(err, errs.NotFound)
 	if err != nil && !lost {
@@ -257,7 +265,7 @@ func (s *Set) sweep(ctx context.Context) (left bool, err error) {
 	for _, p := range s.allPods() {
 		left = s.retry(ctx, p) || left
 	}
-	return left, errors.Join(s.sweepGivens(ctx), s.sweepSnapshots(ctx), s.sweepNetworks(ctx), s.sweepNamespaces(ctx), s.sweepFolders())
+	return left, errors.Join(s.sweepGivens(ctx), s.sweepSnapshots(ctx), s.sweepNetworks(ctx), s.sweepNamespaces(ctx), s.sweepParts(ctx), s.sweepFolders())
 }
 
 // retry takes a pod away again whose making failed, and could not be undone; and

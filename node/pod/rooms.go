@@ -37,6 +37,10 @@ type Containers interface {
 	UnmountRoot(ctx context.Context, namespace, id string) error
 	RunTask(ctx context.Context, namespace, id string, req container.TaskRequest) (container.TaskState, error)
 	UpdateTask(ctx context.Context, namespace, id string, limits *specs.LinuxResources, annotations map[string]string) error
+	// PauseTask freezes a container, ResumeTask thaws it; errs.Conflict: it is
+	// so already.
+	PauseTask(ctx context.Context, namespace, id string) error
+	ResumeTask(ctx context.Context, namespace, id string) error
 	CheckpointTask(ctx context.Context, namespace, id string, checkpoint container.Checkpoint) error
 	ReopenLog(ctx context.Context, ref string) error
 	WaitTask(ctx context.Context, namespace, id, exec string) (container.TaskExit, error)
@@ -79,6 +83,8 @@ type Snapshots interface {
 type Images interface {
 	// Resolve finds an image by an id, a digest or a name. errs.NotFound.
 	Resolve(ctx context.Context, ref string) (Image, error)
+	// Annotations are those of an image's manifest.
+	Annotations(ctx context.Context, ref string) (map[string]string, error)
 }
 
 // Image is an image as a container needs it.

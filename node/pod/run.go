@@ -30,7 +30,7 @@ func (s *Set) RunPod(ctx context.Context, config spec.PodConfig) (string, error)
 		return "", fmt.Errorf("runtime of pod %s/%s: %w", config.Namespace, config.Name, err)
 	}
 	for {
-		run, err := s.reserve(ctx, &config, runtime)
+		run, err := s.reserve(ctx, &config, runtime, false)
 		if err != nil {
 			return "", err
 		}
@@ -46,17 +46,20 @@ func (s *Set) RunPod(ctx context.Context, config spec.PodConfig) (string, error)
 var errUnmade = errors.New("it was not made")
 
 // reserve starts to make the pod, or finds the work that makes the one of that
-// name.
-func (s *Set) reserve(ctx context.Context, config *spec.PodConfig, runtime string) (*call[string], error) {
+// name, unless it has to be a new one.
+func (s *Set) reserve(ctx context.Context, config *spec.PodConfig, runtime string, anew bool) (*call[string], error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.names[nameOf(config)]; p != nil {
+		if anew {
+			return nil, errs.New(errs.Exists, "there is a pod %s/%s of this attempt already: %s", config.Namespace, config.Name, p.id)
+		}
 		if !p.seen() && over(p.run) { // making it has failed, and could not be undone
 			s.undoMaking(ctx, p)
 		}
 		return p.run, mayShare(p, config)
 	}
-	rec := &podRecord{Phase: making, Boot: s.Boot, Pod: spec.Pod{
+	rec := &podRecord{Phase: making, Boot: s.Boot, Restoring: anew, Pod: spec.Pod{
 		ID: newID(), Config: *config, State: spec.PodNotReady, Created: time.Now().UTC(), Runtime: runtime,
 	}}
 	p := newPod(rec)

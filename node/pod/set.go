@@ -51,6 +51,11 @@ type Config struct {
 	Pause []string
 	// Snapshotter is what clients of containerd call Snapshots.
 	Snapshotter string
+	// Restored is where the parts of checkpoints are that containers will go on
+	// from.
+	Restored string
+	// RestoreByCreate: CreateContainer takes a checkpoint for an image.
+	RestoreByCreate bool
 	// Timeout bounds each call's own work; 4 minutes when 0.
 	Timeout time.Duration
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -101,8 +102,17 @@ func (s *Set) runTask(ctx context.Context, m *member) error {
 	if c.LogPath != "" {
 		req.Log = &container.LogFile{Path: c.LogPath}
 	}
-	_, err := s.Runner.RunTask(ctx, Namespace, m.id, req)
-	return err
+	restore := m.rec.Load().Restore
+	if restore {
+		req.Restore = filepath.Join(s.partsDir(m), processesPart)
+	}
+	if _, err := s.Runner.RunTask(ctx, Namespace, m.id, req); err != nil || !restore {
+		return err
+	}
+	if err := s.dropParts(m); err != nil {
+		s.Log.WarnContext(ctx, "a checkpoint that a container has gone on from stays on disk until it is removed", "container", m.id, "err", err)
+	}
+	return nil
 }
 
 // giveUpLimit is how long a container may take to end whose start was given up.
@@ -263,7 +273,7 @@ func (s *Set) clear(ctx context.Context, m *member) error {
 			return fmt.Errorf("watch system calls no more: %w", err)
 		}
 	}
-	if err := errors.Join(s.unmountImages(ctx, m), unpin(s.targetFile(m))); err != nil {
+	if err := errors.Join(s.unmountImages(ctx, m), unpin(s.targetFile(m)), s.dropParts(m)); err != nil {
 		return err
 	}
 	if err := ignoreMissing(s.Snapshots.Remove(ctx, snapshot.Key(m.id))); err != nil {

@@ -1,6 +1,7 @@
 package pod_test
 
 import (
+	"archive/tar"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,6 +50,9 @@ type world struct {
 	watched    map[string]bool
 	events     []string
 
+	annotations map[string]string // of the image
+	restored    map[string]string // container to what its start found of a checkpoint
+
 	end   context.CancelFunc // of the node that runs
 	step  int                // calls of rooms so far
 	cue   func(step int, name string, after bool) error
@@ -66,7 +70,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(),
 		namespaces: map[string]kernelns.Want{}, networks: map[string]bool{}, snapshots: map[snapshot.Key]snapshot.Info{},
-		mounts: map[string]string{}, givens: map[string]*given{}, watched: map[string]bool{},
+		mounts: map[string]string{}, givens: map[string]*given{}, watched: map[string]bool{}, restored: map[string]string{},
 	}
 	db, err := kv.Open(filepath.Join(w.dir, "db"))
 	if err != nil {
@@ -106,6 +110,7 @@ func (w *world) node(change ...func(*pod.Config)) *pod.Set {
 		},
 		Features: func(context.Context, string) *features.Features { return nil },
 		Seccomp:  watcher{w},
+		Restored: filepath.Join(w.dir, "restored"),
 		Host:     bundle.Host{Cgroup: 2, Hostname: "host"},
 		Timeout:  10 * time.Second,
 		Log:      slog.New(slog.NewTextHandler(w.t.Output(), nil)),
@@ -141,7 +146,7 @@ func (w *world) sweep(s *pod.Set, f func() error) {
 
 func (w *world) until(f func() error) {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(2 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return
@@ -160,7 +165,7 @@ func (w *world) reboot() {
 	clear(w.namespaces)
 	clear(w.mounts)
 	for _, g := range w.givens {
-		if g.state.Status == spec.Running {
+		if g.state.Status == spec.Running || g.state.Status == spec.Paused {
 			g.state = spec.ContainerState{Status: spec.Stopped, ExitCode: 255, ExitUnknown: true, FinishedAt: time.Now()}
 		}
 	}
@@ -195,6 +200,8 @@ func (w *world) empty() error {
 	}
 	folders, _ := filepath.Glob(filepath.Join(w.dir, "state", "pods", "*"))
 	left = append(left, folders...)
+	parts, _ := filepath.Glob(filepath.Join(w.dir, "restored", "*"))
+	left = append(left, parts...)
 	err := w.db.View(func(tx *kv.Tx) error {
 		for _, bucket := range []string{"pod", "podcontainer"} {
 			if err := tx.Each(bucket, "", func(key string, _ []byte) error { left = append(left, bucket+" "+key); return nil }); err != nil {
@@ -339,12 +346,19 @@ func (r runner) UnmountRoot(_ context.Context, _, id string) error {
 	return r.w.call("unmount root", func() error { delete(r.w.mounts, "root of "+id); return nil })
 }
 
-func (r runner) RunTask(_ context.Context, namespace, id string, _ container.TaskRequest) (container.TaskState, error) {
+func (r runner) RunTask(_ context.Context, namespace, id string, req container.TaskRequest) (container.TaskState, error) {
 	var state container.TaskState
 	err := r.w.call("run", func() error {
 		g, err := r.find(namespace + "+" + id)
 		if err != nil {
 			return err
+		}
+		if req.Restore != "" {
+			memory, err := os.ReadFile(filepath.Join(req.Restore, "pages.img"))
+			if err != nil {
+				return err
+			}
+			r.w.restored[id] = string(memory)
 		}
 		g.state = spec.ContainerState{Status: spec.Running, Pid: os.Getpid(), StartedAt: time.Now()}
 		state.Pid = g.state.Pid
@@ -380,13 +394,39 @@ func (r runner) UpdateTask(_ context.Context, namespace, id string, limits *spec
 	})
 }
 
+func (r runner) PauseTask(_ context.Context, namespace, id string) error {
+	return r.w.call("pause", func() error { return r.frozen(namespace, id, spec.Running, spec.Paused) })
+}
+
+func (r runner) ResumeTask(_ context.Context, namespace, id string) error {
+	return r.w.call("resume", func() error { return r.frozen(namespace, id, spec.Paused, spec.Running) })
+}
+
+func (r runner) frozen(namespace, id string, from, to spec.State) error {
+	g, err := r.find(namespace + "+" + id)
+	if err == nil && g.state.Status != from {
+		return errs.New(errs.Conflict, "it is %s", g.state.Status)
+	}
+	if err == nil {
+		g.state.Status = to
+	}
+	return err
+}
+
 func (r runner) CheckpointTask(_ context.Context, namespace, id string, c container.Checkpoint) error {
 	return r.w.call("checkpoint", func() error {
-		_, err := r.find(namespace + "+" + id)
+		g, err := r.find(namespace + "+" + id)
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(filepath.Join(c.Image, "pages.img"), []byte("memory of "+id), 0o600)
+		for _, other := range r.w.givens {
+			if other.state.Status == spec.Running && !other.Quiet {
+				return errs.New(errs.Internal, "container %s was not frozen before", other.ID)
+			}
+		}
+		return errors.Join(
+			os.WriteFile(filepath.Join(c.Image, "inventory.img"), nil, 0o600),
+			os.WriteFile(filepath.Join(c.Image, "pages.img"), []byte("memory of "+g.Name), 0o600))
 	})
 }
 
@@ -464,9 +504,16 @@ func (s snapshots) Unmount(_ context.Context, target string) error {
 	return s.w.call("unmount", func() error { delete(s.w.mounts, target); return nil })
 }
 
-func (s snapshots) Diff(_ context.Context, key snapshot.Key, to io.Writer) error {
-	return s.w.call("diff", func() error { _, err := io.WriteString(to, "changes of "+string(key)); return err })
+func (s snapshots) Diff(_ context.Context, _ snapshot.Key, to io.Writer) error {
+	return s.w.call("diff", func() error {
+		w := tar.NewWriter(to)
+		return errors.Join(
+			w.WriteHeader(&tar.Header{Name: "changed", Typeflag: tar.TypeReg, Mode: 0o640, Size: 3}), second(w.Write([]byte("new"))),
+			w.WriteHeader(&tar.Header{Name: ".wh.deleted", Typeflag: tar.TypeReg}), w.Close())
+	})
 }
+
+func second[T any](_ T, err error) error { return err }
 
 func (s snapshots) Remove(_ context.Context, key snapshot.Key) error {
 	return s.w.call("remove snapshot", func() error {
@@ -503,6 +550,10 @@ func (i images) Resolve(_ context.Context, ref string) (pod.Image, error) {
 		}
 		return nil
 	})
+}
+
+func (i images) Annotations(_ context.Context, ref string) (map[string]string, error) {
+	return i.w.annotations, nil
 }
 
 type events struct{ w *world }

@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -81,23 +80,12 @@ func (r *Runtime) whyNoCRIU(ctx context.Context, failed error, log string) error
 	case strings.Contains(failed.Error(), "CRIU support"):
 		return errs.New(errs.Unsupported, "%w", failed)
 	}
-	if said := lastErrors(log); said != "" {
+	lacks, said := criuFailure(log)
+	switch {
+	case lacks != "":
+		return errs.New(errs.Unsupported, "criu needs the program %s, which is not installed", lacks)
+	case said != "":
 		return fmt.Errorf("%w: %s", failed, said)
 	}
 	return failed
-}
-
-// lastErrors are the errors of CRIU's log, at most three.
-func lastErrors(log string) string {
-	data, err := os.ReadFile(log)
-	if err != nil {
-		return ""
-	}
-	var said []string
-	for line := range bytes.Lines(data) {
-		if i := bytes.Index(line, []byte("Error (")); i >= 0 {
-			said = append(said, strings.TrimSpace(string(line[i:])))
-		}
-	}
-	return strings.Join(said[max(0, len(said)-3):], "; ")
 }

@@ -102,7 +102,14 @@ func (r *Runtime) bring(ctx context.Context, l container.Launch, c choice, progr
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
 	command = append(append(command, "--bundle", l.Bundle), c.flags()...)
-	filtered, learn, err := program.filters.apply(config, filepath.Join(r.launching(l.ID), "config.json"))
+	var joins *joining
+	var filtered string
+	var learn *profile
+	if c.restore != "" { // with the profile that it had
+		joins, err = config.join(program)
+	} else {
+		filtered, learn, err = program.filters.apply(config, filepath.Join(r.launching(l.ID), "config.json"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
@@ -123,6 +130,9 @@ func (r *Runtime) bring(ctx context.Context, l container.Launch, c choice, progr
 		return nil, err
 	}
 	program.filters.learn(learn, program.records(id))
+	if err := joins.settle(); err != nil {
+		return nil, fmt.Errorf("runtime %s: restore: %w", r.name, err)
+	}
 	if err := os.RemoveAll(r.launching(l.ID)); err != nil { // from here on the launch is known to be over
 		return nil, fmt.Errorf("runtime %s: %w", r.name, err)
 	}
