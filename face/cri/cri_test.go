@@ -111,8 +111,51 @@ func TestWhatIsNotThere(t *testing.T) {
 	w.want(codes.DeadlineExceeded, err, "a plugin that hangs")
 	_, err = w.client.CheckpointContainer(ctx, &api.CheckpointContainerRequest{ContainerId: "x", Location: "here"})
 	w.want(codes.InvalidArgument, err, "a checkpoint somewhere")
-	_, err = w.client.RestorePod(ctx, &api.RestorePodRequest{})
-	w.want(codes.Unimplemented, err, "restore a pod")
+	_, err = w.client.CheckpointPod(ctx, &api.CheckpointPodRequest{PodSandboxId: "x", OutputPath: "here"})
+	w.want(codes.InvalidArgument, err, "a pod's checkpoint somewhere")
+}
+
+// A pod is written to a folder and made of it again, by name.
+func TestCheckpointPod(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	id, ids := w.run("a", "m", "n")
+	options := map[string]string{"leave": "nothing"}
+	_, err := w.client.CheckpointPod(ctx, &api.CheckpointPodRequest{PodSandboxId: id, OutputPath: "/cp", ContainerIds: ids})
+	w.must(err)
+	_, err = w.client.CheckpointPod(ctx, &api.CheckpointPodRequest{PodSandboxId: id, OutputPath: "/cp", ContainerIds: ids, Options: options})
+	w.want(codes.InvalidArgument, err, "an option that nobody knows")
+
+	container := func(name string) *api.ContainerConfig {
+		return &api.ContainerConfig{Metadata: &api.ContainerMetadata{Name: name}, Image: &api.ImageSpec{Image: "busybox"}}
+	}
+	request := func(change func(*api.RestorePodRequest)) *api.RestorePodRequest {
+		r := &api.RestorePodRequest{
+			CheckpointPath: "/cp", Config: &api.PodSandboxConfig{Metadata: &api.PodSandboxMetadata{Name: "b", Namespace: "n", Uid: "u"}},
+			ContainerConfigs: []*api.ContainerConfig{container("n"), container("m")},
+		}
+		change(r)
+		return r
+	}
+	answer, err := w.client.RestorePod(ctx, request(func(*api.RestorePodRequest) {}))
+	w.must(err)
+	for i, name := range []string{"n", "m"} {
+		c := answer.GetRestoredContainers()[i]
+		if is := w.status(c.GetContainerId()); c.GetName() != name || is.GetMetadata().GetName() != name || is.GetState() != api.ContainerState_CONTAINER_CREATED {
+			t.Errorf("%s is %v", name, is)
+		}
+	}
+	for doing, change := range map[string]func(*api.RestorePodRequest){
+		"an option that nobody knows": func(r *api.RestorePodRequest) { r.Options = options },
+		"a folder somewhere":          func(r *api.RestorePodRequest) { r.CheckpointPath = "cp" },
+		"no containers":               func(r *api.RestorePodRequest) { r.ContainerConfigs = nil },
+		"no pod":                      func(r *api.RestorePodRequest) { r.Config = nil },
+	} {
+		_, err := w.client.RestorePod(ctx, request(change))
+		w.want(codes.InvalidArgument, err, doing)
+	}
+	if want := []string{"checkpoint 2 of pod to /cp", "restore pod from /cp"}; !slices.Equal(w.rooms.calls, want) {
+		t.Errorf("calls %q", w.rooms.calls)
+	}
 }
 
 func second[T any](_ T, err error) error { return err }
