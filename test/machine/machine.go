@@ -27,8 +27,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// folderVar names the folder of the machine that a process is on.
-const folderVar = "BERTH_TEST_MACHINE"
+// folderVar names the folder of the machine that a process is on; with fresh
+// before it that process is to begin the machine.
+const (
+	folderVar = "BERTH_TEST_MACHINE"
+	fresh     = "fresh:"
+)
 
 // Run runs a package's tests on a machine of their own and returns their exit
 // code. The hidden folders are empty there. furnish makes what all tests share.
@@ -40,7 +44,7 @@ func Run(m *testing.M, furnish func() error, hidden ...string) int {
 		return m.Run()
 	case os.Getenv(folderVar) == "":
 		code, err = enter()
-	case os.Getpid() == 1:
+	case strings.HasPrefix(os.Getenv(folderVar), fresh):
 		code, err = begin(hidden)
 	default:
 		if err = furnish(); err == nil {
@@ -69,7 +73,7 @@ func enter() (int, error) {
 	again := exec.Command("/proc/self/exe")
 	again.Args = os.Args
 	again.Stdin, again.Stdout, again.Stderr = os.Stdin, os.Stdout, os.Stderr
-	again.Env = append(os.Environ(), folderVar+"="+dir, "TMPDIR="+dir)
+	again.Env = append(os.Environ(), folderVar+"="+fresh+dir, "TMPDIR="+dir)
 	again.ExtraFiles = []*os.File{lock}
 	again.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET,
@@ -104,8 +108,11 @@ func relay(pid int) {
 // begin is the first process of the machine: it has it ready, starts the tests
 // and reaps whoever has lost its parent, until they end.
 func begin(hidden []string) (int, error) {
-	unix.CloseOnExec(3) // the lock: nobody's but this process's, which is the last to go
+	unix.CloseOnExec(3) // the lock: nobody's but this process's, with whose end the others are killed
 	if err := settle(hidden); err != nil {
+		return 0, err
+	}
+	if err := os.Setenv(folderVar, strings.TrimPrefix(os.Getenv(folderVar), fresh)); err != nil {
 		return 0, err
 	}
 	tests, err := syscall.ForkExec("/proc/self/exe", os.Args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})

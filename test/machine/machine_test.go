@@ -117,9 +117,12 @@ func TestKilledRunLeavesNothing(t *testing.T) {
 	if _, err := net.InterfaceByName("left0"); err == nil {
 		t.Error("the bridge is left")
 	}
-	if procs, _ := os.ReadFile(filepath.Join(leavings(name, instance)[0], "cgroup.procs")); len(procs) > 0 {
-		t.Errorf("left running: %s", procs)
-	}
+	Until(t, "all have ended", func() error {
+		if procs, err := os.ReadFile(filepath.Join(leavings(name, instance)[0], "cgroup.procs")); err != nil || len(procs) > 0 {
+			return fmt.Errorf("%s run, %w", procs, err)
+		}
+		return nil
+	})
 	if sweepBy(); len(there()) > 0 {
 		t.Errorf("left: %q", there())
 	}

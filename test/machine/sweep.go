@@ -66,11 +66,12 @@ func sweep() error {
 }
 
 // remove takes away what is left of a machine without processes: cgroups that
-// bear its name or belong to nodes in its folder, and the folder.
-func remove(dir string) error {
+// bear its name or belong to nodes in its folder, and the folder. Its last
+// processes may be about to end.
+func remove(dir string) (err error) {
 	names := []string{"*" + filepath.Base(dir) + "*"}
-	for _, pattern := range []string{"*", "*/*"} {
-		states, err := filepath.Glob(filepath.Join(dir, pattern, "state"))
+	for _, pattern := range []string{"*/state", "*/*/state"} {
+		states, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return err
 		}
@@ -78,28 +79,28 @@ func remove(dir string) error {
 			names = append(names, Instance(state))
 		}
 	}
-	for _, name := range names {
-		if err := removeCgroups(name); err != nil {
-			return err
+	for range 200 {
+		err = nil
+		for _, name := range names {
+			err = errors.Join(err, removeCgroups(name))
 		}
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err == nil {
+			return nil
+		}
+		<-time.After(50 * time.Millisecond)
 	}
-	return os.RemoveAll(dir)
+	return err
 }
 
 // removeCgroups removes those that match, in every hierarchy, with all below.
-// One whose last process has just ended may be busy for a moment.
 func removeCgroups(pattern string) (err error) {
-	for range 100 {
-		err = nil
-		for _, dir := range slices.Backward(cgroups(pattern)) {
-			if gone := os.Remove(dir); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
-				err = errors.Join(err, gone)
-			}
+	for _, dir := range slices.Backward(cgroups(pattern)) {
+		if gone := os.Remove(dir); gone != nil && !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
 		}
-		if err == nil {
-			break
-		}
-		<-time.After(20 * time.Millisecond)
 	}
 	return err
 }
