@@ -122,11 +122,8 @@ func (s *Set) launchExec(ctx context.Context, e *execution, view *spec.Container
 	if err != nil {
 		return nil, err
 	}
-	var p *Process
-	if err := withinLimit(ctx, func(ctx context.Context) (err error) {
-		p, err = r.Exec(ctx, launch)
-		return err
-	}); err != nil {
+	p, err := r.Exec(ctx, launch)
+	if err != nil {
 		return nil, err
 	}
 	e.began(p)

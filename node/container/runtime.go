@@ -23,6 +23,9 @@ import (
 // the error holds a *StartError. How a process ended is not told here but by
 // whoever owns it (the keeper), as an exit with the id of the container or of
 // the exec.
+//
+// A runtime bounds the time that each of its calls may take, for everything else
+// that is done with the container waits meanwhile: errs.Timeout.
 type Runtime interface {
 	// Name is what --runtime takes.
 	Name() string

@@ -60,7 +60,7 @@ func (s *Set) UpdateTask(ctx context.Context, namespace, id string, limits *spec
 		if limits == nil {
 			return nil
 		}
-		return withinLimit(ctx, func(ctx context.Context) error { return r.Update(ctx, c.id, limits) })
+		return r.Update(ctx, c.id, limits)
 	})
 }
 

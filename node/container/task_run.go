@@ -70,11 +70,7 @@ func (s *Set) runTask(ctx context.Context, c *container, req TaskRequest) (err e
 	}
 	return s.launchTask(ctx, c, req, taskLaunch{run: true}, func(ctx context.Context, runtime Runtime, launch Launch) error {
 		running, ran := span.Start(ctx, runtime.Name()+" run")
-		var process *Process
-		err := withinLimit(running, func(ctx context.Context) (err error) {
-			process, err = runtime.Run(ctx, launch)
-			return err
-		})
+		process, err := runtime.Run(running, launch)
 		ran(err)
 		if err != nil {
 			return err
@@ -85,22 +81,6 @@ func (s *Set) runTask(ctx context.Context, c *container, req TaskRequest) (err e
 		}
 		return nil
 	})
-}
-
-// runtimeLimit is how long a runtime may take for one command, if it has no
-// bound of its own: everything else that is done with the container waits
-// meanwhile.
-const runtimeLimit = 150 * time.Second
-
-// withinLimit gives a runtime up that takes longer. errs.Timeout.
-func withinLimit(ctx context.Context, command func(context.Context) error) error {
-	limited, cancel := context.WithTimeout(ctx, runtimeLimit)
-	defer cancel()
-	err := command(limited)
-	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		return errs.New(errs.Timeout, "the runtime was given up after %v: %w", runtimeLimit, err)
-	}
-	return err
 }
 
 // runByParts is for what cannot be run at once.
