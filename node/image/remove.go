@@ -48,8 +48,9 @@ func (s *Set) Tag(ctx context.Context, source, name string) error {
 }
 
 // Remove takes a name away, and with the last name the image. By its ID an
-// image is removed with all names, but of several only by force. Conflict:
-// that, or containers use the image; force then takes the names only.
+// image is removed with all names of the node's own, but of several only by
+// force; those of other namespaces are their clients', and go one by one.
+// Conflict: that, or containers use the image; force then takes the names only.
 // NotFound: no such image. Disk is given back in the background of others.
 func (s *Set) Remove(ctx context.Context, ref string, force bool) ([]spec.RemovedImage, error) {
 	removed, err := s.remove(ctx, ref, force)
@@ -68,12 +69,24 @@ func (s *Set) remove(ctx context.Context, ref string, force bool) ([]spec.Remove
 		return nil, err
 	}
 	names := s.everyName(rec.Image.ID)
-	known := s.shownNames(rec.Image.ID)
-	switch {
-	case name.name != "" && len(names) > 1:
+	if name.name != "" && len(names) > 1 {
 		return s.drop(ctx, rec, []named{name}, false)
+	}
+	own, others := byOwner(names)
+	if name.name != "" { // the last one, whosever it is
+		own, others = names, nil
+	}
+	known, theirs := s.shownNames(rec.Image.ID), len(own) == 0
+	if !theirs { // clients also give names that nobody calls an image by
+		known = slices.DeleteFunc(known, func(name string) bool { return !slices.Contains(own, named{spec.DefaultNamespace, name}) })
+	}
+	switch {
+	case theirs && len(others) > 0:
+		return nil, errs.New(errs.Conflict, "only clients of other namespaces name it: %s; remove it by these names", strings.Join(known, ", "))
 	case name.name == "" && len(known) > 1 && !force:
 		return nil, errs.New(errs.Conflict, "it has %d names: %s; remove them, or force", len(known), strings.Join(known, ", "))
+	case len(others) > 0:
+		return s.drop(ctx, rec, own, false)
 	}
 	users := s.usersOf(rec.Image.ID)
 	switch {
@@ -83,6 +96,18 @@ func (s *Set) remove(ctx context.Context, ref string, force bool) ([]spec.Remove
 		return nil, errs.New(errs.Conflict, "containers use it: %s; remove them first", strings.Join(shorten(users), ", "))
 	}
 	return s.drop(ctx, rec, names, false)
+}
+
+// byOwner tells the names of the node's own from those of other namespaces.
+func byOwner(names []named) (own, others []named) {
+	for _, name := range names {
+		if name.space == spec.DefaultNamespace {
+			own = append(own, name)
+		} else {
+			others = append(others, name)
+		}
+	}
+	return own, others
 }
 
 func shorten(ids []string) []string {
@@ -145,7 +170,7 @@ func (s *Set) dropNames(ctx context.Context, id string, names []named, whole boo
 }
 
 // Prune removes the images that have no name, or with all those that no
-// container uses. filter: as List, of which label, label! and until make
+// container uses and no other namespace names. filter: as List, of which label, label! and until make
 // sense. Downloads that were broken off go too.
 func (s *Set) Prune(ctx context.Context, all bool, filter spec.Filter) (spec.Pruned, error) {
 	pruned := spec.Pruned{Removed: []string{}}
@@ -187,7 +212,8 @@ func (s *Set) pruneOne(ctx context.Context, id string, all bool, fits func(spec.
 	if image.Containers > 0 || slices.ContainsFunc(names, isChosen) && !all || !fits(image) {
 		return nil, nil
 	}
-	return s.drop(ctx, rec, names, true)
+	own, others := byOwner(names)
+	return s.drop(ctx, rec, own, len(others) == 0)
 }
 
 // isChosen says whether somebody chose the name, be it none that people can

@@ -136,11 +136,27 @@ func TestSpaceBesideTheNodesOwn(t *testing.T) {
 	n.must(err)
 	_, err = n.set.Remove(t.Context(), ref, false) // now it is the space's name
 	n.must(err)
-	_, err = n.set.Remove(t.Context(), id, true)
-	n.must(err)
-	if left := n.space().List(); len(left) != 0 {
-		t.Error("left:", left)
+	removed, err := n.set.Remove(t.Context(), id, true)
+	n.want(errs.Conflict, err, "remove what only the space names")
+	n.pull(ref)
+	n.must(n.set.Tag(t.Context(), ref, "further:1"))
+	n.pullInto(ref)
+	there := n.spaced(ref)
+	if removed, err = n.set.Remove(t.Context(), there.ID, true); err != nil || len(removed) != 2 {
+		t.Errorf("removed by ID: %+v, %v", removed, err)
 	}
+	n.pull(ref)
+	_, err = n.set.Prune(t.Context(), true, nil)
+	n.must(err)
+	for _, i := range []image.Spaced{there, n.spaced(id)} {
+		got := n.spaced(i.ID)
+		if len(got.Names) != len(i.Names) {
+			t.Errorf("names of the space are gone: %+v of %+v", got.Names, i.Names)
+		}
+		n.must(n.space().Remove(t.Context(), i.ID))
+	}
+	_, err = n.set.Prune(t.Context(), true, nil)
+	n.must(err)
 	n.settle()
 }
 
