@@ -136,13 +136,13 @@ func TestSpaceBesideTheNodesOwn(t *testing.T) {
 	n.must(err)
 	_, err = n.set.Remove(t.Context(), ref, false) // now it is the space's name
 	n.must(err)
-	removed, err := n.set.Remove(t.Context(), id, true)
+	_, err = n.set.Remove(t.Context(), id, true)
 	n.want(errs.Conflict, err, "remove what only the space names")
 	n.pull(ref)
 	n.must(n.set.Tag(t.Context(), ref, "further:1"))
 	n.pullInto(ref)
 	there := n.spaced(ref)
-	if removed, err = n.set.Remove(t.Context(), there.ID, true); err != nil || len(removed) != 2 {
+	if removed, err := n.set.Remove(t.Context(), there.ID, true); err != nil || len(removed) != 2 {
 		t.Errorf("removed by ID: %+v, %v", removed, err)
 	}
 	n.pull(ref)
