@@ -136,17 +136,16 @@ func (r *Reader) FileSystem(path string) (FileSystem, error) {
 // DeviceName is what a block device is called, or the source of a mount that
 // stands on none; "major:minor" where it is neither.
 func (r *Reader) DeviceName(major, minor uint64) string {
-	number := fmt.Sprintf("%d:%d", major, minor)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if name, ok := r.devices[number]; ok {
+	if name, ok := r.devices[device{major, minor}]; ok {
 		return name
 	}
-	name := deviceName(number, r.proc)
+	name := deviceName(fmt.Sprintf("%d:%d", major, minor), r.proc)
 	if r.devices == nil || len(r.devices) > 256 { // of containers that come and go
-		r.devices = map[string]string{}
+		r.devices = map[device]string{}
 	}
-	r.devices[number] = name
+	r.devices[device{major, minor}] = name
 	return name
 }
 

@@ -73,18 +73,25 @@ func ioStat(text []byte) (readBytes, writeBytes, reads, writes uint64) {
 // each interface. The loopback is nobody's traffic.
 func parseNetDev(text []byte) []spec.InterfaceStats {
 	list := []spec.InterfaceStats{}
-	for line := range strings.Lines(string(text)) {
-		name, counters, found := strings.Cut(line, ":")
-		name = strings.TrimSpace(name)
-		fields := strings.Fields(counters)
-		if !found || len(fields) < 12 || name == "lo" {
+	for line := range bytes.Lines(text) {
+		name, counters, found := bytes.Cut(line, []byte(":"))
+		name = bytes.TrimSpace(name)
+		var at [12]uint64
+		n := 0
+		for field := range bytes.FieldsSeq(counters) {
+			if n == len(at) {
+				break
+			}
+			at[n], _ = digits(field)
+			n++
+		}
+		if !found || n < len(at) || string(name) == "lo" {
 			continue
 		}
-		at := func(i int) uint64 { n, _ := strconv.ParseUint(fields[i], 10, 64); return n }
 		list = append(list, spec.InterfaceStats{
-			Name:    name,
-			RxBytes: at(0), RxPackets: at(1), RxErrors: at(2), RxDropped: at(3),
-			TxBytes: at(8), TxPackets: at(9), TxErrors: at(10), TxDropped: at(11),
+			Name:    string(name),
+			RxBytes: at[0], RxPackets: at[1], RxErrors: at[2], RxDropped: at[3],
+			TxBytes: at[8], TxPackets: at[9], TxErrors: at[10], TxDropped: at[11],
 		})
 	}
 	return list

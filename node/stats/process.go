@@ -21,8 +21,11 @@ type passes struct {
 
 	mu      sync.Mutex
 	known   map[int]socketCount // by pid
-	devices map[string]string   // names by number
+	devices map[device]string   // their names
 }
+
+// device is the number of one.
+type device struct{ major, minor uint64 }
 
 func (p *passes) prepare(root string, unified bool) {
 	p.pressures, p.members = findPressures(root, unified), root
@@ -60,7 +63,11 @@ func (s *States) add(letter byte) {
 // processes looks at those of the cgroup and of all below it.
 func (p *Pass) processes(u *Usage, cgroup string, first int, want Parts) {
 	p.pids = p.pids[:0]
-	p.collect(filepath.Join(p.r.members, cgroup), 0)
+	if u.Tasks.Usage == 1 && first > 0 {
+		p.pids = append(p.pids, first) // there is nobody else
+	} else {
+		p.collect(filepath.Join(p.r.members, cgroup), 0)
+	}
 	u.Processes.Count = uint64(len(p.pids))
 	if want&Insides == 0 {
 		return

@@ -18,6 +18,7 @@ const (
 	Pages                       // Huge
 	Count                       // Processes.Count
 	Insides                     // the rest of Processes
+	Settings                    // what is not used but set: limits and shares, of what Basic and Finer name
 )
 
 // Usage is what a cgroup and all below it use, as far as it was asked for. A
@@ -73,6 +74,7 @@ type Pass struct {
 	// links is how many descriptors may still be looked at.
 	links int
 	pids  []int
+	paged map[string]bool // whether huge pages were ever used, by file
 }
 
 // linksEach is how many descriptors one pass looks at.
@@ -96,6 +98,14 @@ func (p *Pass) End() {
 	p.f.close()
 	p.r.buffers.Put(p.f)
 	p.f = nil
+}
+
+// Set takes what Settings names from an earlier Usage of the same cgroup.
+func (u *Usage) Set(old *Usage) {
+	u.CPU.Shares, u.CPU.Quota, u.CPU.Period = old.CPU.Shares, old.CPU.Quota, old.CPU.Period
+	u.Memory.Limit, u.Memory.Reservation = old.Memory.Limit, old.Memory.Reservation
+	u.Memory.SwapLimit, u.Memory.SwapLimited = old.Memory.SwapLimit, old.Memory.SwapLimited
+	u.Tasks.Limit = old.Tasks.Limit
 }
 
 // Read tells what a cgroup uses, of which pid is a process; 0 if none is known.

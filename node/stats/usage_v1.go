@@ -1,6 +1,9 @@
 package stats
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"strings"
+)
 
 // usageV1 reads a hierarchy for each controller.
 func (p *Pass) usageV1(u *Usage, cgroup string, want Parts) {
@@ -20,13 +23,16 @@ func (p *Pass) usageV1(u *Usage, cgroup string, want Parts) {
 					u.CPU.System = n * tick
 				}
 			})
-			p.quotaV1(u, in("cpu"))
+			p.quotaV1(u, in("cpu"), want)
 		}
 		p.memoryV1(u, in("memory"), want)
 	}
 	if want&Finer != 0 {
 		at := below("pids")
-		u.Tasks = Level{Usage: level(at("pids.current")), Limit: unbounded(at("pids.max"))}
+		u.Tasks.Usage = level(at("pids.current"))
+		if want&Settings != 0 {
+			u.Tasks.Limit = unbounded(at("pids.max"))
+		}
 	}
 	if want&Disks != 0 {
 		at := below("blkio")
@@ -38,6 +44,10 @@ func (p *Pass) usageV1(u *Usage, cgroup string, want Parts) {
 	if want&Pages != 0 && len(r.pages) > 0 {
 		at := below("hugetlb")
 		for _, size := range r.pages {
+			if !p.usesPages(cgroup, size) {
+				u.Huge = append(u.Huge, PageUsage{Size: size})
+				continue
+			}
 			if peak := at("hugetlb." + size + ".max_usage_in_bytes"); peak != nil {
 				one := PageUsage{Size: size, Peak: level(peak)}
 				if one.Peak > 0 {
@@ -49,7 +59,27 @@ func (p *Pass) usageV1(u *Usage, cgroup string, want Parts) {
 	}
 }
 
-func (p *Pass) quotaV1(u *Usage, at func(string) []byte) {
+// usesPages says whether anybody below the cgroup at the top has ever used huge
+// pages. Where nobody has, which is usual, it need not be asked of each one.
+func (p *Pass) usesPages(cgroup, size string) bool {
+	top, below, _ := strings.Cut(strings.TrimPrefix(cgroup, "/"), "/")
+	if below == "" {
+		return true
+	}
+	file := filepath.Join(p.r.root, "hugetlb", top, "hugetlb."+size+".max_usage_in_bytes")
+	used, known := p.paged[file]
+	if !known {
+		peak := p.f.read(file)
+		used = peak == nil || level(peak) > 0
+		if p.paged == nil {
+			p.paged = map[string]bool{}
+		}
+		p.paged[file] = used
+	}
+	return used
+}
+
+func (p *Pass) quotaV1(u *Usage, at func(string) []byte, want Parts) {
 	each(at("cpu.stat"), func(key []byte, n uint64) {
 		switch string(key) {
 		case "nr_periods":
@@ -60,13 +90,16 @@ func (p *Pass) quotaV1(u *Usage, at func(string) []byte) {
 			u.CPU.ThrottledTime = n
 		}
 	})
+	if want&Settings == 0 {
+		return
+	}
 	u.CPU.Shares, u.CPU.Period = number(at("cpu.shares")), number(at("cpu.cfs_period_us"))
 	u.CPU.Quota = number(at("cpu.cfs_quota_us")) // -1, which is no number, for none
 }
 
 func (p *Pass) memoryV1(u *Usage, at func(string) []byte, want Parts) {
 	m := &u.Memory
-	m.Usage, m.Limit = number(at("memory.usage_in_bytes")), number(at("memory.limit_in_bytes"))
+	m.Usage = number(at("memory.usage_in_bytes"))
 	inactive := uint64(0)
 	each(at("memory.stat"), func(key []byte, n uint64) {
 		switch string(key) {
@@ -91,11 +124,15 @@ func (p *Pass) memoryV1(u *Usage, at func(string) []byte, want Parts) {
 		}
 	})
 	m.WorkingSet = WithoutCache(m.Usage, inactive)
-	m.SwapLimit = number(at("memory.memsw.limit_in_bytes"))
+	if want&Settings != 0 {
+		m.Limit, m.SwapLimit = number(at("memory.limit_in_bytes")), number(at("memory.memsw.limit_in_bytes"))
+	}
 	if want&Finer == 0 {
 		return
 	}
 	m.Kernel, m.Peak = number(at("memory.kmem.usage_in_bytes")), number(at("memory.max_usage_in_bytes"))
 	m.Failures, m.OOMKills = number(at("memory.failcnt")), field(at("memory.oom_control"), "oom_kill")
-	m.Reservation = number(at("memory.soft_limit_in_bytes"))
+	if want&Settings != 0 {
+		m.Reservation = number(at("memory.soft_limit_in_bytes"))
+	}
 }

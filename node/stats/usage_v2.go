@@ -28,10 +28,13 @@ func (p *Pass) usageV2(u *Usage, cgroup string, want Parts) {
 		p.memoryV2(u, at, want)
 	}
 	if want&Finer != 0 {
+		u.Tasks.Usage = level(at("pids.current"))
+	}
+	if want&(Finer|Settings) == Finer|Settings {
 		u.CPU.Shares = sharesOf(number(at("cpu.weight")))
 		quota, period, _ := bytes.Cut(bytes.TrimSpace(at("cpu.max")), []byte(" "))
 		u.CPU.Quota, u.CPU.Period = number(quota), number(period)
-		u.Tasks = Level{Usage: level(at("pids.current")), Limit: unbounded(at("pids.max"))}
+		u.Tasks.Limit = unbounded(at("pids.max"))
 	}
 	if want&Disks != 0 {
 		u.IO = devicesV2(at("io.stat"))
@@ -47,7 +50,7 @@ func (p *Pass) usageV2(u *Usage, cgroup string, want Parts) {
 
 func (p *Pass) memoryV2(u *Usage, at func(string) []byte, want Parts) {
 	m := &u.Memory
-	m.Usage, m.Limit = number(at("memory.current")), number(at("memory.max"))
+	m.Usage = number(at("memory.current"))
 	inactive := uint64(0)
 	each(at("memory.stat"), func(key []byte, n uint64) {
 		switch string(key) {
@@ -69,7 +72,10 @@ func (p *Pass) memoryV2(u *Usage, at func(string) []byte, want Parts) {
 	})
 	m.WorkingSet = WithoutCache(m.Usage, inactive)
 	m.Swap = number(at("memory.swap.current"))
-	m.SwapLimit, m.SwapLimited = digits(at("memory.swap.max"))
+	if want&Settings != 0 {
+		m.Limit = number(at("memory.max"))
+		m.SwapLimit, m.SwapLimited = digits(at("memory.swap.max"))
+	}
 	if want&Finer == 0 {
 		return
 	}
@@ -82,6 +88,9 @@ func (p *Pass) memoryV2(u *Usage, at func(string) []byte, want Parts) {
 			m.OOMKills = n
 		}
 	})
+	if want&Settings == 0 {
+		return
+	}
 	if m.Reservation = number(at("memory.low")); m.Reservation == 0 {
 		m.Reservation = number(at("memory.min"))
 	}

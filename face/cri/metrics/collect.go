@@ -18,7 +18,6 @@ const (
 func (s *Service) podMetrics(ctx context.Context) ([]*cri.PodSandboxMetrics, error) {
 	all := s.households(choosePods(s.Pods, nil))
 	written := s.layers.of(ctx, idsOf(containersOf(all)), hasty)
-	table, write := s.metrics(), &pen{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fs, err := s.look()
@@ -27,28 +26,33 @@ func (s *Service) podMetrics(ctx context.Context) ([]*cri.PodSandboxMetrics, err
 	}
 	inside := s.read(ctx, targetsOfAll(all), partsOfContainer)
 	whole := s.read(ctx, podTargets(all), partsOfPod)
-	shown := make([]*cri.PodSandboxMetrics, 0, len(all))
-	for _, h := range all {
-		one := &cri.PodSandboxMetrics{PodSandboxId: h.pod.ID}
-		s.ofPod(write, table, h, whole[h.cgroup]).putPod(one)
-		for _, c := range h.containers {
-			of := &cri.ContainerMetrics{ContainerId: c.ID}
-			if r := inside[c.Cgroup]; r != nil {
-				x := &subject{reading: r, container: c, written: written[c.ID], disk: fs, meter: s.Meter}
-				write.tell(table, container, x, labelsOf(h.pod, c)).put(of)
-			} else {
-				of.Metrics = unseen(labelsOf(h.pod, c))
+	nets := s.traffics(all)
+	table := s.metrics()
+	shown := make([]*cri.PodSandboxMetrics, len(all))
+	inHalves(len(all), func(from, to int) {
+		write := &pen{}
+		for i := from; i < to; i++ {
+			h := all[i]
+			shown[i] = &cri.PodSandboxMetrics{PodSandboxId: h.pod.ID}
+			s.ofPod(write, table, h, whole[h.cgroup], nets[h.pod.ID]).putPod(shown[i])
+			for _, c := range h.containers {
+				of := &cri.ContainerMetrics{ContainerId: c.ID}
+				if r := inside[c.Cgroup]; r != nil {
+					x := &subject{reading: r, container: c, written: written[c.ID], disk: fs, meter: s.Meter}
+					write.tell(table, container, x, labelsOf(h.pod, c)).put(of)
+				} else {
+					of.Metrics = unseen(labelsOf(h.pod, c))
+				}
+				shown[i].ContainerMetrics = append(shown[i].ContainerMetrics, of)
 			}
-			one.ContainerMetrics = append(one.ContainerMetrics, of)
 		}
-		shown = append(shown, one)
-	}
+	})
 	return shown, nil
 }
 
-// ofPod are the metrics of a pod as a whole: of its network, and of its cgroup
-// if r is what was read of that.
-func (s *Service) ofPod(write *pen, table []metric, h household, r *reading) encoded {
+// ofPod are the metrics of a pod as a whole: of its network if t is what went
+// over that, and of its cgroup if r is what was read of it.
+func (s *Service) ofPod(write *pen, table []metric, h household, r *reading, t traffic) encoded {
 	var all encoded
 	named := func(container string) []string {
 		return []string{cmp.Or(h.cgroup, h.pod.ID), "", "", container, h.pod.Config.Name, h.pod.Config.Namespace}
@@ -56,7 +60,7 @@ func (s *Service) ofPod(write *pen, table []metric, h household, r *reading) enc
 	if r != nil {
 		all = write.tell(table, wholePod, &subject{reading: r, meter: s.Meter}, named(""))
 	}
-	if t, ok := s.traffic(h.pod, h.containers); ok {
+	if !t.at.IsZero() {
 		x := &subject{reading: &reading{cached: t.cached}, network: t, meter: s.Meter}
 		x.Time = t.at
 		all = append(all, write.tell(table, podNetwork, x, named("POD"))...)

@@ -56,7 +56,7 @@ func targetsOfAll(all []household) (targets []target) {
 func podTargets(all []household) (targets []target) {
 	for _, h := range all {
 		if h.cgroup != "" {
-			targets = append(targets, target{cgroup: h.cgroup, started: h.pod.Created})
+			targets = append(targets, target{cgroup: h.cgroup, started: h.pod.Created, asked: limitsOf(h.pod.Config.Resources)})
 		}
 	}
 	return targets
@@ -76,9 +76,14 @@ func (s *Service) podStats(ctx context.Context, pods []spec.Pod, patience time.D
 	defer s.mu.Unlock()
 	inside := s.read(ctx, targetsOfAll(all), stats.Basic|stats.Pressures|stats.Count)
 	whole := s.read(ctx, podTargets(all), stats.Basic|stats.Pressures|stats.Count)
+	nets := s.traffics(all)
 	shown := make([]*cri.PodSandboxStats, 0, len(all))
 	for _, h := range all {
-		shown = append(shown, s.podShown(h, inside, whole, written))
+		one := s.podShown(h, inside, whole, written)
+		if t, ok := nets[h.pod.ID]; ok {
+			one.Linux.Network = network(t)
+		}
+		shown = append(shown, one)
 	}
 	return shown
 }
@@ -95,9 +100,6 @@ func (s *Service) podShown(h household, inside, whole map[string]*reading, writt
 	}
 	linux.Cpu, linux.Memory, linux.Io = cpu(r), memory(r), io(r)
 	linux.Process = &cri.ProcessUsage{Timestamp: r.Time.UnixNano(), ProcessCount: number(r.Processes.Count)}
-	if t, ok := s.traffic(p, h.containers); ok {
-		linux.Network = network(t)
-	}
 	return &cri.PodSandboxStats{
 		Attributes: &cri.PodSandboxAttributes{
 			Id:       p.ID,

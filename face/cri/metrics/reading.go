@@ -17,6 +17,7 @@ import (
 type reading struct {
 	stats.Usage
 	parts  stats.Parts
+	set    settings
 	cached bool // by an earlier call
 	// rate is how much CPU it used of late, in nanoseconds per second.
 	rate   uint64
@@ -37,6 +38,35 @@ type target struct {
 	cgroup  string
 	pid     int
 	started time.Time
+	asked   limits
+}
+
+// limits are those that a client asked for.
+type limits struct{ shares, quota, period, memory, swap int64 }
+
+func limitsOf(r *spec.PodResources) limits {
+	if r == nil {
+		return limits{}
+	}
+	return limits{r.CPUShares, r.CPUQuota, r.CPUPeriod, r.Memory, r.MemorySwap}
+}
+
+// settings says when it was read what is set for a cgroup, for which parts, and
+// what had been asked for then.
+type settings struct {
+	at    time.Time
+	parts stats.Parts
+	asked limits
+}
+
+// setForAWhile is how long it is taken for granted that nobody has set a limit
+// by hand. A third of the files of a cgroup say what is set.
+const setForAWhile = time.Minute
+
+// tell says whether they are still good, for these parts.
+func (s settings) tell(parts stats.Parts, asked limits, now time.Time) bool {
+	parts &= stats.Basic | stats.Finer
+	return s.parts&parts == parts && s.asked == asked && now.Sub(s.at) < setForAWhile
 }
 
 // read reads cgroups, or takes what was read of them within the last second.
@@ -46,63 +76,87 @@ type target struct {
 func (s *Service) read(ctx context.Context, targets []target, parts stats.Parts) map[string]*reading {
 	now := time.Now()
 	found := make(map[string]*reading, len(targets))
-	var wanted []target
+	wanted := make([]wish, 0, len(targets))
 	for _, t := range targets {
 		old := s.seen[t.cgroup]
-		if old == nil || old.parts&parts != parts || now.Sub(old.Time) >= fresh {
-			wanted = append(wanted, t)
-			continue
-		}
-		again := *old
-		again.cached = true
-		found[t.cgroup] = &again
-	}
-	usages, failures := s.passes(wanted, parts)
-	for i, t := range wanted {
-		switch err := failures[i]; {
-		case err == nil:
-			r := &reading{Usage: usages[i], parts: parts}
-			r.watch(s.seen[t.cgroup], t.started)
-			s.seen[t.cgroup], found[t.cgroup] = r, r
-		case errs.KindOf(err) == errs.NotFound:
-			delete(s.seen, t.cgroup)
+		switch {
+		case old == nil:
+			wanted = append(wanted, wish{target: t, old: &reading{}, parts: parts | stats.Settings})
+		case old.parts&parts == parts && now.Sub(old.Time) < fresh:
+			again := *old
+			again.cached = true
+			found[t.cgroup] = &again
+		case old.set.tell(parts, t.asked, now):
+			wanted = append(wanted, wish{target: t, old: old, parts: parts})
 		default:
-			s.Log.WarnContext(ctx, "what a container uses is not known", "cgroup", t.cgroup, "err", err)
+			wanted = append(wanted, wish{target: t, old: old, parts: parts | stats.Settings})
+		}
+	}
+	s.fulfil(wanted)
+	for i := range wanted {
+		w := &wanted[i]
+		switch {
+		case w.err == nil:
+			r := &reading{Usage: w.usage, parts: parts, set: settings{now, parts, w.asked}}
+			if w.parts&stats.Settings == 0 {
+				r.set = w.old.set
+				r.Set(&w.old.Usage)
+			}
+			r.watch(w.old, w.started)
+			s.seen[w.cgroup], found[w.cgroup] = r, r
+		case errs.KindOf(w.err) == errs.NotFound:
+			delete(s.seen, w.cgroup)
+		default:
+			s.Log.WarnContext(ctx, "what a container uses is not known", "cgroup", w.cgroup, "err", w.err)
 		}
 	}
 	s.forget(now)
 	return found
 }
 
-// worthTwo is from how many cgroups on two goroutines read them: it is the
-// kernel's work, which two processors do in half the time.
-const worthTwo = 16
+// wish is a cgroup that is to be read, and what was read.
+type wish struct {
+	target
+	old   *reading // nothing at all the first time
+	parts stats.Parts
+	usage stats.Usage
+	err   error
+}
 
-func (s *Service) passes(targets []target, parts stats.Parts) ([]stats.Usage, []error) {
-	usages, failures := make([]stats.Usage, len(targets)), make([]error, len(targets))
-	pass := func(from, to int) {
+func (s *Service) fulfil(wanted []wish) {
+	inHalves(len(wanted), func(from, to int) {
 		p := s.Meter.Begin()
 		defer p.End()
 		for i := from; i < to; i++ {
-			usages[i], failures[i] = p.Read(targets[i].cgroup, targets[i].pid, parts)
+			w := &wanted[i]
+			w.usage, w.err = p.Read(w.cgroup, w.pid, w.parts)
 		}
-	}
-	half := len(targets)
+	})
+}
+
+// worthTwo is from how many on two goroutines do what is to be done of each: it
+// is the kernel's work for the most part, which two processors do in half the
+// time.
+const worthTwo = 16
+
+// inHalves has do called for all of n, or at the same time for the first half of
+// them and for the other.
+func inHalves(n int, do func(from, to int)) {
+	half := n
 	var other sync.WaitGroup
-	if half >= worthTwo {
-		half /= 2
-		other.Go(func() { pass(half, len(targets)) })
+	if n >= worthTwo {
+		half = n / 2
+		other.Go(func() { do(half, n) })
 	}
-	pass(0, half)
+	do(0, half)
 	other.Wait()
-	return usages, failures
 }
 
 // watch finds out how much CPU is used of late: since it was last looked at or,
 // the first time, since it was started.
 func (r *reading) watch(old *reading, started time.Time) {
 	r.before = point{at: started}
-	if old != nil {
+	if !old.Time.IsZero() {
 		r.before = old.before
 		if r.Time.Sub(old.Time) >= window {
 			r.before = point{old.Time, old.CPU.Total}
@@ -153,7 +207,7 @@ func targetsOf(containers []spec.PodContainer) []target {
 	targets := make([]target, 0, len(containers))
 	for _, c := range containers {
 		if runs(c) && c.Cgroup != "" {
-			targets = append(targets, target{c.Cgroup, c.Pid, c.Started})
+			targets = append(targets, target{c.Cgroup, c.Pid, c.Started, limitsOf(&c.Resources)})
 		}
 	}
 	return targets
@@ -166,33 +220,55 @@ type traffic struct {
 	interfaces []spec.InterfaceStats // the pod's first one first
 }
 
-// traffic reads the interfaces of a pod; none on the host's network. s.mu is
-// held.
-func (s *Service) traffic(p spec.Pod, containers []spec.PodContainer) (traffic, bool) {
-	if p.NetNS == "" {
-		return traffic{}, false
-	}
+// traffics reads the interfaces of pods, by their ids. One on the host's network
+// is missing, and one that has just ended. s.mu is held.
+func (s *Service) traffics(all []household) map[string]traffic {
 	now := time.Now()
-	if old, ok := s.nets[p.ID]; ok && now.Sub(old.at) < fresh {
-		old.cached = true
-		return old, true
+	found := make([]traffic, len(all))
+	inHalves(len(all), func(from, to int) {
+		for i := from; i < to; i++ {
+			if old, ok := s.nets[all[i].pod.ID]; ok && now.Sub(old.at) < fresh {
+				found[i] = old
+				found[i].cached = true
+			} else if list := s.interfaces(all[i]); list != nil {
+				found[i] = traffic{at: now, interfaces: list}
+			}
+		}
+	})
+	of := make(map[string]traffic, len(all))
+	for i, t := range found {
+		id := all[i].pod.ID
+		if t.at.IsZero() {
+			continue
+		}
+		if of[id] = t; !t.cached {
+			s.nets[id] = t
+		}
+	}
+	return of
+}
+
+// interfaces are those of a pod, its own first one first; nil where it has none.
+func (s *Service) interfaces(h household) []spec.InterfaceStats {
+	if h.pod.NetNS == "" {
+		return nil
 	}
 	pid := 0
-	for _, c := range containers {
+	for _, c := range h.containers {
 		if c.State == spec.Running && c.Pid != 0 {
 			pid = c.Pid
 		}
 	}
-	list, err := s.Meter.Traffic(pid, p.NetNS)
+	list, err := s.Meter.Traffic(pid, h.pod.NetNS)
 	if err != nil && pid > 0 { // it has just ended
-		list, err = s.Meter.Traffic(0, p.NetNS)
+		list, err = s.Meter.Traffic(0, h.pod.NetNS)
 	}
 	if err != nil {
-		return traffic{}, false // so has the pod
+		return nil // so has the pod
 	}
 	usual := "eth0"
-	if len(p.Networks) > 0 {
-		usual = p.Networks[0].Name
+	if len(h.pod.Networks) > 0 {
+		usual = h.pod.Networks[0].Name
 	}
 	if i := slices.IndexFunc(list, func(n spec.InterfaceStats) bool { return n.Name == usual }); i > 0 {
 		list[0], list[i] = list[i], list[0]
@@ -200,9 +276,7 @@ func (s *Service) traffic(p spec.Pod, containers []spec.PodContainer) (traffic, 
 	for i := range list { // the kernel takes any bytes for a name, a message does not
 		list[i].Name = strings.ToValidUTF8(list[i].Name, "?")
 	}
-	t := traffic{at: now, interfaces: list}
-	s.nets[p.ID] = t
-	return t, true
+	return list
 }
 
 // disk is the file system that containers write to.

@@ -27,6 +27,7 @@ func (s *Service) Usage(ctx context.Context, ids []string) ([]spec.PodStats, err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	inside, whole := s.read(ctx, targetsOfAll(all), parts), s.read(ctx, podTargets(all), parts)
+	nets := s.traffics(all)
 	list := make([]spec.PodStats, 0, len(all))
 	for _, h := range all {
 		p := h.pod
@@ -47,7 +48,7 @@ func (s *Service) Usage(ctx context.Context, ids []string) ([]spec.PodStats, err
 		}
 		one.Time, one.PodUsage = r.Time, usage(r)
 		one.Network = []spec.InterfaceStats{}
-		if t, ok := s.traffic(p, h.containers); ok {
+		if t, ok := nets[p.ID]; ok {
 			one.Network = t.interfaces
 		}
 		list = append(list, one)
