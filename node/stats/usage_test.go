@@ -16,7 +16,7 @@ import (
 	"berth/base/errs"
 )
 
-const everything = Basic | Finer | Pressures | Disks | Pages | Count | Insides
+const everything = Basic | Finer | Pressures | Disks | Pages | Count | Insides | Settings
 
 // tree writes files into a folder that looks like mounted cgroups, and reads it.
 func tree(t *testing.T, files map[string]string) *Reader {
