@@ -11,8 +11,8 @@ import (
 )
 
 // collect removes what a crash of an earlier node left and nobody claims,
-// with the door open meanwhile. Then, whenever a container has gone, it takes
-// away the layers that only that one stood on.
+// with the door open meanwhile. Then, and whenever a container has gone, it takes
+// away the layers and blobs that nothing stands on.
 func (n *node) collect(ctx context.Context) error {
 	rooms := []collect.Room{}
 	for name, runtime := range n.runtimes.byName { // first: this ends processes
@@ -38,6 +38,7 @@ func (n *node) collect(ctx context.Context) error {
 	if err != nil {
 		n.log.WarnContext(ctx, "some leftovers of a crash stay", "err", err)
 	}
+	n.wakeCollector() // an earlier node may have been about to
 	for {
 		select {
 		case <-n.freed:

@@ -2,12 +2,16 @@ package fault
 
 import (
 	"archive/tar"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"berth/image/registrytest"
 	"berth/test/machine"
@@ -57,6 +61,23 @@ func TestNodeKilledWithImages(t *testing.T) {
 			n.pruned(t, before)
 		})
 	}
+}
+
+// TestBlobThatANodeHasLeft is of a node that was killed between an image and its
+// blobs: the next one takes them away, though nothing else goes.
+func TestBlobThatANodeHasLeft(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.kill()
+	body := []byte("nobody names it")
+	blob := filepath.Join(n.Root, "blobs", "sha256", digest.FromBytes(body).Encoded())
+	machine.Must(t, os.WriteFile(blob, body, 0o600))
+	n.Start(t)
+	machine.Await(t, "the blob is gone", func() bool {
+		_, err := os.Stat(blob)
+		return errors.Is(err, os.ErrNotExist)
+	})
+	n.works(t)
 }
 
 // noisy is an image of some layers that take a while.
