@@ -60,11 +60,11 @@ func (s *Server) ListPodSandboxMetrics(ctx context.Context, r *cri.ListPodSandbo
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in parts.
 func (s *Server) StreamPodSandboxMetrics(_ *cri.StreamPodSandboxMetricsRequest, stream cri.RuntimeService_StreamPodSandboxMetricsServer) error {
-	all, err := s.Meter.ListPodSandboxMetrics(stream.Context(), &cri.ListPodSandboxMetricsRequest{})
+	all, err := s.Meter.PodSandboxMetrics(stream.Context())
 	if err != nil {
 		return err
 	}
-	return send(all.GetPodMetrics(), func(part []*cri.PodSandboxMetrics) error {
+	return send(all, func(part []*cri.PodSandboxMetrics) error {
 		return stream.Send(&cri.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part})
 	})
 }

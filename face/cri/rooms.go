@@ -68,6 +68,7 @@ type Meter interface {
 	ListPodSandboxStats(ctx context.Context, request *cri.ListPodSandboxStatsRequest) (*cri.ListPodSandboxStatsResponse, error)
 	ListMetricDescriptors(ctx context.Context, request *cri.ListMetricDescriptorsRequest) (*cri.ListMetricDescriptorsResponse, error)
 	ListPodSandboxMetrics(ctx context.Context, request *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error)
+	PodSandboxMetrics(ctx context.Context) ([]*cri.PodSandboxMetrics, error)
 }
 
 // Network is what pods are connected to.

@@ -285,6 +285,10 @@ func (m meter) ListPodSandboxMetrics(context.Context, *api.ListPodSandboxMetrics
 	return &api.ListPodSandboxMetricsResponse{PodMetrics: []*api.PodSandboxMetrics{{PodSandboxId: "a"}}}, nil
 }
 
+func (m meter) PodSandboxMetrics(context.Context) ([]*api.PodSandboxMetrics, error) {
+	return []*api.PodSandboxMetrics{{PodSandboxId: "a"}}, nil
+}
+
 // world is a server on a socket, a client of it, and what is behind it.
 type world struct {
 	*testing.T

@@ -55,6 +55,7 @@ type Config struct {
 type Service struct {
 	Config
 	layers layers
+	pens   sync.Pool // of *pen
 
 	mu   sync.Mutex // held while cgroups are read, which nothing can hold up
 	seen map[string]*reading
@@ -118,11 +119,18 @@ func (s *Service) ListMetricDescriptors(context.Context, *cri.ListMetricDescript
 	return r, nil
 }
 
-// ListPodSandboxMetrics gives all metrics of the ready pods.
+// ListPodSandboxMetrics gives all metrics of the ready pods, in a message that is
+// written already: who wants to see its fields reads it anew.
 func (s *Service) ListPodSandboxMetrics(ctx context.Context, _ *cri.ListPodSandboxMetricsRequest) (*cri.ListPodSandboxMetricsResponse, error) {
 	all, err := s.podMetrics(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &cri.ListPodSandboxMetricsResponse{PodMetrics: all}, nil
+	return all.response(), nil
+}
+
+// PodSandboxMetrics are those of ListPodSandboxMetrics, one by one.
+func (s *Service) PodSandboxMetrics(ctx context.Context) ([]*cri.PodSandboxMetrics, error) {
+	all, err := s.podMetrics(ctx)
+	return all.each(), err
 }

@@ -238,10 +238,17 @@ func networkMetrics() []metric {
 func lifeMetrics() []metric {
 	return []metric{
 		gauge("last_seen", "When it was last looked at, in seconds since 1970.", both, func(x *subject) uint64 { return since1970(x.Time) }),
-		gauge("scrape_error", "1 if it could not be looked at, else 0.", container, func(*subject) uint64 { return 0 }),
+		scrapeError(0),
 		gauge("start_time_seconds", "When it was started, in seconds since 1970.", container, func(x *subject) uint64 { return since1970(x.container.Started) }),
 	}
 }
+
+func scrapeError(value uint64) metric {
+	return gauge("scrape_error", "1 if it could not be looked at, else 0.", container, func(*subject) uint64 { return value })
+}
+
+// unseen is all that is told of a container that could not be looked at.
+func unseen() []metric { return []metric{scrapeError(1)} }
 
 func since1970(t time.Time) uint64 {
 	if t.Unix() < 0 {
