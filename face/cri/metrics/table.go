@@ -132,16 +132,21 @@ func processMetrics() []metric {
 			func(x *subject, say func(uint64, ...string)) { say(x.Processes.FilesLimit, "max_open_files") },
 		},
 		{
-			"container_tasks_state", "Processes in each state.", cri.MetricType_GAUGE,
+			"container_tasks_state", "Processes in each state that any is in.", cri.MetricType_GAUGE,
 			[]string{"state"},
 			container,
 			func(x *subject, say func(uint64, ...string)) {
+				in := func(n uint64, state string) {
+					if n > 0 {
+						say(n, state)
+					}
+				}
 				s := x.Processes.States
-				say(s.Running, "running")
-				say(s.Sleeping, "sleeping")
-				say(s.Waiting, "uninterruptible")
-				say(s.Stopped, "stopped")
-				say(s.Zombie, "zombie")
+				in(s.Running, "running")
+				in(s.Sleeping, "sleeping")
+				in(s.Waiting, "uninterruptible")
+				in(s.Stopped, "stopped")
+				in(s.Zombie, "zombie")
 			},
 		},
 	}
@@ -207,6 +212,9 @@ func blockOperations(x *subject, say func(uint64, ...string)) {
 		major, minor := strconv.FormatUint(d.Major, 10), strconv.FormatUint(d.Minor, 10)
 		say(d.ReadBytes, name, major, minor, "Read")
 		say(d.WriteBytes, name, major, minor, "Write")
+		if len(x.IO) == 0 {
+			continue // nothing else was ever asked of it, either
+		}
 		say(d.DiscardBytes, name, major, minor, "Discard")
 		if !x.meter.Unified() {
 			say(d.SyncBytes, name, major, minor, "Sync")
