@@ -20,6 +20,7 @@ import (
 	"berth/base/errs"
 	"berth/base/undo"
 	"berth/node/container"
+	"berth/node/folder"
 	"berth/node/snapshot"
 	"berth/spec"
 )
@@ -33,7 +34,8 @@ const (
 	configPart    = "config.dump"
 	statusPart    = "status.dump"
 	logPart       = "container.log"
-	deletedPart   = "deleted.files" // what some have beside changesPart
+	deletedPart   = "deleted.files"         // what some have beside changesPart
+	shmPart       = "devshm-checkpoint.tar" // what is in /dev/shm
 	podPart       = "pod.dump"
 )
 
@@ -72,7 +74,7 @@ func (s *Set) checkpoint(ctx context.Context, m *member, path string) (err error
 	u.Add("remove the parts", func(context.Context) error { return os.RemoveAll(dir) })
 	defer func() { u.Run(ctx, &err) }()
 	parts := filepath.Join(dir, "parts")
-	if err := s.capture(ctx, []*member{m}, dir, func(*member) string { return parts }); err != nil {
+	if err := s.capture(ctx, []*member{m}, places{all: dir, top: parts, of: func(*member) string { return parts }}); err != nil {
 		return err
 	}
 	return packInto(ctx, parts, path)
@@ -114,7 +116,7 @@ func (s *Set) CheckpointPod(ctx context.Context, id, dir string, containers []st
 			return empty(dir)
 		})
 		defer func() { u.Run(ctx, &err) }()
-		if err := s.capture(ctx, members, dir, func(m *member) string { return filepath.Join(dir, m.id) }); err != nil {
+		if err := s.capture(ctx, members, places{all: dir, top: dir, of: func(m *member) string { return filepath.Join(dir, m.id) }}); err != nil {
 			return fmt.Errorf("checkpoint pod %s: %w", p.id, err)
 		}
 		if err := errors.Join(writePart(dir, podPart, describe(p.get(), members)), syncBelow(dir), ctx.Err()); err != nil {
@@ -147,10 +149,17 @@ func (s *Set) chosen(p *pod, ids []string) ([]*member, error) {
 	return members, nil
 }
 
-// capture writes containers to the folders that dir says, all of one moment.
-// They run on when it returns. Until they are unmarked a node that comes after
-// this one takes it back, and what is in the folder all.
-func (s *Set) capture(ctx context.Context, members []*member, all string, dir func(*member) string) (err error) {
+// places are the folders of a checkpoint.
+type places struct {
+	all string // where everything is
+	top string // of what containers have in common
+	of  func(*member) string
+}
+
+// capture writes containers of a pod, all of one moment. They run on when it
+// returns. Until they are unmarked a node that comes after this one takes it
+// back, and all that is written.
+func (s *Set) capture(ctx context.Context, members []*member, to places) (err error) {
 	for _, m := range members {
 		if err := m.op.Lock(ctx); err != nil {
 			return fmt.Errorf("container %s is busy: %w", m.id, err)
@@ -167,16 +176,19 @@ func (s *Set) capture(ctx context.Context, members []*member, all string, dir fu
 	for _, m := range members {
 		u.Add("thaw container "+m.id, func(ctx context.Context) error { return s.thaw(ctx, m) })
 	}
-	if err := errors.Join(each(members, func(m *member) error { return s.freeze(ctx, m, all) })...); err != nil {
+	if err := errors.Join(each(members, func(m *member) error { return s.freeze(ctx, m, to.all) })...); err != nil {
 		return err
 	}
 	for _, m := range members {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.write(ctx, m, dir(m)); err != nil {
+		if err := s.write(ctx, m, to.of(m)); err != nil {
 			return fmt.Errorf("container %s: %w", m.id, err)
 		}
+	}
+	if err := s.writeShm(ctx, members[0].pod, filepath.Join(to.top, shmPart)); err != nil {
+		return fmt.Errorf("/dev/shm: %w", err)
 	}
 	return ctx.Err()
 }
@@ -322,6 +334,24 @@ func (s *Set) writeChanges(ctx context.Context, m *member, path string) error {
 		return err
 	}
 	return errors.Join(s.Snapshots.Diff(ctx, snapshot.Key(m.id), f), f.Close())
+}
+
+// writeShm writes what is in the pod's /dev/shm.
+func (s *Set) writeShm(ctx context.Context, p *pod, path string) error {
+	shm := s.shmOf(p)
+	if shm == "" {
+		return nil
+	}
+	from, err := openFolder(shm)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // in a folder of ours
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.WriteTar(ctx, f, from, false), f.Close())
 }
 
 // copyLog copies a log, if there is one.

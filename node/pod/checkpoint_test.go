@@ -252,23 +252,27 @@ func TestRestorePodOfSomethingElse(t *testing.T) {
 		containers []spec.PodContainerConfig
 		want       errs.Kind
 	}{
-		"nothing":           {t.TempDir(), handled(""), configs, errs.Invalid},
-		"one too few":       {dir, handled(""), configs[:1], errs.Invalid},
-		"one twice":         {dir, handled(""), []spec.PodContainerConfig{configs[0], configs[0]}, errs.Invalid},
-		"another name":      {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Name = "three" }), errs.Invalid},
-		"no such runtime":   {dir, handled("none"), configs, errs.NotFound},
-		"another runtime":   {dir, handled("crun"), configs, errs.Conflict},
-		"no such image":     {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Image = "none" }), errs.NotFound},
-		"another command":   {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Command = []string{"sh"} }), errs.Conflict},
-		"other rights":      {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Security.NoNewPrivileges = true }), errs.Conflict},
-		"another user":      {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Security.User = new(int64(7)) }), errs.Conflict},
-		"a terminal":        {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.TTY = true }), errs.Conflict},
-		"one mount less":    {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Mounts = nil }), errs.Conflict},
-		"nothing to change": {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Env = []string{"A=b"} }), errs.Conflict},
+		"nothing":          {t.TempDir(), handled(""), configs, errs.Invalid},
+		"one too few":      {dir, handled(""), configs[:1], errs.Invalid},
+		"one twice":        {dir, handled(""), []spec.PodContainerConfig{configs[0], configs[0]}, errs.Invalid},
+		"another name":     {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Name = "three" }), errs.Invalid},
+		"no such runtime":  {dir, handled("none"), configs, errs.NotFound},
+		"another runtime":  {dir, handled("crun"), configs, errs.Conflict},
+		"no such image":    {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Image = "none" }), errs.NotFound},
+		"another command":  {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Command = []string{"sh"} }), errs.Conflict},
+		"other rights":     {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Security.NoNewPrivileges = true }), errs.Conflict},
+		"another user":     {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Security.User = new(int64(7)) }), errs.Conflict},
+		"a terminal":       {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.TTY = true }), errs.Conflict},
+		"one mount less":   {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Mounts = nil }), errs.Conflict},
+		"another variable": {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Env = []string{"A=b"} }), errs.Conflict},
 	} {
 		if _, _, err := s.RestorePod(t.Context(), tt.dir, tt.config, tt.containers); errs.KindOf(err) != tt.want {
 			t.Errorf("%s: %v, want %s", doing, err, tt.want)
 		}
+	}
+	_, _, err := s.RestorePod(t.Context(), dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Env = []string{"A=b"} }))
+	if err == nil || !strings.Contains(err.Error(), `its environment: []; wanted: ["A=b"]`) {
+		t.Errorf("what does not fit: %v", err)
 	}
 	if pods := s.Pods(); len(pods) > 0 {
 		t.Errorf("left: %v", pods)

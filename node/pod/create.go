@@ -208,8 +208,10 @@ func (s *Set) prepare(ctx context.Context, m *member, image Image, from *origin)
 	if err != nil {
 		return nil, err
 	}
-	if err := from.lay(ctx, root); err != nil {
-		return nil, err
+	if from != nil {
+		if err := errors.Join(from.lay(ctx, root), s.layShm(ctx, m.pod, from.dir, from.dir)); err != nil {
+			return nil, err
+		}
 	}
 	volumes, err := s.mountImages(ctx, m)
 	if err != nil {

@@ -118,7 +118,7 @@ func (s *Set) copyImage(ctx context.Context, m *member, image Image, dir string)
 
 // wantedPart says whether a name is that of a part, and of what a restore needs.
 func wantedPart(name string) bool {
-	return slices.Contains([]string{configPart, specPart, changesPart, deletedPart}, name) ||
+	return slices.Contains([]string{configPart, specPart, changesPart, deletedPart, shmPart}, name) ||
 		filepath.Dir(name) == processesPart && filepath.IsLocal(name)
 }
 
@@ -194,11 +194,20 @@ func addPart(dir, name string, r io.Reader) error {
 
 // lay brings a root file system to what it was.
 func (o *origin) lay(ctx context.Context, root string) error {
-	if o == nil {
+	if err := errors.Join(o.delete(root), layPart(ctx, filepath.Join(o.dir, changesPart), root, o.dir)); err != nil {
+		return fmt.Errorf("what the checkpoint has changed of its image: %w", err)
+	}
+	return nil
+}
+
+// layShm brings the pod's /dev/shm to what it was, by way of a folder of ours.
+func (s *Set) layShm(ctx context.Context, p *pod, from, scratch string) error {
+	shm := s.shmOf(p)
+	if shm == "" {
 		return nil
 	}
-	if err := errors.Join(o.delete(root), o.layChanges(ctx, root)); err != nil {
-		return fmt.Errorf("what the checkpoint has changed of its image: %w", err)
+	if err := layPart(ctx, filepath.Join(from, shmPart), shm, scratch); err != nil {
+		return fmt.Errorf("what the checkpoint has in /dev/shm: %w", err)
 	}
 	return nil
 }
@@ -223,8 +232,10 @@ func (o *origin) delete(root string) error {
 	return err
 }
 
-func (o *origin) layChanges(ctx context.Context, root string) error {
-	changes, err := os.Open(filepath.Join(o.dir, changesPart))
+// layPart lays a layer, if it is there, on the tree root, by way of a folder in
+// scratch.
+func layPart(ctx context.Context, part, root, scratch string) error {
+	changes, err := os.Open(part) //nolint:gosec // a client's, who is root
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -236,8 +247,8 @@ func (o *origin) layChanges(ctx context.Context, root string) error {
 	if err != nil {
 		return err
 	}
-	at := filepath.Join(o.dir, "changes")
-	if err := os.Mkdir(at, 0o700); err != nil {
+	at := filepath.Join(scratch, "layer")
+	if err := os.MkdirAll(at, 0o700); err != nil {
 		return err
 	}
 	defer os.RemoveAll(at)
@@ -328,7 +339,8 @@ func (o *origin) fit(oci *specs.Spec) error {
 		{"read-only paths", o.oci.Linux.ReadonlyPaths, oci.Linux.ReadonlyPaths},
 	} {
 		if !same(part.was, part.is) {
-			return errs.New(errs.Conflict, "the checkpoint does not fit: its %s: %s; wanted: %s", part.what, short(part.was), short(part.is))
+			had, wanted := differ(part.was, part.is)
+			return errs.New(errs.Conflict, "the checkpoint does not fit: its %s: %s; wanted: %s", part.what, short(had), short(wanted))
 		}
 	}
 	return nil
@@ -357,6 +369,19 @@ func namespacesOf(oci *specs.Spec) []string {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// differ leaves out of two lists what is in both.
+func differ(was, is any) (had, wanted any) {
+	a, ok := was.([]string)
+	b, also := is.([]string)
+	if !ok || !also {
+		return was, is
+	}
+	without := func(all, others []string) []string {
+		return slices.DeleteFunc(slices.Clone(all), func(one string) bool { return slices.Contains(others, one) })
+	}
+	return without(a, b), without(b, a)
 }
 
 func short(v any) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,6 +60,10 @@ func (s *Set) RestorePod(ctx context.Context, dir string, config spec.PodConfig,
 func (s *Set) restoreContainers(ctx context.Context, id, dir string, from dumpedPod, containers []spec.PodContainerConfig) ([]string, error) {
 	p, err := s.find(id)
 	if err != nil {
+		return nil, err
+	}
+	scratch := filepath.Join(s.Restored, p.id)
+	if err := errors.Join(s.layShm(ctx, p, dir, scratch), os.RemoveAll(scratch)); err != nil {
 		return nil, err
 	}
 	podConfig := p.get().Config

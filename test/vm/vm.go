@@ -40,7 +40,7 @@ var modules = []string{
 	"virtio_pci", "virtio_blk", "overlay", "bfq", "veth", "bridge", "tun", "erofs", "loop", "fuse",
 	"nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_masq", "nft_nat", "nft_ct", "nft_redir", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
 	"nft_fib", "nft_fib_ipv4", "nft_fib_ipv6", "nft_fib_inet", "nft_numgen", "nf_conntrack_netlink", "br_netfilter",
-	"unix_diag", "tcp_diag", "udp_diag", "af_packet_diag", "netlink_diag", // CRIU asks for these
+	"unix_diag", "tcp_diag", "udp_diag", "af_packet_diag", "netlink_diag", "nft_compat", "xt_mark", // CRIU and its iptables ask for these
 }
 
 const guestInit = `#!/bin/busybox sh

@@ -77,7 +77,7 @@ func (r *Runtime) whyNoCRIU(ctx context.Context, failed error, log string) error
 	case err != nil:
 		first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		return errs.New(errs.Unsupported, "criu does not work on this machine: %s", first)
-	case strings.Contains(failed.Error(), "CRIU support"):
+	case strings.Contains(failed.Error(), "CRIU support"), strings.Contains(failed.Error(), "unknown command"): // it was built without
 		return errs.New(errs.Unsupported, "%w", failed)
 	}
 	lacks, said := criuFailure(log)
