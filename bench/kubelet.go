@@ -12,6 +12,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
+	_ "google.golang.org/grpc/encoding/proto" // has it registered
+	"google.golang.org/grpc/mem"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -185,24 +188,50 @@ type question struct {
 	ask  func() error
 	// dear: it is counted anew, but not for who asks again within a second.
 	dear bool
+	// apart, if it is there, knows the parts of the last answer's time.
+	apart *stopwatch
+}
+
+// stopwatch is gRPC's codec for one call after the other. It notes when an answer
+// has come as a whole, and how long the client itself took to read it.
+type stopwatch struct {
+	encoding.CodecV2
+	began      time.Time
+	sent, read time.Duration
+}
+
+func (s *stopwatch) Marshal(request any) (mem.BufferSlice, error) {
+	s.began = time.Now()
+	return s.CodecV2.Marshal(request)
+}
+
+func (s *stopwatch) Unmarshal(data mem.BufferSlice, answer any) error {
+	come := time.Now()
+	err := s.CodecV2.Unmarshal(data, answer)
+	s.sent, s.read = come.Sub(s.began), time.Since(come)
+	return err
 }
 
 func (k *kubelet) asked(ctx context.Context, w workload) []question {
+	apart := &stopwatch{CodecV2: encoding.GetCodecV2("proto")}
 	return []question{
-		{"list-pods", func() error { _, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}); return err }, false},
-		{"list", func() error { _, err := k.ListContainers(ctx, &cri.ListContainersRequest{}); return err }, false},
-		{"pod-status", func() error {
+		{name: "list-pods", ask: func() error { _, err := k.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{}); return err }},
+		{name: "list", ask: func() error { _, err := k.ListContainers(ctx, &cri.ListContainersRequest{}); return err }},
+		{name: "pod-status", ask: func() error {
 			_, err := k.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: w.pod})
 			return err
-		}, false},
-		{"container-status", func() error {
+		}},
+		{name: "container-status", ask: func() error {
 			_, err := k.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: w.container})
 			return err
-		}, false},
-		{"node-status", func() error { _, err := k.Status(ctx, &cri.StatusRequest{}); return err }, false},
-		{"stats", func() error { _, err := k.ListContainerStats(ctx, &cri.ListContainerStatsRequest{}); return err }, true},
-		{"pod-stats", func() error { _, err := k.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err }, true},
-		{"metrics", func() error { _, err := k.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{}); return err }, true},
+		}},
+		{name: "node-status", ask: func() error { _, err := k.Status(ctx, &cri.StatusRequest{}); return err }},
+		{name: "stats", dear: true, ask: func() error { _, err := k.ListContainerStats(ctx, &cri.ListContainerStatsRequest{}); return err }},
+		{name: "pod-stats", dear: true, ask: func() error { _, err := k.ListPodSandboxStats(ctx, &cri.ListPodSandboxStatsRequest{}); return err }},
+		{name: "metrics", dear: true, apart: apart, ask: func() error {
+			_, err := k.ListPodSandboxMetrics(ctx, &cri.ListPodSandboxMetricsRequest{}, grpc.ForceCodecV2(apart))
+			return err
+		}},
 	}
 }
 
@@ -220,6 +249,10 @@ func (k *kubelet) questions(ctx context.Context, w workload, n int) error {
 				return err
 			}
 			if q.dear {
+				if q.apart != nil {
+					k.add(q.name+"-sent", q.apart.sent)
+					k.add(q.name+"-read", q.apart.read)
+				}
 				if err := k.step(q.name+"-again", q.ask); err != nil {
 					return err
 				}
