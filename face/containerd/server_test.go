@@ -150,7 +150,7 @@ func connection(t *testing.T, c *client.Client) *grpc.ClientConn {
 
 func in(t *testing.T, name string) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), name), 20*time.Second)
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), name), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -371,7 +371,7 @@ func TestStop(t *testing.T) {
 	if err := w.stop(); !errors.Is(err, context.Canceled) {
 		t.Errorf("stopped: %v", err)
 	}
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	if err := <-failed; status.Code(err) != codes.Unavailable && !errdefs.IsUnavailable(err) {

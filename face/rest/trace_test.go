@@ -31,7 +31,7 @@ func TestEveryRequestIsASpan(t *testing.T) {
 	defer srv.Close()
 
 	get := func(path string) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+path, nil)
 		if err != nil {

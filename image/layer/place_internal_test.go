@@ -284,7 +284,7 @@ func TestManyNames(t *testing.T) {
 	if err != nil || len(root.Lookup("d").Entries()) != n {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > 20*time.Second {
+	if took := time.Since(begin); took > 2*time.Minute {
 		t.Errorf("took %v", took)
 	}
 }

@@ -98,7 +98,7 @@ func (r runner) run(ctx context.Context, s *specs.Spec) *exec.Cmd {
 // where it does not end with 0.
 func (r runner) output(in bundle.PodInput) string {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	out, err := r.command(ctx, in).CombinedOutput()
 	return result(r.t, out, err)

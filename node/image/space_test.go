@@ -226,7 +226,7 @@ func TestSpacePullStalls(t *testing.T) {
 	begun := time.Now()
 	_, err := n.space().Pull(t.Context(), image.SpacePull{PullRequest: spec.PullRequest{Reference: ref}, Patience: 300 * time.Millisecond})
 	n.want(errs.Timeout, err, "pull from a registry that says no more")
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Error("after", took)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)

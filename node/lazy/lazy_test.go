@@ -361,7 +361,7 @@ func (m *machine) overlay(t *testing.T, s *lazy.Set, files map[string]toc.Body) 
 func TestDeadRegistry(t *testing.T) {
 	m := newMachine(t, 1500*time.Millisecond)
 	s := m.open(t, time.Second)
-	b := newBlob(t, noise(4, 5000), noise(5, 5000))
+	b := newBlob(t, noise(4, 5000))
 	b.fail(closed)
 	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
 	target := m.at(t, s)
@@ -369,14 +369,24 @@ func TestDeadRegistry(t *testing.T) {
 	if _, err := os.ReadFile(inTree(target, b.bodies[0].Object)); !errors.Is(err, unix.EIO) {
 		t.Errorf("after the deadline: %v", err)
 	}
-	if took := time.Since(start); took < 700*time.Millisecond || took > 10*time.Second {
+	if took := time.Since(start); took < 700*time.Millisecond || took > time.Minute {
 		t.Errorf("it took %v", took)
 	}
-	// What the registry will never give is not waited for.
+}
+
+// What the registry will never give is not waited for.
+func TestRefusedByTheRegistry(t *testing.T) {
+	m := newMachine(t, 5*time.Minute)
+	s := m.open(t, 5*time.Minute)
+	b := newBlob(t, noise(4, 5000))
 	b.fail(func(int64, int64) (io.ReadCloser, error) { return nil, errs.New(errs.Denied, "no") })
-	start = time.Now()
-	if _, err := os.ReadFile(inTree(target, b.bodies[1].Object)); !errors.Is(err, unix.EIO) || time.Since(start) > time.Second {
-		t.Errorf("after %v: %v", time.Since(start), err)
+	s.Add(lazy.Image{Layers: []lazy.Layer{b.layer("l", m.shelf, never)}})
+	start := time.Now()
+	if _, err := os.ReadFile(inTree(m.at(t, s), b.bodies[0].Object)); !errors.Is(err, unix.EIO) {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 2*time.Minute {
+		t.Errorf("it took %v", took)
 	}
 }
 
@@ -438,7 +448,7 @@ func TestProcessKilled(t *testing.T) {
 		if err == nil {
 			t.Error("who waited got something")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("who waited waits for ever")
 	}
 	if got, err := os.ReadFile(inTree(target, b.bodies[1].Object)); err == nil {
@@ -541,7 +551,7 @@ func TestWhole(t *testing.T) {
 	if err := unix.Unmount(target, 0); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the process stays without a mount")
 		}
@@ -565,7 +575,7 @@ func TestReaderKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("it took %v to die", took)
 	}
 	s.Forget("l")

@@ -358,7 +358,9 @@ func TestRemovalFails(t *testing.T) {
 }
 
 // Those who wait for collections share them.
-func TestShared(t *testing.T) {
+func TestShared(t *testing.T) { synctest.Test(t, testShared) }
+
+func testShared(t *testing.T) {
 	o := &things{}
 	s := open(t, openDB(t, filepath.Join(t.TempDir(), "db")), o)
 	passes, first := 0, make(chan bool)
@@ -375,7 +377,8 @@ func TestShared(t *testing.T) {
 			}
 		})
 	}
-	time.AfterFunc(50*time.Millisecond, func() { close(first) })
+	synctest.Wait() // all have asked
+	close(first)
 	all.Wait()
 	if passes > 3 {
 		t.Errorf("%d passes for 20 who asked at once", passes)

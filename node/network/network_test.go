@@ -249,7 +249,7 @@ func call(ns, network, address string, patience time.Duration) (seen string, err
 func reaches(t testing.TB, what, ns, network, address string) string {
 	t.Helper()
 	start := time.Now()
-	seen, err := call(ns, network, address, 4*time.Second)
+	seen, err := call(ns, network, address, 30*time.Second)
 	if took := time.Since(start); took > 300*time.Millisecond {
 		t.Logf("%s: %s %s took %v", what, network, address, took)
 	}
@@ -351,7 +351,7 @@ func (m *machine) traces(t testing.TB, s *Set) []string {
 // settle waits for what is removed in the background.
 func (s *Set) settle(t testing.TB) {
 	t.Helper()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for leasesLeft(s) > 0 {
 		if time.Now().After(deadline) {
 			t.Fatal("addresses stay leased")
@@ -377,7 +377,7 @@ func (fw *firewall) removeForward() error {
 // rulesBack waits until the rules that somebody deleted stand again.
 func (s *Set) rulesBack(t testing.TB) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		stands, err := s.firewall.stands()
 		must(t, err)

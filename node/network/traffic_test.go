@@ -277,7 +277,7 @@ func TestUpstream(t *testing.T) {
 	if got := a.ask(t, "example.org", dns.TypeA); got.Rcode != dns.RcodeServerFailure {
 		t.Errorf("dead server: %v", got)
 	}
-	if took := time.Since(start); took > upstreamTotal+time.Second {
+	if took := time.Since(start); took > upstreamTotal+10*time.Second {
 		t.Errorf("SERVFAIL took %v", took)
 	}
 	serve := func(ns, addr, answer string) {

@@ -108,7 +108,7 @@ func TestWatch(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	s.Close()
 	want := []tree.Digest{digestOf("etc/conf"), digestOf("bin/tool"), digestOf("written")}
-	for deadline := time.Now().Add(5 * time.Second); !slices.Equal(s.First(t.Context(), "i"), want); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !slices.Equal(s.First(t.Context(), "i"), want); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) { // it joins the next commit of the records
 			t.Fatalf("asked for %q", r.asked)
 		}
@@ -131,7 +131,7 @@ func TestWindow(t *testing.T) {
 	s.Watch(t.Context(), "i", root)
 	s.Watch(t.Context(), "i", root) // is recorded already
 	read()
-	for deadline := time.Now().Add(5 * time.Second); s.First(t.Context(), "i") == nil; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); s.First(t.Context(), "i") == nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("no profile")
 		}
@@ -159,7 +159,7 @@ func TestUnmount(t *testing.T) {
 	if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); s.First(t.Context(), "i") == nil; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); s.First(t.Context(), "i") == nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("no profile")
 		}

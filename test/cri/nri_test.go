@@ -460,7 +460,7 @@ func TestNRI(t *testing.T) {
 		c := n.must(t, "crictl", "create", id, app, pod)
 		n.must(t, "crictl", "start", c)
 		n.must(t, "crictl", "rmp", "-f", id)
-		if took := time.Since(begun); took > 8*time.Second {
+		if took := time.Since(begun); took > 16*time.Second {
 			t.Errorf("a pod took %v", took)
 		}
 	})

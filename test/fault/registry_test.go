@@ -78,7 +78,7 @@ func TestRegistryMisbehaves(t *testing.T) {
 				reg.Break(c.fault)
 				start := time.Now()
 				n.fails(t, 1, c.words, "pull", reg.Host()+"/a:1")
-				if took := time.Since(start); took > 20*time.Second {
+				if took := time.Since(start); took > time.Minute {
 					t.Errorf("that took %s", took)
 				}
 				reg.Mend()

@@ -195,7 +195,7 @@ func (b *background) end(t *testing.T) result {
 	t.Helper()
 	select {
 	case <-b.done:
-	case <-time.After(40 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("a command does not end")
 	}
 	return b.result

@@ -164,7 +164,7 @@ func (p *told) topics() []string {
 // soon fails unless ok becomes true.
 func soon(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

@@ -186,7 +186,7 @@ func TestClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), "ns"), 10*time.Second)
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), "ns"), time.Minute)
 	defer cancel()
 	got, failed := c.EventService().Subscribe(ctx, `topic~="^/"`)
 

@@ -101,7 +101,7 @@ func (w *world) nothingLeft(t *testing.T) {
 
 func in(t *testing.T, namespace string) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), namespace), 20*time.Second)
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(t.Context(), namespace), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

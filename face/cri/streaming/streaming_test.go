@@ -227,7 +227,7 @@ func open(t *testing.T, w *world, change func(*Config)) *Server {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("it does not end")
 		}
 	})

@@ -251,7 +251,7 @@ func (l *launcher) listen(path string) chan *os.File {
 	got := make(chan *os.File, 1)
 	l.waiters.Go(func() {
 		defer socket.Close()
-		_ = socket.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = socket.SetDeadline(time.Now().Add(time.Minute))
 		conn, err := socket.AcceptUnix()
 		if err != nil {
 			got <- nil
@@ -324,7 +324,7 @@ func (l *launcher) exit(id string) (int, string) {
 	}
 	select {
 	case <-c.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		l.t.Fatalf("process %s (%d) does not end", id, c.Pid)
 	}
 	if c.read != nil {

@@ -287,7 +287,7 @@ func await(t *testing.T, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(10 * time.Second); !done(); {
+	for end := time.After(time.Minute); !done(); {
 		select {
 		case <-tick.C:
 		case <-end:

@@ -86,7 +86,7 @@ func newKept(t testing.TB, name string, exited func(container.Exit)) *kept {
 
 func (k *kept) wait(id string) container.Exit {
 	k.t.Helper()
-	limit := time.After(20 * time.Second)
+	limit := time.After(time.Minute)
 	for {
 		k.mu.Lock()
 		x, ended := k.exits[id]
@@ -163,7 +163,7 @@ func heard(t *testing.T, said <-chan string) string {
 	select {
 	case text := <-said:
 		return text
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the client sees no end")
 		return ""
 	}

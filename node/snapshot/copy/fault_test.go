@@ -211,7 +211,7 @@ func checkWhole(t *testing.T, dir string, method copy.Method) {
 	left, err := filepath.Glob(filepath.Join(dir, "trees/*/new"))
 	must(t, err)
 	if len(left) != 0 && !t.Failed() {
-		tick := time.After(5 * time.Second)
+		tick := time.After(time.Minute)
 		for len(left) != 0 {
 			select {
 			case <-tick:
