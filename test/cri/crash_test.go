@@ -55,6 +55,7 @@ func TestNodeAndKeeperDieInTheMiddle(t *testing.T) {
 	n := cued(t, "")
 	witness := &app{name: "witness", handler: "cue", port: 12010}
 	machine.Must(t, n.up(witness))
+	n.complete(t, witness) // its program runs, and not the runtime any more
 	before, open := n.inventory(t), descriptors(t, n.Helper("keeper"))
 	for _, who := range []string{"node", "keeper"} {
 		t.Run(who, func(t *testing.T) {

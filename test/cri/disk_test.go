@@ -76,6 +76,7 @@ func TestDisksAreFull(t *testing.T) {
 	n := small(t)
 	witness := &app{name: "witness", handler: "runc"}
 	machine.Must(t, n.up(witness))
+	n.complete(t, witness) // its program runs, and not the runtime any more
 	before := n.inventory(t)
 	works := func(t *testing.T) {
 		t.Helper()

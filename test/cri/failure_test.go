@@ -46,6 +46,7 @@ func TestPluginsAndRuntimesThatFailOrHang(t *testing.T) {
 	n := cued(t, "runtime_timeout = 6")
 	witness := &app{name: "witness", handler: "cue", port: 12020}
 	machine.Must(t, n.up(witness))
+	n.complete(t, witness) // its program runs, and not the runtime any more
 	before := n.inventory(t)
 	var wg sync.WaitGroup
 	for _, f := range failures() {

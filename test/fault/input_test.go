@@ -66,7 +66,7 @@ func TestTaken(t *testing.T) {
 	_, port, _ := net.SplitHostPort(free.Addr().String())
 	machine.Must(t, free.Close())
 
-	n.ok(t, "run", "-d", "--name", "first", "-p", port+":80", image, "sleep", "1000")
+	n.sleeper(t, "first", "-p", port+":80")
 	before := n.inventory(t)
 	n.fails(t, 125, "first", "run", "-d", "--name", "first", image, "true")
 	n.fails(t, 1, "first", "create", "--name", "first", image, "true")
