@@ -83,8 +83,9 @@ func TestStall(t *testing.T) {
 	image := noisy(t, reg, "a")
 	brief := func(c *pull.Config) { c.Remote.Stall = 50 * time.Millisecond }
 	t.Run("once", func(t *testing.T) {
+		patient := func(c *pull.Config) { c.Remote.Stall = time.Second } // a machine at work is slow, too
 		reg.Break(registrytest.Fault{Match: registrytest.Blobs(), Times: 1, Handler: registrytest.Stall(1 << 20)})
-		if _, _, err := pullAll(t, newPuller(newStore(t, t.TempDir()), brief), request(reg, "a:1")); err != nil {
+		if _, _, err := pullAll(t, newPuller(newStore(t, t.TempDir()), patient), request(reg, "a:1")); err != nil {
 			t.Fatal(err)
 		}
 	})
