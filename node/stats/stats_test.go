@@ -6,12 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"berth/base/errs"
+	"berth/test/machine"
 )
 
 func write(t *testing.T, path, text string) {
@@ -100,6 +104,11 @@ func TestV1(t *testing.T) {
 	}
 }
 
+func TestMain(m *testing.M) { os.Exit(machine.Run(m, machine.Empty)) }
+
+// cgroup is one of those that hundred makes.
+func cgroup(i int) string { return "/" + machine.Name() + "-stats/" + strconv.Itoa(i) }
+
 // hundred makes a hundred real cgroups, the first with a process in it.
 func hundred(tb testing.TB) (*Reader, int) {
 	tb.Helper()
@@ -123,7 +132,7 @@ func hundred(tb testing.TB) (*Reader, int) {
 	}
 	tb.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	for _, p := range parents {
-		base := filepath.Join(p, "berth-stats-test")
+		base := filepath.Join(p, machine.Name()+"-stats")
 		if err := os.Mkdir(base, 0o755); err != nil {
 			tb.Fatal(err)
 		}
@@ -146,37 +155,58 @@ func hundred(tb testing.TB) (*Reader, int) {
 
 func TestRealCgroups(t *testing.T) {
 	r, pid := hundred(t)
-	s, err := r.Read("/berth-stats-test/0", pid)
+	s, err := r.Read(cgroup(0), pid)
 	if err != nil || s.Pids.Current != 1 || s.Memory.Limit == 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
-	if pids, err := r.Pids("/berth-stats-test/0"); err != nil || !slices.Equal(pids, []int{pid}) {
+	if pids, err := r.Pids(cgroup(0)); err != nil || !slices.Equal(pids, []int{pid}) {
 		t.Errorf("pids %v, %v; want %d", pids, err, pid)
 	}
-	if _, err := r.OOMKills("/berth-stats-test/0"); err != nil {
+	if _, err := r.OOMKills(cgroup(0)); err != nil {
 		t.Error(err)
 	}
+	cheap(t, 100*time.Millisecond, func(i int) {
+		if _, err := r.Read(cgroup(i), pid); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// cheap wants a hundred readings to take less of a processor than that, ten
+// times the aim, whoever else has it meanwhile.
+func cheap(t *testing.T, most time.Duration, read func(i int)) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	best := time.Hour
 	for range 5 {
-		begin := time.Now()
+		begin := cpuTime(t)
 		for i := range 100 {
-			if _, err := r.Read("/berth-stats-test/"+strconv.Itoa(i), pid); err != nil {
-				t.Fatal(err)
-			}
+			read(i)
 		}
-		best = min(best, time.Since(begin))
+		best = min(best, cpuTime(t)-begin)
 	}
 	t.Logf("a hundred containers in %v", best)
-	if best > 100*time.Millisecond { // the aim is 10; a busy machine is given time
+	if best > most {
 		t.Errorf("a hundred containers took %v", best)
 	}
+}
+
+// cpuTime is what this thread has used.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &used); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 func BenchmarkHundred(b *testing.B) {
 	r, pid := hundred(b)
 	for b.Loop() {
 		for i := range 100 {
-			if _, err := r.Read("/berth-stats-test/"+strconv.Itoa(i), pid); err != nil {
+			if _, err := r.Read(cgroup(i), pid); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -190,7 +190,7 @@ func TestUsageOfAProcess(t *testing.T) {
 	cmd.ExtraFiles = []*os.File{file} // is 3
 	in, _ := cmd.StdinPipe()
 	out, _ := cmd.StdoutPipe()
-	base := "/berth-stats-test/1"
+	base := cgroup(1)
 	// It is in its cgroup before it does anything.
 	cmd.Args[2] = `for d in $DIRS; do echo $$ > $d/cgroup.procs; done; ` + script
 	var dirs []string
@@ -349,7 +349,7 @@ func BenchmarkUsageOfAHundred(b *testing.B) {
 	for b.Loop() {
 		p := r.Begin()
 		for i := range 100 {
-			if _, err := p.Read("/berth-stats-test/"+strconv.Itoa(i), 0, everything); err != nil {
+			if _, err := p.Read(cgroup(i), 0, everything); err != nil {
 				b.Fatal(err)
 			}
 		}
