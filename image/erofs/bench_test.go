@@ -3,8 +3,6 @@ package erofs_test
 import (
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -49,32 +47,6 @@ func BenchmarkTree(b *testing.B) {
 	for b.Loop() {
 		if _, err := img.Tree(); err != nil {
 			b.Fatal(err)
-		}
-	}
-}
-
-// BenchmarkFind looks a path up in an image on disk that nobody has read.
-func BenchmarkFind(b *testing.B) {
-	f, err := os.Create(filepath.Join(b.TempDir(), "image"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer f.Close()
-	size, err := erofs.Write(f, large())
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	for b.Loop() {
-		img, err := erofs.Open(f, size)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, found, err := img.Find("part3/package-17/file-number-none.txt"); err != nil || found {
-			b.Fatal(found, err)
-		}
-		if _, found, err := img.Find("part3/package-17/file-number-173.txt"); err != nil || !found {
-			b.Fatal(found, err)
 		}
 	}
 }

@@ -130,37 +130,8 @@ func parseEntries(list []entry, b []byte) ([]entry, error) {
 	return list, nil
 }
 
-// lookup finds name in a folder.
-func (r *reader) lookup(in *found, name string) (entry, bool, error) {
-	low, high := int64(0), (in.size-1)/blockSize
-	var list []entry
-	for low <= high {
-		middle := low + (high-low)/2
-		b, err := r.block(in, middle)
-		if err == nil {
-			list, err = parseEntries(list[:0], b)
-		}
-		switch {
-		case err != nil:
-			return entry{}, false, err
-		case name < list[0].name:
-			high = middle - 1
-		case name > list[len(list)-1].name:
-			low = middle + 1
-		default:
-			for _, e := range list {
-				if e.name == name {
-					return e, checkName(name) == nil, nil
-				}
-			}
-			return entry{}, false, nil
-		}
-	}
-	return entry{}, false, nil
-}
-
 // entries returns all entries of a folder but "." and "..", which must lead
-// to itself and to parent, unless that is 0.
+// to itself and to parent.
 func (r *reader) entries(in *found, parent uint64) ([]entry, error) {
 	if err := r.use(in.size); err != nil {
 		return nil, err
@@ -182,7 +153,7 @@ func (r *reader) entries(in *found, parent uint64) ([]entry, error) {
 			return nil, errs.New(errs.Invalid, "names are out of order")
 		case e.name == "." && e.nid == in.nid && e.ftype == 2:
 			dots++
-		case e.name == ".." && (e.nid == parent || parent == 0) && e.ftype == 2:
+		case e.name == ".." && e.nid == parent && e.ftype == 2:
 			dots++
 		default:
 			if err := checkName(e.name); err != nil {

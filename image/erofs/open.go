@@ -108,65 +108,6 @@ func (img *Image) readAll() ([]byte, error) {
 	return all, nil
 }
 
-// Find returns the node at path, without its entries if it is a folder. It
-// follows no symbolic links and reads only what is on the way.
-func (img *Image) Find(path string) (*tree.Node, bool, error) {
-	r := reader{img: img, left: img.size, at: img.readAt}
-	in, ok, err := r.find(path)
-	if err != nil {
-		return nil, false, fmt.Errorf("find %.300q in image: %w", path, err)
-	}
-	if !ok {
-		return nil, false, nil
-	}
-	return in.node, true, nil
-}
-
-// List returns the entries of the folder at path, their nodes without entries
-// of their own. It fails with NotFound where there is no such folder.
-func (img *Image) List(path string) ([]tree.Entry, error) {
-	r := reader{img: img, left: img.size, at: img.readAt}
-	in, ok, err := r.find(path)
-	if err == nil && (!ok || !in.node.IsDir()) {
-		err = errs.New(errs.NotFound, "there is no such folder")
-	}
-	var entries []tree.Entry
-	if err == nil {
-		ahead := window{img: img}
-		r.at = ahead.readAt
-		entries, err = r.list(&in)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list %.300q in image: %w", path, err)
-	}
-	return entries, nil
-}
-
-// window reads ahead, as the inodes of a folder lie next to each other.
-type window struct {
-	img   *Image
-	start int64
-	bytes []byte
-}
-
-func (w *window) readAt(off int64, n int) ([]byte, error) {
-	const ahead = 64 << 10
-	if n > ahead || off < 0 || off > w.img.size {
-		return w.img.readAt(off, n)
-	}
-	if off < w.start || off+int64(n) > w.start+int64(len(w.bytes)) {
-		b, err := w.img.readAt(off, int(min(ahead, w.img.size-off)))
-		if err != nil {
-			return nil, err
-		}
-		w.start, w.bytes = off, b
-	}
-	if int64(len(w.bytes)) < off-w.start+int64(n) {
-		return nil, w.img.outside(off, n)
-	}
-	return w.bytes[off-w.start:][:n:n], nil
-}
-
 // Objects lists the digests of all bodies that are kept as objects, each
 // once, in their order.
 func (img *Image) Objects() ([]tree.Digest, error) {

@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"fmt"
-	"strings"
 
 	"berth/base/errs"
 	"berth/image/tree"
@@ -99,52 +98,4 @@ func (e entry) matches(n *tree.Node) error {
 		return errs.New(errs.Invalid, "%.300q is of another type than its inode", e.name)
 	}
 	return nil
-}
-
-// list reads the entries of one folder.
-func (r *reader) list(in *found) ([]tree.Entry, error) {
-	list, err := r.entries(in, 0)
-	if err != nil {
-		return nil, err
-	}
-	w := walk{reader: r, links: map[uint64]*link{}}
-	entries := make([]tree.Entry, 0, len(list))
-	for _, e := range list {
-		child, err := w.entry(e)
-		if err != nil {
-			return nil, err
-		}
-		entries = append(entries, tree.Entry{Name: e.name, Node: child.node})
-	}
-	return entries, nil
-}
-
-// find follows path, name by name; ok is false where it leads to nothing.
-func (r *reader) find(path string) (in found, ok bool, err error) {
-	in, err = r.inode(r.img.root)
-	if err == nil && !in.node.IsDir() {
-		err = errs.New(errs.Invalid, "the root is no folder")
-	}
-	if err != nil {
-		return in, false, err
-	}
-	for name := range strings.SplitSeq(path, "/") {
-		if name == "" || name == "." {
-			continue
-		}
-		if !in.node.IsDir() {
-			return in, false, nil
-		}
-		e, ok, err := r.lookup(&in, name)
-		if err != nil || !ok {
-			return in, false, err
-		}
-		if in, err = r.inode(e.nid); err == nil {
-			err = e.matches(in.node)
-		}
-		if err != nil {
-			return in, false, err
-		}
-	}
-	return in, true, nil
 }

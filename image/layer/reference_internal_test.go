@@ -17,6 +17,7 @@ import (
 
 	"berth/base/errs"
 	"berth/image/tree"
+	"berth/image/tree/treetest"
 )
 
 // reference reads a layer with the standard library's parser, a body at a
@@ -105,7 +106,7 @@ func checkRead(t *testing.T, layer []byte, inline int) *tree.Node {
 		}
 		return nil
 	}
-	if diff := tree.Equal(got, want); diff != "" {
+	if diff := treetest.Equal(got, want); diff != "" {
 		t.Fatalf("tree differs from the reference: %s", diff)
 	}
 	bodies := bodiesOf(t, recipe.Bytes(), layer)

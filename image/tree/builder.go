@@ -36,19 +36,6 @@ func (b *Builder) Set(folder *Node, name string, child *Node) {
 	names[name] = child
 }
 
-// Delete takes name out of folder, if it is there.
-func (b *Builder) Delete(folder *Node, name string) {
-	names, ok := b.open[folder]
-	if !ok {
-		if len(folder.entries) < crowded {
-			folder.Delete(name)
-			return
-		}
-		names = b.unsort(folder)
-	}
-	delete(names, name)
-}
-
 // unsort goes over to keeping folder's entries by name.
 func (b *Builder) unsort(folder *Node) map[string]*Node {
 	names := make(map[string]*Node, 2*len(folder.entries))

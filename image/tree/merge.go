@@ -154,39 +154,3 @@ func Dress(upper, lower *Node) *Node {
 	dressed.entries = entries
 	return dressed
 }
-
-// Trim is the layer upper without whiteouts that hide nothing in lower, the
-// merged tree below it. In folders that only this layer has, the kernel would
-// list their names.
-func Trim(upper, lower *Node) *Node {
-	lower = folder(lower)
-	if upper.Opaque {
-		lower = nil
-	}
-	entries, copied := upper.entries, false
-	for i, e := range upper.entries {
-		var below *Node
-		if lower != nil && (e.Node.IsDir() || e.Node.IsWhiteout()) {
-			below = lower.Lookup(e.Name)
-		}
-		kept := e.Node
-		switch {
-		case e.Node.IsDir():
-			kept = Trim(e.Node, below)
-		case e.Node.IsWhiteout() && below == nil:
-			kept = nil
-		}
-		if !copied && kept != e.Node {
-			entries, copied = append(make([]Entry, 0, len(upper.entries)), upper.entries[:i]...), true
-		}
-		if copied && kept != nil {
-			entries = append(entries, Entry{e.Name, kept})
-		}
-	}
-	if !copied {
-		return upper
-	}
-	made := *upper
-	made.entries = entries
-	return &made
-}

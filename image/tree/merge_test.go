@@ -75,7 +75,7 @@ func TestMerge(t *testing.T) {
 		"nothing above": {dir(0o755, "a", file("1")), dir(0o700), dir(0o700, "a", file("1"))},
 	}
 	for name, test := range tests {
-		if diff := tree.Equal(tree.Merge(test.lower, test.upper), test.want); diff != "" {
+		if diff := treetest.Equal(tree.Merge(test.lower, test.upper), test.want); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
@@ -110,20 +110,20 @@ func TestMergeRandom(t *testing.T) {
 			upper := treetest.Layer(10*seed+i, 40).Root
 			lowerWas, upperWas := clone(merged), clone(upper)
 			got := tree.Merge(merged, upper)
-			if diff := tree.Equal(got, slowMerge(merged, upper)); diff != "" {
+			if diff := treetest.Equal(got, slowMerge(merged, upper)); diff != "" {
 				t.Fatalf("seed %d: %s", seed, diff)
 			}
-			if diff := tree.Equal(merged, lowerWas) + tree.Equal(upper, upperWas); diff != "" {
+			if diff := treetest.Equal(merged, lowerWas) + treetest.Equal(upper, upperWas); diff != "" {
 				t.Fatalf("seed %d: merging wrote to a side: %s", seed, diff)
 			}
 			dressed := tree.Dress(upper, merged)
-			if diff := tree.Equal(got, tree.Merge(merged, dressed)); diff != "" {
+			if diff := treetest.Equal(got, tree.Merge(merged, dressed)); diff != "" {
 				t.Fatalf("seed %d: dressed first, the layer shows another tree: %s", seed, diff)
 			}
-			if diff := tree.Equal(upper, upperWas); diff != "" {
+			if diff := treetest.Equal(upper, upperWas); diff != "" {
 				t.Fatalf("seed %d: dressing wrote to the layer: %s", seed, diff)
 			}
-			if diff := tree.Equal(got, tree.Merge(merged, tree.Trim(upper, merged))); diff != "" {
+			if diff := treetest.Equal(got, tree.Merge(merged, treetest.Trim(upper, merged))); diff != "" {
 				t.Fatalf("seed %d: trimmed first, the layer shows another tree: %s", seed, diff)
 			}
 			merged = got
@@ -214,7 +214,7 @@ func TestDress(t *testing.T) {
 		"own", dir(0o750, "x", file("1"))))
 	want.Lookup("a").UID, want.Lookup("a").Xattrs = 7, lower.Lookup("a").Xattrs
 	got := tree.Dress(upper, lower)
-	if diff := tree.Equal(got, want); diff != "" {
+	if diff := treetest.Equal(got, want); diff != "" {
 		t.Error(diff)
 	}
 	if got.Lookup("own") != upper.Lookup("own") {
@@ -222,25 +222,6 @@ func TestDress(t *testing.T) {
 	}
 	if tree.Dress(upper, nil) != upper {
 		t.Error("with nothing below, the layer was copied")
-	}
-}
-
-func TestTrim(t *testing.T) {
-	lower := dir(0o755, "a", dir(0o755, "x", file("1"), "y", file("1")), "b", file("1"))
-	upper := implied(dir(0o755, "a", dir(0o755, "x", white, "z", white), "b", white, "c", white,
-		"new", dir(0o755, "x", white, "y", file("2")), "same", dir(0o755, "x", file("2"))))
-	want := implied(dir(0o755, "a", dir(0o755, "x", white), "b", white,
-		"new", dir(0o755, "y", file("2")), "same", dir(0o755, "x", file("2"))))
-	got := tree.Trim(upper, lower)
-	if diff := tree.Equal(got, want); diff != "" {
-		t.Error(diff)
-	}
-	if got.Lookup("same") != upper.Lookup("same") || tree.Trim(want, lower) != want {
-		t.Error("what stays as it is was copied")
-	}
-	upper.Opaque = true
-	if got := tree.Trim(upper, lower); got.Lookup("b") != nil || tree.Find(got, "a/x") != nil {
-		t.Error("an opaque folder has whiteouts")
 	}
 }
 

@@ -12,18 +12,6 @@ import (
 	"berth/base/errs"
 )
 
-// UserIDs finds the ids behind "name", "uid", "name:group", … in a root file
-// system. An unknown name is errs.Invalid.
-func UserIDs(rootfs, name string) (uid, gid uint32, err error) {
-	r, err := openRoot(rootfs)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer r.Close()
-	u, _, err := lookUp(r, name, nil)
-	return u.UID, u.GID, err
-}
-
 // lookUp finds a user, with the groups that the image and the caller add,
 // and the home directory.
 func lookUp(r root, name string, groups []string) (specs.User, string, error) {

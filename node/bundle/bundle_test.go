@@ -319,9 +319,6 @@ func TestAccounts(t *testing.T) {
 			t.Errorf("%q: %s, want %s", tt.user, got, tt.want)
 		}
 	}
-	if uid, gid, err := bundle.UserIDs(root, "app"); uid != 1000 || gid != 1001 || err != nil {
-		t.Errorf("%d, %d, %v", uid, gid, err)
-	}
 }
 
 // An image decides what its /etc is; it gets nothing of the host by that.
@@ -346,11 +343,14 @@ func TestHostileRoot(t *testing.T) {
 		if err := errors.Join(os.Mkdir(filepath.Join(root, "etc"), 0o755), make(root)); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := bundle.UserIDs(root, "spy"); !errors.Is(err, errs.Invalid) {
+		in := input(t, spec.ContainerConfig{User: "spy"})
+		in.Rootfs = root
+		if _, err := bundle.Spec(in); !errors.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if uid, _, err := bundle.UserIDs(root, "12"); uid != 12 || err != nil {
-			t.Errorf("%s: a number: %d, %v", what, uid, err)
+		in.Container.Config.User = "12"
+		if s, err := bundle.Spec(in); err != nil || s.Process.User.UID != 12 {
+			t.Errorf("%s: a number: %+v, %v", what, s, err)
 		}
 	}
 	// Working directories are made within, whatever the links say.

@@ -42,9 +42,6 @@ func treeXattr(name string) (_ string, ok bool) {
 	return name, !strings.HasPrefix(name, overlayXattr)
 }
 
-// IsOpaque says whether the folder at path hides what is below.
-func IsOpaque(path string) bool { return isOpaque(path) }
-
 // isOpaque says whether the folder hides what layers below have in it.
 func isOpaque(path string) bool {
 	var value [1]byte

@@ -1,24 +1,25 @@
-package tree
+package treetest
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"slices"
+
+	"berth/image/tree"
 )
 
 // Equal compares two trees in all there is to them, which names are links to
 // one file too. It returns the first difference in words, or "".
-func Equal(a, b *Node) (diff string) {
-	c := equality{aToB: map[*Node]*Node{}, bToA: map[*Node]*Node{}}
+func Equal(a, b *tree.Node) (diff string) {
+	c := equality{aToB: map[*tree.Node]*tree.Node{}, bToA: map[*tree.Node]*tree.Node{}}
 	return c.nodes(".", a, b)
 }
 
 type equality struct {
-	aToB, bToA map[*Node]*Node // of what is no folder
+	aToB, bToA map[*tree.Node]*tree.Node // of what is no folder
 }
 
-func (c *equality) nodes(path string, a, b *Node) string {
+func (c *equality) nodes(path string, a, b *tree.Node) string {
 	if a == nil || b == nil {
 		if a != b {
 			return fmt.Sprintf("%s: only in one", path)
@@ -37,10 +38,10 @@ func (c *equality) nodes(path string, a, b *Node) string {
 	if what := looks(a, b); what != "" {
 		return path + ": " + what
 	}
-	return c.entries(path, a.entries, b.entries)
+	return c.entries(path, a.Entries(), b.Entries())
 }
 
-func (c *equality) entries(path string, a, b []Entry) string {
+func (c *equality) entries(path string, a, b []tree.Entry) string {
 	for i := range max(len(a), len(b)) {
 		switch {
 		case i >= len(b) || i < len(a) && a[i].Name < b[i].Name:
@@ -55,7 +56,7 @@ func (c *equality) entries(path string, a, b []Entry) string {
 	return ""
 }
 
-func looks(a, b *Node) string {
+func looks(a, b *tree.Node) string {
 	for _, f := range []struct {
 		name string
 		a, b any
@@ -79,19 +80,10 @@ func looks(a, b *Node) string {
 	if !bytes.Equal(a.Body, b.Body) {
 		return fmt.Sprintf("bodies of %d and %d bytes differ", len(a.Body), len(b.Body))
 	}
-	if x, y := SortedXattrs(a.Xattrs), SortedXattrs(b.Xattrs); !slices.EqualFunc(x, y, func(x, y Xattr) bool {
+	if x, y := tree.SortedXattrs(a.Xattrs), tree.SortedXattrs(b.Xattrs); !slices.EqualFunc(x, y, func(x, y tree.Xattr) bool {
 		return x.Name == y.Name && bytes.Equal(x.Value, y.Value)
 	}) {
 		return fmt.Sprintf("xattrs are %q and %q", x, y)
 	}
 	return ""
-}
-
-// SortedXattrs is xattrs in the order of names: itself, if it is sorted.
-func SortedXattrs(xattrs []Xattr) []Xattr {
-	byName := func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) }
-	if slices.IsSortedFunc(xattrs, byName) {
-		return xattrs
-	}
-	return slices.SortedStableFunc(slices.Values(xattrs), byName)
 }
