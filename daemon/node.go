@@ -167,7 +167,7 @@ func (n *node) run(ctx context.Context) (err error) {
 	g.Go("shims", n.shims.Run)
 	n.engine.leases.Trigger() // the last node may have ended before it collected
 	g.Go("leases", n.engine.leases.Run)
-	g.Go("keeper", func(ctx context.Context) error { n.upgradeKeeper(ctx); n.holdDoor(ctx, listener); return ctx.Err() })
+	g.Go("keeper", func(ctx context.Context) error { n.upgradeKeeper(ctx); return n.holdDoor(ctx, listener) })
 	g.Go("network", n.networks.Run)
 	g.Go("namespaces", n.pods.namespaces.Run)
 	g.Go("pods", n.pods.set.Run)

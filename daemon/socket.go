@@ -61,16 +61,15 @@ func listenerOf(file *os.File) (*net.UnixListener, error) {
 // holdDoor has the keeper hold the socket until ctx is done and, so that a node
 // which is restarted turns nobody away, for a while after that; but not when
 // somebody has ended it by hand. What systemd listens on it holds itself.
-func (n *node) holdDoor(ctx context.Context, listener *net.UnixListener) {
-	if n.activated != nil {
-		return
-	}
-	file, err := listener.File()
-	if err == nil {
-		err = errors.Join(n.keeper.HoldSocket(ctx, n.config.Socket, file), file.Close())
-	}
-	if err != nil && ctx.Err() == nil {
-		n.log.WarnContext(ctx, "clients are turned away while the node is restarted", "err", err)
+func (n *node) holdDoor(ctx context.Context, listener *net.UnixListener) error {
+	if n.activated == nil {
+		file, err := listener.File()
+		if err == nil {
+			err = errors.Join(n.keeper.HoldSocket(ctx, n.config.Socket, file), file.Close())
+		}
+		if err != nil && ctx.Err() == nil {
+			n.log.WarnContext(ctx, "clients are turned away while the node is restarted", "err", err)
+		}
 	}
 	<-ctx.Done()
 	if isByHand(ctx) {
@@ -78,6 +77,7 @@ func (n *node) holdDoor(ctx context.Context, listener *net.UnixListener) {
 		defer cancel()
 		_ = n.keeper.DropSocket(ctx, n.config.Socket)
 	}
+	return ctx.Err()
 }
 
 // isByHand says whether ctx ended by ctrl-C, so that somebody sits there.

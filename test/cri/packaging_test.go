@@ -57,6 +57,44 @@ func TestPackagedNodes(t *testing.T) {
 	}
 }
 
+// A node takes the socket that systemd listens on, which is systemd's before and
+// after it.
+func TestPackagedSocket(t *testing.T) {
+	need(t)
+	unit := settingsOf(t, filepath.Join(packaging, "kubeadm", "berth.socket"))
+	if "unix://"+unit["ListenStream"] != door {
+		t.Fatalf("the unit says %v", unit)
+	}
+	n := machine.NewNode(t, program)
+	n.Socket = filepath.Join(n.Dir, "s")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: n.Socket})
+	machine.Must(t, err)
+	defer listener.Close()
+	file, err := listener.File()
+	machine.Must(t, err)
+	defer file.Close()
+	n.Files = []*os.File{file}
+	argv := append(n.Argv[:len(n.Argv):len(n.Argv)], "--socket", n.Socket)
+	for range 2 {
+		n.Argv = append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh"}, argv...)
+		var says bytes.Buffer
+		asks := exec.Command(program, "--socket", n.Socket, "ps") // perhaps before it starts
+		asks.Stderr = &says
+		machine.Must(t, asks.Start())
+		n.Start(t)
+		n.Argv = argv
+		if err := asks.Wait(); err != nil {
+			t.Errorf("%v: %s", err, says.String())
+		}
+		n.End(t)
+		info, err := os.Lstat(n.Socket)
+		if err != nil || info.Mode().Perm()&0o020 != 0 {
+			t.Errorf("the node has changed what is systemd's: %v, %v", info, err)
+		}
+	}
+	n.KillHelper(t, "keeper")
+}
+
 // settingsOf reads a file of systemd's.
 func settingsOf(t *testing.T, file string) map[string]string {
 	t.Helper()

@@ -14,6 +14,7 @@ import (
 // Daemon is a program in the background.
 type Daemon struct {
 	Argv, Env []string     // Env is besides that of the tests
+	Files     []*os.File   // its descriptors from 3 on
 	Log       string       // a file that it writes to
 	Socket    string       // that it answers on
 	Ready     func() error // why it cannot be used yet; nil: who connects can use it
@@ -30,7 +31,7 @@ func (d *Daemon) Start(t testing.TB) {
 	defer log.Close()
 	process, ended := exec.Command(d.Argv[0], d.Argv[1:]...), make(chan struct{})
 	process.Env = append(os.Environ(), d.Env...)
-	process.Stdout, process.Stderr = log, log
+	process.Stdout, process.Stderr, process.ExtraFiles = log, log, d.Files
 	process.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	Must(t, process.Start())
 	d.process, d.ended = process, ended

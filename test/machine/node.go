@@ -4,12 +4,15 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,8 +32,24 @@ func NewNode(t testing.TB, program string, settings ...string) *Node {
 	n.Socket, n.Log = filepath.Join(n.State, "berth.sock"), filepath.Join(dir, "node.log")
 	n.Argv = []string{program, "node", "--root", n.Root, "--state", n.State, "--config", n.Config, "--socket", n.Socket}
 	n.Env = []string{"BERTH_SOCKET=", "BERTH_STATE=", "BERTH_ROOT=", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}
+	n.Ready = n.answers
 	n.Configure(t, settings...)
 	return n
+}
+
+// answers says why the node does not answer yet. Who only connects may wait for
+// one that is about to start.
+func (n *Node) answers() error {
+	conn, err := net.Dial("unix", n.Socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err = io.WriteString(conn, "OPTIONS * HTTP/1.0\r\n\r\n"); err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	return err
 }
 
 // Configure writes the node's file of settings, which count from its next start.
