@@ -24,6 +24,7 @@ import (
 	"berth/base/errs"
 	"berth/node/bundle"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 // runtimes runs a test with each OCI runtime of this machine, as root.
@@ -86,7 +87,7 @@ func (r runner) run(ctx context.Context, s *specs.Spec) *exec.Cmd {
 	if err := bundle.Write(dir, s); err != nil {
 		r.t.Fatal(err)
 	}
-	name := "bundle-" + strconv.Itoa(os.Getpid()) + "-" + filepath.Base(filepath.Dir(dir))[:12] + strconv.FormatInt(time.Now().UnixNano(), 36)
+	name := machine.Name() + "-" + filepath.Base(filepath.Dir(dir))[:12] + strconv.FormatInt(time.Now().UnixNano(), 36)
 	root := filepath.Join(r.t.TempDir(), "state")
 	r.t.Cleanup(func() { _ = exec.Command(r.program, "--root", root, "delete", "-f", name).Run() })
 	cmd := exec.CommandContext(ctx, r.program, "--root", root, "run", "--bundle", dir, name)
@@ -221,15 +222,15 @@ func realInput(t *testing.T, pod spec.Pod, script string, change func(*spec.PodC
 	}
 	return bundle.PodInput{
 		Pod: pod, Container: spec.PodContainer{ID: id, Config: c}, Host: host, Rootfs: busybox(t, owner), Idmap: idmap,
-		CgroupPath: fmt.Sprintf("/berth-bundle-%d/%s", os.Getpid(), id), Image: spec.ImageConfig{Env: []string{"PATH=/bin"}},
+		CgroupPath: "/" + machine.Name() + "/" + id, Image: spec.ImageConfig{Env: []string{"PATH=/bin"}},
 	}
 }
 
 func cleanCgroups(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		dirs, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/berth-bundle-%d", os.Getpid()))
-		dirs = append(dirs, fmt.Sprintf("/sys/fs/cgroup/berth-bundle-%d", os.Getpid()))
+		dirs, _ := filepath.Glob("/sys/fs/cgroup/*/" + machine.Name())
+		dirs = append(dirs, "/sys/fs/cgroup/"+machine.Name())
 		for _, d := range dirs {
 			_ = os.Remove(filepath.Join(d, id))
 			_ = os.Remove(d)

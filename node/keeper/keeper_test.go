@@ -19,6 +19,7 @@ import (
 
 	"berth/base/errs"
 	"berth/node/keeper"
+	"berth/test/machine"
 )
 
 // The test binary is the keeper too, a runtime, and the node that gets killed.
@@ -44,7 +45,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("KEEPER_TEST_NODE"); dir != "" {
 		nodeProcess(dir)
 	}
-	os.Exit(m.Run())
+	os.Exit(machine.Run(m, machine.Empty))
 }
 
 // rig is one node under test.

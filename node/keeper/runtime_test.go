@@ -8,13 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"berth/node/keeper"
+	"berth/test/machine"
 )
 
 // container is an OCI bundle with busybox, under one real runtime.
@@ -40,7 +40,7 @@ func eachRuntime(t *testing.T, test func(t *testing.T, runtime string)) {
 
 func (r *rig) container(runtime, id string, terminal bool, args ...string) *container {
 	r.t.Helper()
-	c := &container{rig: r, runtime: runtime, id: "keepertest-" + strconv.Itoa(os.Getpid()) + "-" + id, bundle: filepath.Join(r.dir, id)}
+	c := &container{rig: r, runtime: runtime, id: machine.Name() + "-" + id, bundle: filepath.Join(r.dir, id)}
 	root := filepath.Join(c.bundle, "rootfs")
 	for _, dir := range []string{"bin", "proc", "dev"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/spec"
+	"berth/test/machine"
 )
 
 // box is a container's bundle.
@@ -47,7 +48,7 @@ func newBox(t *testing.T, runtime string, command ...string) *box {
 			}
 		}
 	})
-	b.id = fmt.Sprintf("seccomp-%d-%d", os.Getpid(), time.Now().UnixNano())
+	b.id = fmt.Sprintf("%s-%d", machine.Name(), time.Now().UnixNano())
 	bin := filepath.Join(b.dir, "rootfs", "bin")
 	busybox, _ := exec.LookPath("busybox")
 	program, err := os.ReadFile(busybox)

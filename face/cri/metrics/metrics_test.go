@@ -190,7 +190,7 @@ func TestMetricsOfVersion2(t *testing.T) {
 			t.Errorf("%s is %d, want %d", name, got, want)
 		}
 	}
-	if at := all.of(t, "last_seen"); time.Since(time.Unix(int64(at), 0)) > 5*time.Second { //nolint:gosec // a time
+	if at := all.of(t, "last_seen"); time.Since(time.Unix(int64(at), 0)) > time.Minute { //nolint:gosec // a time
 		t.Errorf("last seen at %d", at)
 	}
 	if at := all.of(t, "start_time_seconds"); at != uint64(pods.containers[0].Started.Unix()) { //nolint:gosec // a time
@@ -421,7 +421,7 @@ func TestSlowLayers(t *testing.T) {
 			t.Fatalf("%v, %v", r, err)
 		}
 	}
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("three lists took %v", took)
 	}
 	close(layers.slow)
@@ -445,7 +445,7 @@ func TestCloseBreaksOff(t *testing.T) {
 	}
 	begun := time.Now()
 	_ = s.Close()
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > 30*time.Second {
 		t.Errorf("closing took %v", took)
 	}
 }

@@ -3,11 +3,11 @@ package oci_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +22,7 @@ import (
 	"berth/node/container"
 	"berth/node/container/oci"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 func opaque(t *testing.T, o *options.Options) *spec.Opaque {
@@ -71,7 +72,7 @@ func edit(t *testing.T, dir string, change func(map[string]any)) {
 // as it is: only the version and the cgroup are written anew.
 func TestForeignSpec(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *bench) {
-		for _, cgroup := range []any{nil, "", "relative/x", "/berthtest/abs"} {
+		for _, cgroup := range []any{nil, "", machine.Name() + "-relative/x", "/" + machine.Name() + "-abs/x"} {
 			l := b.make(command("sleep", "1000"))
 			edit(t, l.Bundle, func(config map[string]any) {
 				config["ociVersion"], config["future"] = "1.3.0", map[string]any{"a": []int{1}}
@@ -82,7 +83,10 @@ func TestForeignSpec(t *testing.T) {
 			})
 			p := b.run(l)
 			got := configOf(t, l.Bundle).Linux.CgroupsPath
-			want := map[any]string{nil: "/berth/" + l.ID, "": "/berth/" + l.ID, "relative/x": "/relative/x", "/berthtest/abs": "/berthtest/abs"}[cgroup]
+			want := "/berth/" + l.ID
+			if asked, ok := cgroup.(string); ok && asked != "" {
+				want = "/" + strings.TrimPrefix(asked, "/")
+			}
 			if got != want {
 				t.Errorf("%v became cgroup %q", cgroup, got)
 			}
@@ -100,14 +104,6 @@ func TestForeignSpec(t *testing.T) {
 			}
 			if exists("/sys/fs/cgroup/pids"+want) || exists("/sys/fs/cgroup"+want) {
 				t.Errorf("cgroup %s is left", want)
-			}
-		}
-		for _, folder := range []string{"relative", "berthtest"} {
-			for _, root := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
-				left, _ := filepath.Glob(root + folder)
-				for _, dir := range left {
-					_ = os.Remove(dir)
-				}
 			}
 		}
 		l := b.make(command("true"), func(s *specs.Spec) { s.Linux.CgroupsPath = "/.." })
@@ -130,7 +126,7 @@ func TestForeignSpec(t *testing.T) {
 // take them along.
 func TestSharedCgroup(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *bench) {
-		outer := "/berthouter" + strconv.Itoa(os.Getpid())
+		outer := "/" + machine.Name() + "-outer"
 		in := func(cgroup string) container.Launch {
 			l := b.make(command("sleep", "1000"), func(s *specs.Spec) { s.Linux.CgroupsPath = cgroup })
 			b.run(l)
@@ -350,7 +346,7 @@ func TestNamespace(t *testing.T) {
 		var all []container.Launch
 		for _, space := range []string{"one", "two"} {
 			l := b.make(command("sleep", "1000"), func(s *specs.Spec) {
-				s.Linux.CgroupsPath = "/" + space + strconv.Itoa(os.Getpid()) + "/web"
+				s.Linux.CgroupsPath = "/" + machine.Name() + "-" + space + "/web"
 				s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat >>" + told}}}}
 			})
 			l.ID, l.Name, l.Namespace = space+"+web", "web", space
@@ -394,7 +390,7 @@ func TestNamespace(t *testing.T) {
 		}
 		for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
 			for _, space := range []string{"one", "two"} {
-				left, _ := filepath.Glob(pattern + space + strconv.Itoa(os.Getpid()))
+				left, _ := filepath.Glob(pattern + machine.Name() + "-" + space)
 				for _, dir := range left {
 					_ = os.Remove(dir)
 				}
@@ -409,6 +405,7 @@ const recorder = `#!/bin/sh
 for a in "$@"; do case $a in
 checkpoint) echo "$@" >>$0.log; touch $0.image; exit 0;;
 restore) echo "$@" >>$0.log
+	nsenter --uts=NAMESPACE hostname as-it-was
 	new=
 	skip=
 	for b in "$@"; do
@@ -427,11 +424,21 @@ func TestCheckpoint(t *testing.T) {
 			t.Fatal(err)
 		}
 		program := filepath.Join(b.dir, b.runtime.Name()+"-criu")
-		if err := os.WriteFile(program, []byte(strings.ReplaceAll(recorder, "RUNTIME", path)), 0o700); err != nil {
-			t.Fatal(err)
-		}
 		image := filepath.Join(b.dir, "image")
 		l := b.make(command("sleep", "1000"))
+		uts := fmt.Sprintf("/proc/%d/ns/uts", b.run(l).Pid)
+		host := func() string {
+			name, err := exec.Command("nsenter", "--uts="+uts, "hostname").Output() //nolint:gosec // a test's own
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(name)
+		}
+		before := host()
+		if err := os.WriteFile(program, []byte(strings.NewReplacer("RUNTIME", path, "NAMESPACE", uts).Replace(recorder)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l = b.make(command("sleep", "1000"))
 		l.Options = opaque(t, &options.Options{BinaryName: program})
 		b.run(l)
 		if err := b.runtime.Checkpoint(t.Context(), l.ID, container.Checkpoint{
@@ -445,11 +452,25 @@ func TestCheckpoint(t *testing.T) {
 				t.Errorf("%s lacks %s", said, want)
 			}
 		}
-		again := b.make(command("sh", "-c", "while :; do echo x >>/tmp/alive; sleep 0.01; done"))
+		again := b.make(command("sh", "-c", "while :; do echo x >>/tmp/alive; sleep 0.01; done"), func(s *specs.Spec) {
+			s.Hostname = ""
+			for i := range s.Linux.Namespaces {
+				if ns := &s.Linux.Namespaces[i]; ns.Type == specs.UTSNamespace {
+					ns.Path = uts
+				}
+			}
+		})
 		again.Options = opaque(t, &options.Options{BinaryName: program, CriuWorkPath: b.dir + "/work"})
 		again.Restore = image
 		if _, err := b.runtime.Create(t.Context(), again); err != nil {
 			t.Fatal(err)
+		}
+		if after := host(); after != before { // CRIU puts the old one there
+			t.Errorf("the host is called %q, not %q", after, before)
+		}
+		config, _ := os.ReadFile(filepath.Join(again.Bundle, "config.json"))
+		if file := filepath.Join(again.Bundle, "criu.conf"); !strings.Contains(string(config), `"org.criu.config":"`+file+`"`) {
+			t.Errorf("%s", config)
 		}
 		if state := b.state(again.ID, program); state != "paused" {
 			t.Errorf("before its start it is %s", state)

@@ -1,6 +1,7 @@
 package oci_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -22,6 +23,7 @@ import (
 	"berth/node/container"
 	"berth/node/container/oci"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 // bench is one runtime with a keeper, and room for containers.
@@ -44,16 +46,13 @@ func newBench(t testing.TB, name string, change ...func(*oci.Config)) *bench {
 			t.Skipf("%s is not installed", program)
 		}
 	}
-	dir, err := os.MkdirTemp("/tmp", "oci-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := machine.Folder(t)
 	b := &bench{t: t, dir: dir, keeper: newLauncher(t)}
 	config := oci.Config{Name: name, State: filepath.Join(dir, "runtime"), Keeper: b.keeper}
 	for _, c := range change {
 		c(&config)
 	}
+	var err error
 	if b.runtime, err = oci.New(config); err != nil {
 		t.Fatal(err)
 	}
@@ -92,6 +91,7 @@ func (b *bench) make(config spec.ContainerConfig, change ...func(*specs.Spec)) c
 	write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n", 0o644)
 	write("etc/group", "root:x:0:\napp:x:1000:\nvideo:x:44:app\n", 0o644)
 	write("etc/plain", "no program\n", 0o644)
+	config.CgroupParent = cmp.Or(config.CgroupParent, "/"+machine.Name())
 	in := bundle.Input{Container: spec.Container{ID: id, Config: config}, Host: b.host, Rootfs: rootfs}
 	if b.input != nil {
 		b.input(&in)
@@ -130,11 +130,14 @@ func (b *bench) run(l container.Launch) *container.Process {
 	return p
 }
 
+// cgroupOf is where a container is that says nothing of it.
+func cgroupOf(id string) string { return "/" + machine.Name() + "/" + id }
+
 // nothingLeft looks for cgroups and files of a container.
 func (b *bench) nothingLeft(id string) {
 	b.t.Helper()
 	for _, pattern := range []string{
-		"/sys/fs/cgroup/berth/" + id, "/sys/fs/cgroup/*/berth/" + id,
+		"/sys/fs/cgroup" + cgroupOf(id), "/sys/fs/cgroup/*" + cgroupOf(id), "/sys/fs/cgroup/berth/" + id, "/sys/fs/cgroup/*/berth/" + id,
 		filepath.Join(b.dir, "runtime/*", id+"*"), filepath.Join(b.dir, "runtime/.bundle", id), filepath.Join(b.dir, "runtime/.launch/*"),
 	} {
 		if left, _ := filepath.Glob(pattern); len(left) > 0 {
@@ -261,9 +264,9 @@ func TestSignalPauseUpdate(t *testing.T) {
 }
 
 func readCgroup(id, controller, file string) string {
-	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, "berth", id, file))
+	data, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", controller, cgroupOf(id), file))
 	if err != nil {
-		data, _ = os.ReadFile(filepath.Join("/sys/fs/cgroup/berth", id, file))
+		data, _ = os.ReadFile(filepath.Join("/sys/fs/cgroup", cgroupOf(id), file))
 	}
 	return strings.TrimSpace(string(data))
 }

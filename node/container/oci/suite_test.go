@@ -21,6 +21,7 @@ import (
 	"berth/node/container/oci"
 	"berth/node/keeper"
 	"berth/spec"
+	"berth/test/machine"
 )
 
 const keeperVar = "OCI_TEST_KEEPER"
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	os.Exit(machine.Run(m, machine.Empty))
 }
 
 // kept is a runtime with a keeper that is a process of its own.
@@ -116,7 +117,7 @@ func TestSuite(t *testing.T) {
 				return containertest.Subject{
 					Runtime: k.runtime,
 					Bundle: func(_ *testing.T, id string, terminal bool, args ...string) string {
-						return k.make(spec.ContainerConfig{Command: args, TTY: terminal}, func(s *specs.Spec) { s.Linux.CgroupsPath = "/berth/" + id }).Bundle
+						return k.make(spec.ContainerConfig{Command: args, TTY: terminal}, func(s *specs.Spec) { s.Linux.CgroupsPath = cgroupOf(id) }).Bundle
 					},
 					Process: func(terminal bool, args ...string) *specs.Process {
 						p := process(args...)

