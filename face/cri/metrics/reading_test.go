@@ -2,9 +2,13 @@ package metrics
 
 import (
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"berth/node/stats"
 	"berth/spec"
 )
 
@@ -49,4 +53,57 @@ func TestGonePodsAreForgotten(t *testing.T) {
 	if len(s.seen)+len(s.nets) > 0 {
 		t.Error("what nobody asks for is remembered")
 	}
+}
+
+// What is set is read anew when a client has asked for something else, when more
+// of it is wanted, and after a while.
+func TestSettingsAreReadAnew(t *testing.T) {
+	root := t.TempDir()
+	put := func(name, text string) {
+		t.Helper()
+		file := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("cgroup.controllers", "memory\n")
+	put("pod/memory.current", "7\n")
+	put("pod/memory.max", "4096\n")
+	put("pod/cpu.max", "5000 100000\n")
+	meter, err := stats.OpenAt(root, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(t.Context(), Config{Pods: onePod{}, Meter: meter, Log: slog.New(slog.DiscardHandler)})
+	read := func(asked limits, parts stats.Parts) *reading {
+		t.Helper()
+		if old := s.seen["/pod"]; old != nil {
+			old.Time = old.Time.Add(-fresh)
+		}
+		r := s.read(t.Context(), []target{{cgroup: "/pod", asked: asked}}, parts)["/pod"]
+		if r == nil || r.cached || r.Memory.Usage != 7 {
+			t.Fatalf("read %+v", r)
+		}
+		return r
+	}
+	is := func(what string, r *reading, limit uint64) {
+		t.Helper()
+		if r.Memory.Limit != limit {
+			t.Errorf("%s: the limit is %d, want %d", what, r.Memory.Limit, limit)
+		}
+	}
+	is("at first", read(limits{}, stats.Basic), 4096)
+	put("pod/memory.max", "8192\n")
+	is("set by hand", read(limits{}, stats.Basic), 4096)
+	is("asked for", read(limits{memory: 8192}, stats.Basic), 8192)
+	if r := read(limits{memory: 8192}, stats.Basic|stats.Finer); r.CPU.Quota != 5000 {
+		t.Errorf("the quota is %d when it is first wanted", r.CPU.Quota)
+	}
+	put("pod/memory.max", "1024\n")
+	is("by hand again", read(limits{memory: 8192}, stats.Basic|stats.Finer), 8192)
+	s.seen["/pod"].set.at = s.seen["/pod"].set.at.Add(-setForAWhile)
+	is("after a while", read(limits{memory: 8192}, stats.Basic|stats.Finer), 1024)
 }
