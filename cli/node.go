@@ -66,7 +66,9 @@ func (p *program) daemonNode() *cobra.Command {
 		Short: "Serve as the node of this machine",
 		Long: `Serve as the node of this machine: the daemon that keeps images, containers,
 networks and volumes and answers on the socket. It goes on until it is told to
-end by TERM or INT; containers do not notice when it does.`,
+end by TERM or INT; containers do not notice when it does. After TERM clients
+wait up to ten seconds for the next node; after INT (ctrl-C) they are told at
+once that there is none. It takes the socket that systemd listens on for it.`,
 		Example: `  berth node
   berth node --root /srv/berth --log-format json
   berth node --root /tmp/b/root --state /tmp/b/run --socket /tmp/b/berth.sock`,

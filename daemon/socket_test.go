@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -91,14 +90,21 @@ func TestActivated(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command("sh", "-c", `LISTEN_PID=`+c.pid+` exec "$0" -test.v -test.run '^TestActivated$'`, os.Args[0])
-		cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "TEST_ACTIVATED="+c.path)
-		cmd.ExtraFiles = []*os.File{file}
-		out, _ := cmd.CombinedOutput()
-		if !strings.Contains(string(out), c.says) {
-			t.Errorf("%s: %s", c.what, out)
+		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
 		}
-		_ = file.Close()
+		process, err := os.StartProcess("/bin/sh", []string{"sh", "-c", `LISTEN_PID=` + c.pid + ` exec "$0" -test.v -test.run '^TestActivated$'`, os.Args[0]}, &os.ProcAttr{
+			Env: append(os.Environ(), "LISTEN_FDS=1", "TEST_ACTIVATED="+c.path), Files: []*os.File{nil, out, out, file},
+		})
+		if err == nil {
+			_, err = process.Wait()
+		}
+		said, _ := os.ReadFile(out.Name())
+		if err != nil || !strings.Contains(string(said), c.says) {
+			t.Errorf("%s: %v, %s", c.what, err, said)
+		}
+		_, _ = file.Close(), out.Close()
 	}
 	text := make([]byte, 5)
 	if n, err := conn.Read(text); string(text[:n]) != "hello" {
