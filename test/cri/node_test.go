@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -28,6 +29,9 @@ type node struct {
 	disks    []string // what is mounted for the test
 	registry machine.Daemon
 }
+
+// busybox is an image of those that critest names.
+const busybox = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 
 // bridge has pods connected by CNI's plugins, as Debian has them.
 const bridge = `{"cniVersion": "1.0.0", "name": "pods", "plugins": [
@@ -143,6 +147,27 @@ func (n *node) file(t testing.TB, name string, value any) string {
 	path := filepath.Join(n.Dir, name)
 	machine.Must(t, os.WriteFile(path, body, 0o600))
 	return path
+}
+
+// podFile is the configuration of a pod.
+func (n *node) podFile(t *testing.T, name string, annotations map[string]string) string {
+	t.Helper()
+	return n.file(t, name+".pod.json", map[string]any{
+		"metadata":    map[string]any{"name": name, "namespace": "shop", "uid": name + "-uid", "attempt": 1},
+		"annotations": annotations, "log_directory": filepath.Join(n.Dir, "logs"),
+		"linux": map[string]any{},
+	})
+}
+
+// containerFile is that of a container which runs a shell.
+func (n *node) containerFile(t *testing.T, name, script string, more map[string]any) string {
+	t.Helper()
+	config := map[string]any{
+		"metadata": map[string]any{"name": name}, "image": map[string]any{"image": busybox},
+		"command": []string{"sh", "-c", script}, "log_path": name + ".log", "linux": map[string]any{},
+	}
+	maps.Copy(config, more)
+	return n.file(t, name+".json", config)
 }
 
 // discard removes the pods, ends the node and its keeper and looks for what is

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,7 +75,7 @@ func TestPackagedSocket(t *testing.T) {
 	machine.Must(t, err)
 	defer file.Close()
 	n.Files = []*os.File{file}
-	argv := append(n.Argv[:len(n.Argv):len(n.Argv)], "--socket", n.Socket)
+	argv := append(slices.Clip(n.Argv), "--socket", n.Socket)
 	for range 2 {
 		n.Argv = append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh"}, argv...)
 		var says bytes.Buffer
