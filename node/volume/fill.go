@@ -17,9 +17,10 @@ import (
 
 // Fill copies the content of the folder from, a path within root, with
 // owners, modes, times, extended attributes and links, into the volume if
-// that is empty; the volume's folder gets the owner and mode of from. A
-// missing from, or one that is no folder, leaves the volume as it is. No link
-// in root leads out of it. The volume must have been acquired.
+// that is empty; the volume's folder gets the owner and mode of from, or,
+// where from is missing or no folder, the owner of root, who is not the
+// machine's where the container has users of its own; the folder of a device
+// stays as it is. No link in root leads out of it. The volume must have been acquired.
 func (s *Set) Fill(ctx context.Context, name, root, from string) error {
 	e, err := s.find(name)
 	if err != nil {
@@ -27,16 +28,26 @@ func (s *Set) Fill(ctx context.Context, name, root, from string) error {
 	}
 	e.work.Lock()
 	defer e.work.Unlock()
-	if err := fill(ctx, filepath.Join(s.dir, name, "filling"), e.volume.Path, root, from); err != nil {
+	err = fill(ctx, filepath.Join(s.dir, name, "filling"), e.volume.Path, root, from)
+	if errors.Is(err, errNothing) {
+		err = nil
+		if len(e.volume.Options) == 0 {
+			err = own(e.volume.Path, root)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("fill volume %s: %w", name, err)
 	}
 	return nil
 }
 
+// errNothing: there is nothing to fill a volume with.
+var errNothing = errors.New("nothing to copy")
+
 func fill(ctx context.Context, marker, data, root, from string) error {
 	source, err := openIn(root, from)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil
+		return errNothing
 	}
 	if err != nil {
 		return err
@@ -69,6 +80,19 @@ func fill(ctx context.Context, marker, data, root, from string) error {
 		return errors.Join(err, empty(target), os.Remove(marker))
 	}
 	return os.Remove(marker)
+}
+
+// own gives an empty folder that is the machine's root's the owner of another.
+func own(dir, as string) error {
+	var from, to unix.Stat_t
+	if err := errors.Join(unix.Stat(as, &from), unix.Stat(dir, &to)); err != nil {
+		return err
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil || len(names) > 0 || to.Uid != 0 || to.Gid != 0 {
+		return err
+	}
+	return os.Chown(dir, int(from.Uid), int(from.Gid))
 }
 
 // openIn opens a folder within root as if root were /.

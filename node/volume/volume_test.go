@@ -352,6 +352,34 @@ func TestFill(t *testing.T) {
 	}
 }
 
+// Where a container has users of its own, they can write to what is made for it.
+func TestFreshVolumesHaveTheOwnerOfTheRoot(t *testing.T) {
+	needRoot(t)
+	dir, ctx := t.TempDir(), t.Context()
+	s, _ := open(t, dir)
+	root, host := filepath.Join(dir, "root"), filepath.Join(dir, "host")
+	check(t, errors.Join(os.Mkdir(root, 0o755), os.Chown(root, 200000, 200001), os.Mkdir(host, 0o755)))
+	device := map[string]string{"type": "none", "o": "bind", "device": host}
+	for name, want := range map[string]uint32{"fresh": 200000, "used": 0, "device": 0} {
+		config := spec.VolumeConfig{Name: name}
+		if name == "device" {
+			config.Options = device
+			t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "volumes", name, "data"), unix.MNT_DETACH) })
+		}
+		must[spec.Volume](t)(s.Create(ctx, config))
+		path := must[string](t)(s.Acquire(ctx, name, "c"))
+		if name == "used" {
+			check(t, os.WriteFile(filepath.Join(path, "file"), nil, 0o600))
+		}
+		check(t, s.Fill(ctx, name, root, "/none/such"))
+		var st unix.Stat_t
+		check(t, unix.Stat(path, &st))
+		if st.Uid != want || st.Gid != want+want/200000 {
+			t.Errorf("%s belongs to %d:%d", name, st.Uid, st.Gid)
+		}
+	}
+}
+
 func TestFillStaysInRoot(t *testing.T) {
 	needRoot(t)
 	dir, ctx := t.TempDir(), t.Context()
