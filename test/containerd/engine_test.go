@@ -30,7 +30,7 @@ func newEngine(t testing.TB) *engine {
 	e.Env = append(e.Env, "PATH="+clients+":"+filepath.Dir(program)+":"+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	if peer {
 		e.Configure(t, "version = 3", `disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"]`)
-		e.Socket = filepath.Join(e.State, "containerd.sock")
+		e.Socket, e.Ready = filepath.Join(e.State, "containerd.sock"), nil
 		e.Argv = []string{filepath.Join(clients, "containerd"), "--config", e.Config, "--address", e.Socket, "--root", e.Root, "--state", e.State}
 	}
 	t.Cleanup(func() { e.discard(t) })
