@@ -256,7 +256,7 @@ func TestPluginsThatHang(t *testing.T) {
 func TestDELsThatTakeLong(t *testing.T) {
 	m := newMachine(t)
 	p, use := m.plugins(t, map[string]string{"10-first.conflist": strings.Replace(confOne, `,{"type":"two"}`, "", 1)})
-	s := m.open(t, use, func(c *Config) { c.CNITimeout = time.Second })
+	s := m.open(t, use, func(c *Config) { c.CNITimeout = 2 * time.Second })
 	slow, stuck := m.pod(t, "slow"), m.pod(t, "stuck")
 	attachPod(t, s, slow)
 	attachPod(t, s, stuck)
