@@ -246,6 +246,9 @@ func TestRestorePodOfSomethingElse(t *testing.T) {
 		c.Handler = handler
 		return c
 	}
+	users := podConfig("web")
+	ids := []spec.IDMapping{{Host: 1 << 20, Length: 1 << 16}}
+	users.Security.Namespaces.User = &spec.PodUserNamespace{Mode: spec.NamespacePod, UIDs: ids, GIDs: ids}
 	for doing, tt := range map[string]struct {
 		dir        string
 		config     spec.PodConfig
@@ -257,6 +260,7 @@ func TestRestorePodOfSomethingElse(t *testing.T) {
 		"one twice":        {dir, handled(""), []spec.PodContainerConfig{configs[0], configs[0]}, errs.Invalid},
 		"another name":     {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Name = "three" }), errs.Invalid},
 		"no such runtime":  {dir, handled("none"), configs, errs.NotFound},
+		"a user namespace": {dir, users, configs, errs.Unsupported},
 		"another runtime":  {dir, handled("crun"), configs, errs.Conflict},
 		"no such image":    {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Image = "none" }), errs.NotFound},
 		"another command":  {dir, handled(""), change(func(c *spec.PodContainerConfig) { c.Command = []string{"sh"} }), errs.Conflict},

@@ -19,10 +19,14 @@ import (
 //
 // errs.Invalid: not such a folder, or not of these containers. errs.Exists:
 // there is a pod of that name. errs.Conflict: the checkpoint was made by
-// another runtime, or of containers that were others.
+// another runtime, or of containers that were others. errs.Unsupported: the pod
+// has a user namespace.
 func (s *Set) RestorePod(ctx context.Context, dir string, config spec.PodConfig, containers []spec.PodContainerConfig) (id string, ids []string, err error) {
 	if err := check(&config); err != nil {
 		return "", nil, err
+	}
+	if err := restorable(&config); err != nil {
+		return "", nil, fmt.Errorf("restore pod %s/%s: %w", config.Namespace, config.Name, err)
 	}
 	from, err := readPod(dir)
 	if err != nil {
@@ -90,6 +94,15 @@ func (s *Set) restoreContainers(ctx context.Context, id, dir string, from dumped
 	}
 	defer p.op.Unlock()
 	return ids, s.change(p, func(r *podRecord) { r.Restoring = false })
+}
+
+// restorable fails with errs.Unsupported where no container of such a pod can go
+// on from a checkpoint.
+func restorable(config *spec.PodConfig) error {
+	if idmap(config) != nil {
+		return errs.New(errs.Unsupported, "containers in a user namespace of their own cannot be made of a checkpoint")
+	}
+	return nil
 }
 
 func readPod(dir string) (from dumpedPod, err error) {
@@ -160,12 +173,16 @@ func (s *Set) foundation(ctx context.Context, m *member) (Image, *origin, error)
 	if m.source == "" && !s.RestoreByCreate {
 		return image, nil, fmt.Errorf("image %s: %w", c.Image, errNoRestore)
 	}
+	pod := m.pod.get()
+	if err := restorable(&pod.Config); err != nil {
+		return image, nil, err
+	}
 	from, err := s.take(ctx, m, source, image)
 	if err != nil {
 		return image, nil, err
 	}
-	if runtime := m.pod.get().Runtime; from.about.Runtime != runtime {
-		return image, nil, errs.New(errs.Conflict, "runtime %s has made the checkpoint, not %s", from.about.Runtime, runtime)
+	if from.about.Runtime != pod.Runtime {
+		return image, nil, errs.New(errs.Conflict, "runtime %s has made the checkpoint, not %s", from.about.Runtime, pod.Runtime)
 	}
 	if m.source == "" {
 		image, err = s.resolveAny(ctx, from.about.ImageRef, from.about.ImageID, from.about.ImageName)
