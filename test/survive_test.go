@@ -1,7 +1,6 @@
 package test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -14,41 +13,6 @@ import (
 
 	"berth/test/machine"
 )
-
-// What runs under a node that is killed again and again loses no line, shows
-// none twice, and has its exit code.
-func TestRunSurvivesTheNode(t *testing.T) {
-	n := newNode(t)
-	const lines = 100_000
-	cmd := n.command(t, "run", "--name", "talks", image, "sh", "-c",
-		fmt.Sprintf(`i=0; while [ $i -lt %d ]; do echo $i; i=$((i+1)); [ $((i %% 10000)) = 0 ] && sleep 0.4; done; exit 42`, lines))
-	var failed strings.Builder
-	cmd.Stderr = &failed
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	next := 0
-	for scanner := bufio.NewScanner(out); scanner.Scan(); next++ {
-		if want := fmt.Sprint(next); scanner.Text() != want {
-			t.Fatalf("line %q where %q has to be\n%s", scanner.Text(), want, failed.String())
-		}
-		if next%30_000 == 15_000 {
-			n.Kill()
-			n.Start(t)
-		}
-	}
-	if next != lines {
-		t.Errorf("%d lines of %d\n%s", next, lines, failed.String())
-	}
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 42 {
-		t.Errorf("run ended with %v, want 42\n%s", err, failed.String())
-	}
-}
 
 // A dead node takes nothing along: containers go on, are reached, and are
 // taken up again as they are.

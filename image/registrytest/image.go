@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -194,6 +195,26 @@ func Tar(t testing.TB, files ...File) []byte {
 
 // Text is a regular file.
 func Text(name, body string) File { return File{Header: tar.Header{Name: name}, Body: body} }
+
+// Archive is the image as a tar with an OCI layout, under the name, which has a
+// tag.
+func Archive(t testing.TB, image Image, name string) []byte {
+	t.Helper()
+	_, tag, _ := strings.Cut(name, ":")
+	manifest := image.Manifest
+	manifest.Annotations = map[string]string{"io.containerd.image.name": name, ocispec.AnnotationRefName: tag}
+	index, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := []File{Text(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`), Text(ocispec.ImageIndexFile, string(index))}
+	for digest, blob := range image.Blobs {
+		files = append(files, Text("blobs/sha256/"+digest.Encoded(), string(blob)))
+	}
+	return Tar(t, files...)
+}
 
 // Noise is size bytes that do not compress, the same for the same seed.
 func Noise(seed uint64, size int) []byte {

@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"archive/tar"
-	"encoding/json"
 	"net/http"
 	"os"
 	"os/exec"
@@ -11,7 +10,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/registrytest"
@@ -77,23 +75,8 @@ func pushBusybox(t testing.TB, r *registrytest.Registry) {
 // the name.
 func archive(t testing.TB, dir, name string) (path string) {
 	t.Helper()
-	image := busybox(t)[0]
-	manifest := image.Manifest
-	_, tag, _ := strings.Cut(name, ":")
-	manifest.Annotations = map[string]string{"io.containerd.image.name": name, ocispec.AnnotationRefName: tag}
-	index, err := json.Marshal(ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
-	})
-	machine.Must(t, err)
-	files := []registrytest.File{
-		registrytest.Text(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`),
-		registrytest.Text(ocispec.ImageIndexFile, string(index)),
-	}
-	for digest, blob := range image.Blobs {
-		files = append(files, registrytest.Text("blobs/sha256/"+digest.Encoded(), string(blob)))
-	}
 	path = filepath.Join(dir, "busybox.tar")
-	machine.Must(t, os.WriteFile(path, registrytest.Tar(t, files...), 0o600))
+	machine.Must(t, os.WriteFile(path, registrytest.Archive(t, busybox(t)[0], name), 0o600))
 	return path
 }
 

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"berth/test/machine"
 )
 
@@ -37,26 +35,6 @@ func small(t *testing.T) *node {
 	})
 	n.must(t, "crictl", "pull", busybox)
 	return n
-}
-
-// fill takes all but so many bytes of the disk that dir is on.
-func fill(t *testing.T, dir string, leave int64) (free func()) {
-	t.Helper()
-	path := filepath.Join(dir, "filler")
-	f, err := os.Create(path)
-	machine.Must(t, err)
-	defer f.Close()
-	var fs unix.Statfs_t
-	size := int64(0)
-	for piece := int64(16 << 20); piece >= 4096; {
-		machine.Must(t, unix.Statfs(dir, &fs))
-		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
-			piece /= 2
-			continue
-		}
-		size += piece
-	}
-	return func() { machine.Must(t, os.Remove(path)) }
 }
 
 // spaceless is what a call on a full disk ends with, if it fails.
@@ -93,7 +71,7 @@ func TestDisksAreFull(t *testing.T) {
 			machine.Must(t, n.runp(ready))
 			machine.Must(t, n.create(ready))
 			machine.Must(t, n.up(old))
-			free := fill(t, filepath.Join(n.Dir, disk), 0)
+			free := machine.Fill(t, filepath.Join(n.Dir, disk), 0)
 			spaceless(t, "start", n.launch(ready))
 			for i := range 4 {
 				fresh := &app{name: fmt.Sprint("fresh", i), handler: "runc", shared: i%2 > 0}
@@ -144,7 +122,7 @@ func TestDisksAreFull(t *testing.T) {
 		n.must(t, "crictl", "rmi", nginx)
 	})
 	t.Run("logs", func(t *testing.T) {
-		free := fill(t, filepath.Join(n.Dir, "logs"), 0)
+		free := machine.Fill(t, filepath.Join(n.Dir, "logs"), 0)
 		a := &app{name: "silent", handler: "runc"}
 		err := n.up(a)
 		spaceless(t, "up", err)

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"berth/image/registrytest"
 	"berth/test/machine"
 )
@@ -35,27 +33,6 @@ func newSmallNode(t *testing.T, megabytes string) *node {
 	return n
 }
 
-// fill takes all but so many bytes of the disk, until free is called.
-func (n *node) fill(t *testing.T, leave int64) (free func()) {
-	t.Helper()
-	var fs unix.Statfs_t
-	machine.Must(t, unix.Statfs(n.Root, &fs))
-	path := filepath.Join(n.Root, "filler")
-	f, err := os.Create(path)
-	machine.Must(t, err)
-	defer f.Close()
-	size := int64(0)
-	for piece := int64(16 << 20); piece >= 4096; {
-		machine.Must(t, unix.Statfs(n.Root, &fs))
-		if int64(fs.Bavail)*fs.Bsize-leave < piece || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
-			piece /= 2
-			continue
-		}
-		size += piece
-	}
-	return func() { machine.Must(t, os.Remove(path)) }
-}
-
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	n := newSmallNode(t, "96")
@@ -69,7 +46,7 @@ func TestDiskFull(t *testing.T) {
 
 	t.Run("pull", func(t *testing.T) {
 		for _, leave := range []int64{0, 1 << 20, 6 << 20, 13 << 20} {
-			free := n.fill(t, leave)
+			free := machine.Fill(t, n.Root, leave)
 			n.fails(t, 1, "no space", "pull", ref)
 			free()
 			n.pruned(t, before)
@@ -84,7 +61,7 @@ func TestDiskFull(t *testing.T) {
 		n.ok(t, "save", "-o", path, ref)
 		n.ok(t, "rmi", ref)
 		n.pruned(t, before) // what was removed goes in the background otherwise
-		free := n.fill(t, 5<<20)
+		free := machine.Fill(t, n.Root, 5<<20)
 		n.fails(t, 1, "no space", "load", "-i", path)
 		free()
 		n.ok(t, "load", "-i", path)
@@ -93,7 +70,7 @@ func TestDiskFull(t *testing.T) {
 	})
 	t.Run("containers", func(t *testing.T) {
 		n.sleeper(t, "old")
-		free := n.fill(t, 0)
+		free := machine.Fill(t, n.Root, 0)
 		made := 0
 		for range 20 { // some may fit where files are freed
 			r := n.berth(t, "run", "--rm", "-v", "/bin", image, "true")
@@ -113,7 +90,7 @@ func TestDiskFull(t *testing.T) {
 	})
 	t.Run("log", func(t *testing.T) {
 		n.ok(t, "run", "-d", "--name", "c", image, "sh", "-c", "while :; do echo a line of some length that fills the disk; done")
-		free := n.fill(t, 0)
+		free := machine.Fill(t, n.Root, 0)
 		n.ok(t, "exec", "c", "true")
 		if got := n.ok(t, "inspect", "--format", "{{.State.Status}}", "c"); got != "running" {
 			t.Errorf("it is %s", got)
@@ -127,7 +104,7 @@ func TestDiskFull(t *testing.T) {
 	})
 	t.Run("removal and restart", func(t *testing.T) {
 		n.sleeper(t, "c")
-		free := n.fill(t, 0)
+		free := machine.Fill(t, n.Root, 0)
 		n.again(t)
 		if r := n.berth(t, "rm", "-f", "c"); r.code != 0 && !strings.Contains(r.err, "no space") {
 			t.Errorf("rm -f on a full disk: %s", r)

@@ -2,13 +2,10 @@ package snapshotter
 
 import (
 	"archive/tar"
-	"bytes"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"berth/image/registrytest"
@@ -67,20 +64,7 @@ func implied(t testing.TB) registrytest.Layer {
 // ociArchive writes the image as a tar with an OCI layout.
 func ociArchive(t testing.TB, image registrytest.Image) (path string) {
 	t.Helper()
-	manifest := image.Manifest
-	manifest.Annotations = map[string]string{"io.containerd.image.name": imageName, ocispec.AnnotationRefName: "1"}
-	index, err := json.Marshal(ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{manifest},
-	})
-	machine.Must(t, err)
-	files := []registrytest.File{
-		registrytest.Text(ocispec.ImageLayoutFile, `{"imageLayoutVersion":"1.0.0"}`),
-		registrytest.Text(ocispec.ImageIndexFile, string(index)),
-	}
-	for digest, blob := range image.Blobs {
-		files = append(files, registrytest.Text("blobs/sha256/"+digest.Encoded(), string(blob)))
-	}
 	path = filepath.Join(t.TempDir(), "image.tar")
-	machine.Must(t, os.WriteFile(path, bytes.Clone(registrytest.Tar(t, files...)), 0o600))
+	machine.Must(t, os.WriteFile(path, registrytest.Archive(t, image, imageName), 0o600))
 	return path
 }
