@@ -14,7 +14,7 @@ import (
 // there.
 func TestCheckpoint(t *testing.T) {
 	t.Parallel()
-	g := vm.Boot(t, vm.Linux61, vm.NodeDiskWith(t, 768, checkpointTools(t)), "")
+	g := vm.Boot(t, vm.Linux612, vm.NodeDiskWith(t, 768, checkpointTools(t)), "")
 	if out, code := g.Try(t, "criu check"); code != 0 {
 		t.Fatalf("CRIU does not work in the guest: %s", out)
 	}
