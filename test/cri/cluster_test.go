@@ -176,8 +176,8 @@ func field(pod, path string) []string {
 }
 
 // complaints are what kubelet's log has against the runtime, but for what it is
-// to complain of: that what it asks for has just gone, that a runtime does not
-// answer which was killed, and what pods of the test ask for.
+// to complain of: that what it asks for has just gone, that an answer of a runtime
+// breaks off which was killed, and what pods of the test ask for.
 func (c *cluster) complaints() error {
 	text, err := os.ReadFile(c.path("kubelet.log"))
 	if err != nil {
@@ -186,7 +186,8 @@ func (c *cluster) complaints() error {
 	var all []error
 	expected := regexp.MustCompile(`code = (NotFound|Unavailable|Canceled)|error reading from server|/nothere`)
 	for line := range strings.Lines(string(text)) {
-		if regexp.MustCompile(`^[EW].*(rpc error|remote_runtime|remote_image|vented PLEG)`).MatchString(line) && !expected.MatchString(line) {
+		turnedAway := strings.Contains(line, "dial unix "+c.Socket)
+		if turnedAway || regexp.MustCompile(`^[EW].*(rpc error|remote_runtime|remote_image|vented PLEG)`).MatchString(line) && !expected.MatchString(line) {
 			all = append(all, errors.New(strings.TrimSpace(line)))
 		}
 	}

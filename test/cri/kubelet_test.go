@@ -30,6 +30,9 @@ func testKubelet(t *testing.T, cni string) {
 	c.mustKubectl(t, other, "apply", "-f", "-")
 	c.mustKubectl(t, further, "apply", "-f", "-")
 	c.mustKubectl(t, "", "rollout", "status", "deployment/web", "--timeout=120s")
+	for _, n := range []string{"2", "3"} { // for a collection: it takes only what an earlier one has seen
+		c.must(t, "crictl", "pull", "gcr.io/k8s-staging-cri-tools/test-image-"+n+":latest")
+	}
 	c.undisturbed(t, func() { c.startKubelet(t) })
 	kubeletSince := time.Now()
 	t.Run("commands", c.commands)
@@ -46,6 +49,8 @@ func testKubelet(t *testing.T, cni string) {
 	t.Run("no pod has a container twice", func(t *testing.T) { machine.Must(t, c.twins()) })
 	t.Run("the runtime is killed", func(t *testing.T) { c.undisturbed(t, func() { c.Kill(); c.Start(t) }) })
 	t.Run("the keeper is killed", func(t *testing.T) { c.undisturbed(t, func() { c.KillKeeper(t) }) })
+	t.Run("the runtime is restarted", func(t *testing.T) { c.undisturbed(t, func() { c.End(t); c.Start(t) }) })
+	t.Run("events are told again", c.events)
 	c.mustKubectl(t, "", "set", "env", "deployment/web", "ROUND=TWO")
 	c.mustKubectl(t, "", "rollout", "status", "deployment/web", "--timeout=120s")
 	machine.Must(t, c.twins())
@@ -261,6 +266,18 @@ func (c *cluster) numbers(t *testing.T) {
 	}
 }
 
+// events reach kubelet after two restarts of the runtime, each of which took one
+// of the five attempts that it makes.
+func (c *cluster) events(t *testing.T) {
+	c.says(t, "attempts", `kubelet_evented_pleg_connection_error_count(\{\})? 2\n`, "get", "--raw", "/api/v1/nodes/one/proxy/metrics")
+	c.says(t, "streams", `kubelet_evented_pleg_connection_success_count(\{\})? 3\n`, "get", "--raw", "/api/v1/nodes/one/proxy/metrics")
+	log, err := os.ReadFile(c.path("kubelet.log"))
+	machine.Must(t, err)
+	if strings.Contains(string(log), "Fall back to Generic PLEG relisting") {
+		t.Error("kubelet has gone back to listing")
+	}
+}
+
 // traces of pods' starts begin in kubelet and go on here.
 func (c *cluster) traces(t *testing.T) {
 	machine.UntilFor(t, patience, "spans", func() error {
@@ -294,9 +311,10 @@ func (c *cluster) collection(t *testing.T, since time.Time) {
 	if testing.Short() {
 		t.Skip("skipped: kubelet takes five minutes to look for unused images, too long for -short")
 	}
-	for _, n := range []string{"2", "3"} {
-		c.must(t, "crictl", "pull", "gcr.io/k8s-staging-cri-tools/test-image-"+n+":latest")
-	}
+	// It gives up for five minutes more when a container goes while it looks, and
+	// at that very moment it also removes those that have ended.
+	c.mustKubectl(t, "", "delete", "cronjob,job", "--all", "--timeout=60s")
+	c.mustKubectl(t, "", "delete", "pod", "-l", "!steady", "--timeout=60s")
 	select {
 	case <-time.After(time.Until(since.Add(5 * time.Minute))):
 	case <-t.Context().Done():
