@@ -43,11 +43,7 @@ func (s *Set) RestorePod(ctx context.Context, dir string, config spec.PodConfig,
 		return "", nil, errs.New(errs.Conflict, "restore pod %s/%s: runtime %s has made the checkpoint, not %s", config.Namespace, config.Name, from.Runtime, runtime)
 	}
 	err = s.through(ctx, checkpointLimit, func(ctx context.Context) (err error) {
-		run, err := s.reserve(ctx, &config, runtime, true)
-		if err != nil {
-			return err
-		}
-		if id, err = run.wait(context.WithoutCancel(ctx)); err != nil {
+		if id, err = s.runNew(ctx, &config, runtime); err != nil {
 			return err
 		}
 		if ids, err = s.restoreContainers(ctx, id, dir, from, containers); err != nil {
@@ -59,6 +55,20 @@ func (s *Set) RestorePod(ctx context.Context, dir string, config spec.PodConfig,
 		return "", nil, err
 	}
 	return id, ids, nil
+}
+
+// runNew makes a pod that there is not.
+func (s *Set) runNew(ctx context.Context, config *spec.PodConfig, runtime string) (string, error) {
+	for {
+		run, err := s.reserve(ctx, config, runtime, true)
+		if err != nil {
+			return "", err
+		}
+		id, err := run.wait(context.WithoutCancel(ctx))
+		if !errors.Is(err, errUnmade) { // else its name is free now
+			return id, err
+		}
+	}
 }
 
 func (s *Set) restoreContainers(ctx context.Context, id, dir string, from dumpedPod, containers []spec.PodContainerConfig) ([]string, error) {

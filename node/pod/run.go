@@ -51,11 +51,11 @@ func (s *Set) reserve(ctx context.Context, config *spec.PodConfig, runtime strin
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p := s.names[nameOf(config)]; p != nil {
-		if anew {
-			return nil, errs.New(errs.Exists, "there is a pod %s/%s of this attempt already: %s", config.Namespace, config.Name, p.id)
-		}
 		if !p.seen() && over(p.run) { // making it has failed, and could not be undone
 			s.undoMaking(ctx, p)
+		}
+		if anew && !p.undoing {
+			return nil, errs.New(errs.Exists, "there is a pod %s/%s of this attempt already: %s", config.Namespace, config.Name, p.id)
 		}
 		return p.run, mayShare(p, config)
 	}
