@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"berth/base/errs"
 	"berth/spec"
 )
@@ -386,4 +388,42 @@ func TestAttachIsQuick(t *testing.T) {
 	if took[0] > 50*time.Millisecond { // 10 on an idle machine; on a busy one some still are
 		t.Errorf("the quickest attach took %v", took[0])
 	}
+}
+
+// Who comes back at once, as with a restart, does not lose the new link to the
+// removal of the old one.
+func TestAttachRightAfterDetach(t *testing.T) {
+	m := newMachine(t)
+	s := m.open(t)
+	var all sync.WaitGroup
+	for i := range 4 {
+		req := m.request(t, s, fmt.Sprint("back", i), spec.NetworkChoice{})
+		all.Go(func() {
+			for range 10 {
+				if _, err := s.Attach(t.Context(), req); err != nil {
+					t.Error(err)
+					return
+				}
+				if err := s.Detach(t.Context(), req.Container); err != nil {
+					t.Error(err)
+				}
+			}
+			if _, err := s.Attach(t.Context(), req); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	s.settle(t)
+	in(t, m.host, func() error {
+		links, err := netlink.LinkList()
+		n := 0
+		for _, link := range links {
+			if strings.HasPrefix(link.Attrs().Name, vethPrefix) {
+				n++
+			}
+		}
+		equal(t, "links", n, 4)
+		return err
+	})
 }

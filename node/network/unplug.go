@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"sync"
 
@@ -16,6 +17,7 @@ type unplugger struct {
 	mu      sync.Mutex
 	waiting []*unplugging
 	working bool
+	going   map[string]chan struct{} // links that are waiting or being removed, by name
 }
 
 type unplugging struct {
@@ -35,6 +37,12 @@ func (s *Set) unplug(e *endpoint) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.waiting = append(u.waiting, one)
+	if u.going == nil {
+		u.going = map[string]chan struct{}{}
+	}
+	if u.going[one.link] == nil {
+		u.going[one.link] = make(chan struct{})
+	}
 	if !u.working {
 		u.working = true
 		s.tasks.Go(s.unplugWaiting)
@@ -59,9 +67,39 @@ func (s *Set) unplugWaiting() {
 		if err := s.host.deleteLinks(names); err != nil {
 			s.cfg.Log.ErrorContext(s.life, "cannot remove links", "links", names, "err", err)
 		}
+		s.unplugger.gone(names)
 		for _, one := range batch {
 			one.free()
 		}
+	}
+}
+
+// gone lets those go on who wait for links to be removed.
+func (u *unplugger) gone(names []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, name := range names {
+		if done := u.going[name]; done != nil {
+			close(done)
+			delete(u.going, name)
+		}
+	}
+}
+
+// await waits until no link of the name is about to be removed: one that is made
+// meanwhile would be removed in its place.
+func (u *unplugger) await(ctx context.Context, name string) error {
+	u.mu.Lock()
+	done := u.going[name]
+	u.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

@@ -63,7 +63,11 @@ func (s *Set) plug(ctx context.Context, n *network, namespace string, e *endpoin
 		LinkAttrs: attrs, PeerName: e.inside, PeerMTU: uint32(n.mtu()),
 		PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(ns.Fd()),
 	}
-	if err := s.addVeth(veth); err != nil {
+	err = s.unplugger.await(ctx, e.outside)
+	if err == nil {
+		err = s.addVeth(veth)
+	}
+	if err != nil {
 		return fmt.Errorf("make veth pair: %w", err)
 	}
 	err = inNamespace(ns, func() error { return configure(e, n.config.IPv6) })
