@@ -2,8 +2,8 @@
 //
 // Left alone, the collector goes over the whole heap two minutes after it last
 // did, for as long as the program lives and whether or not there is garbage: of
-// what an idle daemon uses that is most. Calm has it collect once when a burst of
-// work is over, giving memory back, and then not before there is garbage again.
+// what an idle daemon uses that is most. Calm has it rest until there is garbage again,
+// and before that give back what a large burst of work has left behind.
 package heap
 
 import (
@@ -21,6 +21,9 @@ const (
 	// least is how much may be allocated at rest before the collector comes back,
 	// however small the heap.
 	least = 4 << 20
+	// worthIt is how many bytes must be held, beyond twice of what was when all was
+	// tidy, for it to be worth to tidy up again.
+	worthIt = 8 << 20
 	// headroom is what the runtime keeps of a limit for itself.
 	headroom = 1 << 20
 )
@@ -56,8 +59,7 @@ type calmer struct {
 	mu        sync.Mutex
 	timer     *time.Timer
 	allocated uint64 // since the process began, when it was last looked at
-	untidy    bool   // much was allocated since the heap was tidied up
-	tidy      uint64 // bytes in use when it was
+	tidy      uint64 // bytes held when the heap was tidied up
 	resting   bool
 	ended     bool
 }
@@ -89,15 +91,13 @@ func (c *calmer) look() {
 		return
 	}
 	now := read()
-	much := max(c.tidy, least) / 4
-	busy := now.allocated-c.allocated > much
+	busy := now.allocated-c.allocated > max(now.live, least)/4
 	c.allocated = now.allocated
 	switch {
 	case busy:
-		c.untidy = true
-	case c.untidy || now.live > c.tidy+much:
+	case now.held > 2*c.tidy+worthIt:
 		debug.FreeOSMemory()
-		c.untidy, c.tidy = false, read().live
+		c.tidy = read().held
 	default:
 		c.rest(now)
 		return
@@ -135,7 +135,8 @@ func (c *calmer) end() {
 type figures struct {
 	allocated uint64 // since the process began
 	live      uint64 // what the collector found in use when it last ran
-	used      uint64 // what the process has of memory, but for what is free
+	held      uint64 // what the process has of memory
+	used      uint64 // of that what is not free
 }
 
 func read() figures {
@@ -148,5 +149,6 @@ func read() figures {
 	}
 	metrics.Read(samples)
 	at := func(i int) uint64 { return samples[i].Value.Uint64() }
-	return figures{allocated: at(0), live: at(1), used: at(2) - at(3) - at(4)}
+	held := at(2) - at(3)
+	return figures{allocated: at(0), live: at(1), held: held, used: held - at(4)}
 }
