@@ -319,7 +319,8 @@ func (c *cluster) collection(t *testing.T, since time.Time) {
 	case <-time.After(time.Until(since.Add(5 * time.Minute))):
 	case <-t.Context().Done():
 	}
-	machine.UntilFor(t, patience, "what no pod uses has gone", func() error {
+	// It takes only what it has seen before, perhaps just now: then the next time.
+	machine.UntilFor(t, 5*time.Minute+patience, "what no pod uses has gone", func() error {
 		out, err := c.try("crictl", "images")
 		if err == nil && strings.Contains(out, "test-image-2 ") {
 			err = errors.New(out)

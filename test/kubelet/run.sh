@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 test/cri/build.sh
 test/kubelet/build.sh
-KUBELET=1 exec go test -count=1 -timeout 30m -v -run TestKubelet ./test/cri "$@"
+KUBELET=1 exec go test -count=1 -timeout 45m -v -run TestKubelet ./test/cri "$@"
