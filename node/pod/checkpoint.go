@@ -70,7 +70,7 @@ func (s *Set) checkpoint(ctx context.Context, m *member, path string) (err error
 		return err
 	}
 	var u undo.Stack
-	u.Add("forget that it was done", func(ctx context.Context) error { return s.unmark(ctx, m) })
+	u.Add("forget that it was done", func(ctx context.Context) error { return s.unmark(ctx, m, dir) })
 	u.Add("remove the parts", func(context.Context) error { return os.RemoveAll(dir) })
 	defer func() { u.Run(ctx, &err) }()
 	parts := filepath.Join(dir, "parts")
@@ -107,7 +107,7 @@ func (s *Set) CheckpointPod(ctx context.Context, id, dir string, containers []st
 		defer p.leave()
 		var u undo.Stack
 		u.Add("forget that it was done", func(ctx context.Context) error {
-			return errors.Join(each(members, func(m *member) error { return s.unmark(ctx, m) })...)
+			return errors.Join(each(members, func(m *member) error { return s.unmark(ctx, m, dir) })...)
 		})
 		u.Add("empty the folder", func(context.Context) error {
 			if err == nil {
@@ -165,6 +165,11 @@ func (s *Set) capture(ctx context.Context, members []*member, to places) (err er
 			return fmt.Errorf("container %s is busy: %w", m.id, err)
 		}
 		defer m.op.Unlock()
+		if m.rec.Load().Frozen != "" { // an earlier one could not thaw it, or is about to unmark it
+			if err := s.thaw(ctx, m); err != nil {
+				return fmt.Errorf("container %s stands still: %w", m.id, err)
+			}
+		}
 		if is := s.show(m); is.State != spec.Running {
 			return errs.New(errs.Conflict, "container %s is %s", m.id, is.State)
 		}
@@ -202,21 +207,33 @@ func (s *Set) freeze(ctx context.Context, m *member, dir string) error {
 	return s.Runner.PauseTask(ctx, Namespace, m.id)
 }
 
-// thaw has a container run on; one that does or that has ended is no error.
+// thaw has a container run on; one that does or that has ended is no error. A
+// runtime that fails is asked again for a while: nobody else would.
 func (s *Set) thaw(ctx context.Context, m *member) error {
-	if err := s.Runner.ResumeTask(ctx, Namespace, m.id); err != nil && s.show(m).State == spec.Paused {
-		return err
+	for pause := 10 * time.Millisecond; ; pause *= 2 {
+		err := s.Runner.ResumeTask(ctx, Namespace, m.id)
+		if err == nil || s.show(m).State != spec.Paused {
+			return nil
+		}
+		if pause > time.Second {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
 	}
-	return nil
 }
 
-// unmark says that there is nothing to take back any more.
-func (s *Set) unmark(ctx context.Context, m *member) error {
+// unmark says that there is nothing in dir to take back any more. A container
+// that could not be thawed stays marked, for the next checkpoint or node.
+func (s *Set) unmark(ctx context.Context, m *member, dir string) error {
 	if err := m.op.Lock(ctx); err != nil {
 		return err
 	}
 	defer m.op.Unlock()
-	if m.rec.Load().Frozen == "" {
+	if m.rec.Load().Frozen != dir || s.show(m).State == spec.Paused {
 		return nil
 	}
 	return s.changeMember(m, func(r *containerRecord) { r.Frozen = "" })
