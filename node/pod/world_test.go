@@ -170,9 +170,8 @@ func (w *world) reboot() {
 		}
 	}
 	w.unmount()
-	if err := os.RemoveAll(filepath.Join(w.dir, "state")); err != nil {
-		w.t.Fatal(err)
-	}
+	// The node that is dead may be in the middle of a last file.
+	w.until(func() error { return os.RemoveAll(filepath.Join(w.dir, "state")) })
 }
 
 // flush has what was postponed written.
