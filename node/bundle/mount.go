@@ -60,8 +60,9 @@ func systemMounts(in Input) []specs.Mount {
 	sys := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
 	if in.Idmap != nil && in.NetNS != "" {
 		// The network namespace is not the user namespace's own, so the kernel
-		// makes no sysfs for it.
-		sys = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
+		// makes no sysfs for it. What the runtime hides in this one it must not
+		// hide from the host, where a volume lets mounts spread.
+		sys = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"}}
 	}
 	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},

@@ -265,7 +265,8 @@ func TestTombstonesOutliveTheNode(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world, n *node) {
 		cfg := config("/bin/sh", "-c", "exit 3")
 		cfg.AutoRemove = true
-		c := w.start(cfg)
+		c := w.create(cfg)
+		w.ok(w.node.Start(t.Context(), c.ID)) // it may be gone when this returns
 		w.wait(c.ID, container.Removed)
 		w.crash()
 		w.open()

@@ -266,24 +266,42 @@ func spdyStreams(t *testing.T, at, protocol string, config *tls.Config, kinds ..
 	t.Cleanup(func() { _ = conn.Close() })
 	all := map[string]httpstream.Stream{}
 	for _, kind := range kinds {
-		header := http.Header{}
-		header.Set("streamType", kind)
-		header.Set("port", "80")
-		header.Set("requestID", "1")
-		if all[kind], err = conn.CreateStream(header); err != nil {
+		if all[kind], err = conn.CreateStream(streamHeader(kind)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return all, conn
 }
 
-func read(t *testing.T, from io.Reader) string {
+func streamHeader(kind string) http.Header {
+	header := http.Header{}
+	header.Set("streamType", kind)
+	header.Set("port", "80")
+	header.Set("requestID", "1")
+	return header
+}
+
+// said reads streams to their ends, all at once: the library holds back the data
+// of some while that of others is not read.
+func said(t *testing.T, all map[string]httpstream.Stream, kinds ...string) map[string]string {
 	t.Helper()
-	all, err := io.ReadAll(from)
-	if err != nil {
-		t.Error(err)
+	texts := make([]string, len(kinds))
+	var reading sync.WaitGroup
+	for i, kind := range kinds {
+		reading.Go(func() {
+			text, err := io.ReadAll(all[kind])
+			if err != nil {
+				t.Error(err)
+			}
+			texts[i] = string(text)
+		})
 	}
-	return string(all)
+	reading.Wait()
+	got := map[string]string{}
+	for i, kind := range kinds {
+		got[kind] = texts[i]
+	}
+	return got
 }
 
 func TestExecOverSPDY(t *testing.T) {
@@ -291,14 +309,9 @@ func TestExecOverSPDY(t *testing.T) {
 	all, _ := spdyStreams(t, s.execURL(t, "upper", true), "v4.channel.k8s.io", nil, "error", "stdin", "stdout", "stderr")
 	_, _ = io.WriteString(all["stdin"], "hello")
 	_ = all["stdin"].Close()
-	if out := read(t, all["stdout"]); out != "HELLO" {
-		t.Errorf("stdout %q", out)
-	}
-	if out := read(t, all["stderr"]); out != "read 5" {
-		t.Errorf("stderr %q", out)
-	}
-	if out := read(t, all["error"]); !strings.Contains(out, `"reason":"ExitCode","message":"3"`) {
-		t.Errorf("status %s", out)
+	got := said(t, all, "stdout", "stderr", "error")
+	if got["stdout"] != "HELLO" || got["stderr"] != "read 5" || !strings.Contains(got["error"], `"reason":"ExitCode","message":"3"`) {
+		t.Errorf("it said %q", got)
 	}
 }
 
@@ -408,7 +421,8 @@ func TestAttach(t *testing.T) {
 				}
 			}
 			_ = all["stdin"].Close()
-			stdout, stderr = "OUT"+read(t, all["stdout"]), "ERR"+read(t, all["stderr"])
+			got := said(t, all, "stdout", "stderr", "error")
+			stdout, stderr = "OUT"+got["stdout"], "ERR"+got["stderr"]
 		} else {
 			conn := dialChannels(t, answer.GetUrl(), protocol)
 			for _, frame := range []string{"\x00out", "\x00err", "\xff\x00"} {
@@ -446,8 +460,8 @@ func TestAttachWithoutStdin(t *testing.T) {
 	}
 	w.output <- "out"
 	close(w.output)
-	if said := read(t, all["stdout"]); said != "out" {
-		t.Errorf("it said %q", said)
+	if got := said(t, all, "stdout", "stderr", "error"); got["stdout"] != "out" {
+		t.Errorf("it said %q", got)
 	}
 }
 
@@ -473,11 +487,12 @@ func echoes(t *testing.T, all map[string]httpstream.Stream) {
 		_, _ = io.WriteString(all["data"], body)
 		_ = all["data"].Close()
 	}()
-	if got := read(t, all["data"]); got != body {
-		t.Errorf("got %d bytes back, want %d", len(got), len(body))
+	got := said(t, all, "data", "error")
+	if got["data"] != body {
+		t.Errorf("got %d bytes back, want %d", len(got["data"]), len(body))
 	}
-	if got := read(t, all["error"]); got != "" {
-		t.Error(got)
+	if got["error"] != "" {
+		t.Error(got["error"])
 	}
 }
 
@@ -515,7 +530,8 @@ func TestPortThatNobodyListensOn(t *testing.T) {
 	s := open(t, newWorld(), func(c *Config) {
 		c.Dial = func(context.Context, string, int) (net.Conn, error) { return nil, syscall.ECONNREFUSED }
 	})
-	all, _ := spdyStreams(t, portURL(t, s), "portforward.k8s.io", nil, "error", "data")
+	all, conn := spdyStreams(t, portURL(t, s), "portforward.k8s.io", nil, "error")
+	_, _ = conn.CreateStream(streamHeader("data")) // may be over before it is known to have begun
 	if got, _ := io.ReadAll(all["error"]); !strings.Contains(string(got), "refused") {
 		t.Errorf("%q", got)
 	}
@@ -544,8 +560,8 @@ func TestTLS(t *testing.T) {
 	}
 	all, _ := spdyStreams(t, at, "v4.channel.k8s.io", &tls.Config{InsecureSkipVerify: true}, "error", "stdin", "stdout", "stderr") //nolint:gosec // of this test
 	_ = all["stdin"].Close()
-	if out := read(t, all["stderr"]); out != "read 0" {
-		t.Errorf("stderr %q", out)
+	if got := said(t, all, "stdout", "stderr", "error"); got["stderr"] != "read 0" {
+		t.Errorf("it said %q", got)
 	}
 }
 

@@ -131,7 +131,7 @@ func TestMountOutlivesLayers(t *testing.T) {
 }
 
 // TestRoomComesBack: after images of many kinds came and went the file system
-// has as much room as before.
+// has no less room than before.
 func TestRoomComesBack(t *testing.T) {
 	found := features(t)
 	dir := t.TempDir()
@@ -167,7 +167,7 @@ func TestRoomComesBack(t *testing.T) {
 				after.Bfree++
 				after.Ffree++
 			}
-			return round == 0 || after.Bfree == before.Bfree && after.Ffree == before.Ffree
+			return round == 0 || after.Bfree >= before.Bfree && after.Ffree >= before.Ffree
 		}
 		eventually(t, "there is as much room as before", same)
 		if !same() {
