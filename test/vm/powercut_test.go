@@ -73,6 +73,7 @@ for k in 0 1 2 3; do
 	layer base one:$k a$k 1500; layer one:$k two:$k b$k 700; layer two:$k 127.0.0.1:5000/i$k:latest c$k 300
 	berth push -q --insecure 127.0.0.1:5000/i$k:latest
 done
+crictl rmi localhost:5000/app:1 >/dev/null # what Kubernetes names is its own
 berth rmi -f $(berth images -q)
 [ -z "$(berth images -q)" ]
 berth load -q -i /first.tar
