@@ -202,7 +202,7 @@ func (l *launcher) owns(pid int) bool {
 func (l *launcher) wait(c *child) {
 	var status unix.WaitStatus
 	// The one who forked it may still be about to end, and to leave it to us.
-	for ready := 0; ready == 0; {
+	for ready := 0; ready <= 0; { // a signal may end the waiting
 		ready, _ = unix.Poll([]unix.PollFd{{Fd: int32(c.Pidfd.Fd()), Events: unix.POLLIN}}, 100)
 		l.reapStrays()
 	}
