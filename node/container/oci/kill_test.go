@@ -1,14 +1,8 @@
 package oci_test
 
 import (
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Wherever the runtime is killed, nothing is left: no cgroup, no record and
@@ -41,19 +35,4 @@ func TestKilledRuntime(t *testing.T) {
 			t.Error("none was killed in time")
 		}
 	})
-}
-
-// strangers are children of ours that live and that no launch gave us.
-func (l *launcher) strangers() []int {
-	var pids []int
-	lists, _ := filepath.Glob("/proc/self/task/*/children")
-	for _, list := range lists {
-		data, _ := os.ReadFile(list)
-		for field := range strings.FieldsSeq(string(data)) {
-			if pid, _ := strconv.Atoi(field); !l.owns(pid) && unix.Kill(pid, 0) == nil {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
 }

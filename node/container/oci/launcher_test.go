@@ -146,15 +146,39 @@ func (l *launcher) runCommand(cmd *exec.Cmd) error {
 
 // reapStrangers reaps what a failed command left to us: the first process of
 // a container cannot end while others of its namespace wait to be reaped.
-func (l *launcher) reapStrangers() {
+func (l *launcher) reapStrangers() { l.reap(anybody) }
+
+// reapStrays takes runtimes' programs that have ended in a container and were
+// left to us: its first process does not end before.
+func (l *launcher) reapStrays() { l.reap(stray) }
+
+// anybody is any process's status; stray that of a runtime's program that has
+// ended, in a namespace of its own; those that we have started are in ours.
+var (
+	anybody = regexp.MustCompile(``)
+	stray   = regexp.MustCompile(`(?s)^Name:\t(crun|runc).*\nState:\tZ.*\nNSpid:\t\d+\t`)
+)
+
+// strangers are children of ours that live and that no launch gave us.
+func (l *launcher) strangers() []int {
+	var pids []int
 	lists, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, list := range lists {
 		data, _ := os.ReadFile(list)
 		for field := range strings.FieldsSeq(string(data)) {
-			pid, _ := strconv.Atoi(field)
-			if !l.owns(pid) {
-				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			if pid, _ := strconv.Atoi(field); !l.owns(pid) && unix.Kill(pid, 0) == nil {
+				pids = append(pids, pid)
 			}
+		}
+	}
+	return pids
+}
+
+// reap takes the strangers whose status is such.
+func (l *launcher) reap(status *regexp.Regexp) {
+	for _, pid := range l.strangers() {
+		if is, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); status.Match(is) {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 		}
 	}
 }
@@ -162,6 +186,7 @@ func (l *launcher) reapStrangers() {
 // reapNamed reaps orphans of that name until the test ends, as a keeper reaps
 // all: runsc waits until its gofer is gone for good.
 func (l *launcher) reapNamed(name string) {
+	named := regexp.MustCompile(`^Name:\t` + regexp.QuoteMeta(name) + `\n`)
 	stop := make(chan struct{})
 	l.t.Cleanup(func() { close(stop) })
 	l.waiters.Go(func() {
@@ -172,17 +197,7 @@ func (l *launcher) reapNamed(name string) {
 			case <-stop:
 				return
 			case <-tick.C:
-			}
-			lists, _ := filepath.Glob("/proc/self/task/*/children")
-			for _, list := range lists {
-				data, _ := os.ReadFile(list)
-				for field := range strings.FieldsSeq(string(data)) {
-					pid, _ := strconv.Atoi(field)
-					comm, _ := os.ReadFile("/proc/" + field + "/comm")
-					if strings.TrimSpace(string(comm)) == name && !l.owns(pid) {
-						_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
-					}
-				}
+				l.reap(named)
 			}
 		}
 	})
@@ -221,26 +236,6 @@ func (l *launcher) wait(c *child) {
 	l.mu.Unlock()
 	close(c.ended)
 }
-
-// reapStrays takes runtimes' programs that have ended in a container and were
-// left to us: its first process does not end before.
-func (l *launcher) reapStrays() {
-	lists, _ := filepath.Glob("/proc/self/task/*/children")
-	for _, list := range lists {
-		data, _ := os.ReadFile(list)
-		for field := range strings.FieldsSeq(string(data)) {
-			pid, _ := strconv.Atoi(field)
-			status, _ := os.ReadFile("/proc/" + field + "/status")
-			if stray.Match(status) && !l.owns(pid) {
-				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
-			}
-		}
-	}
-}
-
-// stray is the status of a runtime's program that has ended, in a namespace of
-// its own; those that we have started ourselves are in ours.
-var stray = regexp.MustCompile(`(?s)^Name:\t(crun|runc).*\nState:\tZ.*\nNSpid:\t\d+\t`)
 
 // listen receives a terminal from a runtime.
 func (l *launcher) listen(path string) chan *os.File {
